@@ -1,0 +1,77 @@
+//! The operations listener: health for the orchestrator and metrics for Prometheus, never on the public port.
+
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use http::StatusCode;
+use prometheus_client::registry::Registry;
+use serde_json::json;
+
+use crate::{
+    http::{Incoming, Response, Router, json, json_with, with_body},
+    matrix_error::MatrixError,
+    metrics,
+};
+
+/// Whether the service can take requests: set when its start is complete, cleared when it stops.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// Says whether requests may come.
+    pub fn set(&self, ready: bool) {
+        self.0.store(ready, Ordering::SeqCst);
+    }
+
+    /// Whether requests may come.
+    #[must_use]
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// What the operations listener shows.
+#[derive(Clone)]
+pub struct Operations {
+    /// All metrics of the process.
+    pub registry: Arc<Registry>,
+    /// Whether requests may come.
+    pub readiness: Readiness,
+}
+
+impl fmt::Debug for Operations {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Operations").field("readiness", &self.readiness).finish_non_exhaustive()
+    }
+}
+
+/// The routes of the operations listener.
+#[must_use]
+pub fn routes() -> Router<Operations> {
+    Router::new().get("/health/live", live).get("/health/ready", ready).get("/metrics", metrics_text)
+}
+
+/// `GET /health/live`: the process answers.
+async fn live(_operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
+    Ok(json(&json!({"status": "live"})))
+}
+
+/// `GET /health/ready`: 200 when requests may come, else 503.
+async fn ready(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
+    Ok(if operations.readiness.get() {
+        json(&json!({"status": "ready"}))
+    } else {
+        json_with(StatusCode::SERVICE_UNAVAILABLE, &json!({"status": "not ready"}))
+    })
+}
+
+/// `GET /metrics`: OpenMetrics text.
+async fn metrics_text(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
+    let text = metrics::text(&operations.registry);
+    Ok(with_body(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
+}

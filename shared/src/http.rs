@@ -1,0 +1,414 @@
+//! Requests, answers and the table of routes.
+//!
+//! The path, the method, the query and the headers are matched before a byte of the body is read; after that
+//! nothing rejects, so a bad body is 400 and never 404.
+
+use std::{fmt, net::IpAddr, panic::AssertUnwindSafe, pin::Pin};
+
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{
+        ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
+        ACCESS_CONTROL_MAX_AGE, ALLOW, AUTHORIZATION, CONTENT_TYPE, LOCATION, X_CONTENT_TYPE_OPTIONS,
+    },
+};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::matrix_error::MatrixError;
+
+/// An answer with its whole body.
+pub type Response = http::Response<Bytes>;
+
+/// A request with its whole body.
+#[derive(Clone, Debug)]
+pub struct Incoming {
+    /// The method.
+    pub method: Method,
+    /// The path as it came, percent-encoded.
+    pub path: String,
+    /// The path's parameters, decoded: `("keyId", "ed25519:0")`.
+    pub path_params: Vec<(String, String)>,
+    /// The query as it came, without its question mark.
+    pub query: String,
+    /// The headers.
+    pub headers: HeaderMap,
+    /// The body.
+    pub body: Bytes,
+    /// Who sent it: the peer, or whom a trusted proxy names.
+    pub source: IpAddr,
+    /// Names this request in the log and in the answer's `X-Request-Id`.
+    pub request_id: String,
+}
+
+impl Incoming {
+    /// The body as a JSON object, whatever its content type says: homeservers leave it out.
+    ///
+    /// # Errors
+    ///
+    /// 400 `M_NOT_JSON` for what is not JSON, 400 `M_BAD_JSON` for JSON that is not an object.
+    pub fn json_object(&self) -> Result<Map<String, Value>, MatrixError> {
+        match serde_json::from_slice(&self.body) {
+            Ok(Value::Object(object)) => Ok(object),
+            Ok(_) => Err(MatrixError::bad_request("M_BAD_JSON", "The body must be a JSON object")),
+            Err(error) => Err(not_json(&error)),
+        }
+    }
+
+    /// A parameter of the query, decoded; the first one when it is repeated.
+    #[must_use]
+    pub fn query_param(&self, name: &str) -> Option<String> {
+        url::form_urlencoded::parse(self.query.as_bytes())
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.into_owned())
+    }
+
+    /// A parameter of the path, decoded.
+    #[must_use]
+    pub fn path_param(&self, name: &str) -> Option<&str> {
+        self.path_params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
+    }
+
+    /// The token of `Authorization: Bearer …`.
+    #[must_use]
+    pub fn bearer(&self) -> Option<&str> {
+        let value = self.headers.get(AUTHORIZATION)?.to_str().ok()?;
+        let (scheme, token) = value.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    }
+}
+
+/// 400 `M_NOT_JSON` with the place of the mistake. serde_json's own text is about syntax and quotes no value.
+#[must_use]
+pub fn not_json(error: &serde_json::Error) -> MatrixError {
+    let text = format!("The body is not JSON: line {}, column {}", error.line(), error.column());
+    MatrixError::bad_request("M_NOT_JSON", text)
+}
+
+/// 200 with a JSON body.
+pub fn json(value: &impl Serialize) -> Response {
+    json_with(StatusCode::OK, value)
+}
+
+/// A JSON body with another status.
+pub fn json_with(status: StatusCode, value: &impl Serialize) -> Response {
+    match serde_json::to_vec(value) {
+        Ok(body) => with_body(status, "application/json", body),
+        Err(error) => {
+            tracing::error!(%error, "an answer could not be written as JSON");
+            internal_error()
+        }
+    }
+}
+
+/// An answer with a body of the given content type.
+pub fn with_body(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(content_type));
+    response
+}
+
+/// 302 to `location`; 500 if that is not something a header can hold.
+#[must_use]
+pub fn redirect(location: &str) -> Response {
+    let Ok(location) = HeaderValue::from_str(location) else { return internal_error() };
+    let mut response = Response::new(Bytes::new());
+    *response.status_mut() = StatusCode::FOUND;
+    response.headers_mut().insert(LOCATION, location);
+    response
+}
+
+fn internal_error() -> Response {
+    MatrixError::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal server error").into_response()
+}
+
+type BoxedFuture = Pin<Box<dyn Future<Output = Response> + Send>>;
+type Handler<S> = Box<dyn Fn(S, Incoming) -> BoxedFuture + Send + Sync>;
+
+/// The methods of one path.
+struct Endpoint<S> {
+    pattern: &'static str,
+    handlers: Vec<(Method, Handler<S>)>,
+}
+
+/// A table of routes: one line for each endpoint.
+///
+/// Handlers are plain functions `async fn(S, Incoming) -> Result<Response, E>`. The table answers for them: 404 and
+/// 405 (`M_UNRECOGNIZED`), OPTIONS, CORS headers on all answers, and a panic (500, and the service goes on).
+pub struct Router<S> {
+    paths: matchit::Router<usize>,
+    endpoints: Vec<Endpoint<S>>,
+}
+
+impl<S> fmt::Debug for Router<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.endpoints.iter().map(|endpoint| endpoint.pattern)).finish()
+    }
+}
+
+impl<S> Default for Router<S> {
+    fn default() -> Self {
+        Self { paths: matchit::Router::new(), endpoints: Vec::new() }
+    }
+}
+
+/// What a request's line and headers were found to mean, before its body is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Matched {
+    /// An endpoint and the handler in it.
+    Handler(usize, usize),
+    /// A known path, and a method that it does not have.
+    WrongMethod(usize),
+    /// OPTIONS, which a browser asks before a request from another origin. Also for unknown paths, so that the page
+    /// gets to see the 404 itself.
+    Preflight,
+    /// No such path.
+    Unknown,
+}
+
+impl<S: Clone + Send + Sync + 'static> Router<S> {
+    /// An empty table.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a GET endpoint. It is served for HEAD too, so a handler that changes something must look at the method.
+    #[must_use]
+    pub fn get<F, Fut, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(S, Incoming) -> Fut + Send + Sync + Copy + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+        for<'a> MatrixError: From<&'a E>,
+    {
+        self.add(Method::HEAD, path, boxed(handler)).add(Method::GET, path, boxed(handler))
+    }
+
+    /// Adds a POST endpoint.
+    #[must_use]
+    pub fn post<F, Fut, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(S, Incoming) -> Fut + Send + Sync + Copy + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+        for<'a> MatrixError: From<&'a E>,
+    {
+        self.add(Method::POST, path, boxed(handler))
+    }
+
+    /// # Panics
+    ///
+    /// If two patterns contradict each other: a mistake in the table, seen at the first start.
+    fn add(mut self, method: Method, path: &'static str, handler: Handler<S>) -> Self {
+        let known = self.endpoints.iter().position(|endpoint| endpoint.pattern == path);
+        let index = known.unwrap_or_else(|| {
+            let index = self.endpoints.len();
+            self.paths.insert(path, index).expect("the table of routes has no two patterns for one path");
+            self.endpoints.push(Endpoint { pattern: path, handlers: Vec::new() });
+            index
+        });
+        self.endpoints[index].handlers.push((method, handler));
+        self
+    }
+
+    /// Finds the endpoint and the path's parameters.
+    #[must_use]
+    pub fn find(&self, method: &Method, path: &str) -> (Matched, Vec<(String, String)>) {
+        if method == Method::OPTIONS {
+            return (Matched::Preflight, Vec::new());
+        }
+        let Ok(found) = self.paths.at(path) else { return (Matched::Unknown, Vec::new()) };
+        let endpoint = *found.value;
+        let handlers = &self.endpoints[endpoint].handlers;
+        match handlers.iter().position(|(known, _)| known == method) {
+            None => (Matched::WrongMethod(endpoint), Vec::new()),
+            Some(handler) => {
+                let params = found.params.iter().map(|(name, value)| (name.to_owned(), decoded(value)));
+                (Matched::Handler(endpoint, handler), params.collect())
+            }
+        }
+    }
+
+    /// The pattern of what was matched, for metrics: strangers choose paths, and each label value costs memory.
+    #[must_use]
+    pub fn pattern(&self, matched: Matched) -> &'static str {
+        match matched {
+            Matched::Handler(endpoint, _) | Matched::WrongMethod(endpoint) => self.endpoints[endpoint].pattern,
+            Matched::Preflight => "preflight",
+            Matched::Unknown => "unknown",
+        }
+    }
+
+    /// Answers a request whose body has been read.
+    pub async fn answer(&self, state: S, matched: Matched, request: Incoming) -> Response {
+        let mut response = match matched {
+            Matched::Handler(endpoint, handler) => {
+                let (_, handler) = &self.endpoints[endpoint].handlers[handler];
+                let answer = AssertUnwindSafe(async { handler(state, request).await });
+                answer.catch_unwind().await.unwrap_or_else(|_| internal_error())
+            }
+            Matched::WrongMethod(endpoint) => self.wrong_method(endpoint),
+            Matched::Preflight => json(&Map::new()),
+            Matched::Unknown => {
+                MatrixError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "No such endpoint").into_response()
+            }
+        };
+        add_common_headers(response.headers_mut());
+        response
+    }
+
+    fn wrong_method(&self, endpoint: usize) -> Response {
+        let allowed: Vec<_> = self.endpoints[endpoint].handlers.iter().map(|(method, _)| method.as_str()).collect();
+        let allowed = allowed.join(", ");
+        let text = format!("This endpoint takes {allowed}");
+        let mut response = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text).into_response();
+        if let Ok(allowed) = HeaderValue::from_str(&allowed) {
+            response.headers_mut().insert(ALLOW, allowed);
+        }
+        response
+    }
+}
+
+fn decoded(segment: &str) -> String {
+    // A form's plus sign is a space, a path's is itself.
+    let escaped = segment.replace('+', "%2B");
+    url::form_urlencoded::parse(escaped.as_bytes()).next().map(|(text, _)| text.into_owned()).unwrap_or_default()
+}
+
+fn boxed<S, F, Fut, E>(handler: F) -> Handler<S>
+where
+    F: Fn(S, Incoming) -> Fut + Send + Sync + 'static,
+    Fut: Future<Output = Result<Response, E>> + Send + 'static,
+    E: std::error::Error + Send + 'static,
+    for<'a> MatrixError: From<&'a E>,
+{
+    Box::new(move |state, request| {
+        let request_id = request.request_id.clone();
+        let answer = handler(state, request);
+        Box::pin(async move {
+            match answer.await {
+                Ok(response) => response,
+                Err(error) => failed(&error, &request_id),
+            }
+        })
+    })
+}
+
+/// Turns a failure into its answer and logs it, here and nowhere else: our own faults as errors with all causes,
+/// the caller's quietly.
+fn failed<E>(error: &E, request_id: &str) -> Response
+where
+    E: std::error::Error,
+    for<'a> MatrixError: From<&'a E>,
+{
+    let answer = MatrixError::from(error);
+    if answer.status.is_server_error() {
+        let causes = causes(error);
+        tracing::error!(request_id, status = answer.status.as_u16(), errcode = answer.errcode, %error, causes, "request failed");
+    } else {
+        tracing::debug!(request_id, status = answer.status.as_u16(), errcode = answer.errcode, "request refused");
+    }
+    answer.into_response()
+}
+
+/// The texts of an error's sources, outermost first.
+pub fn causes(error: &dyn std::error::Error) -> String {
+    let mut texts = Vec::new();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        texts.push(cause.to_string());
+        source = cause.source();
+    }
+    texts.join(": ")
+}
+
+/// CORS as the specification asks (Client-Server API, "Web browser clients"), on each and every answer.
+pub fn add_common_headers(headers: &mut HeaderMap) {
+    headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"));
+    // Browsers do not let `*` stand for Authorization.
+    headers.insert(
+        ACCESS_CONTROL_ALLOW_HEADERS,
+        HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
+    );
+    headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
+    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    async fn echo(_state: (), request: Incoming) -> Result<Response, MatrixError> {
+        Ok(json(&request.path_params))
+    }
+
+    async fn breaks(_state: (), _request: Incoming) -> Result<Response, MatrixError> {
+        panic!("broken on purpose")
+    }
+
+    fn router() -> Router<()> {
+        Router::new().get("/key/{keyId}", echo).post("/lookup", echo).post("/breaks", breaks)
+    }
+
+    async fn call(method: Method, path: &str) -> Response {
+        let router = router();
+        let (matched, path_params) = router.find(&method, path);
+        let request = Incoming {
+            method,
+            path: path.to_owned(),
+            path_params,
+            query: String::new(),
+            headers: HeaderMap::new(),
+            body: Bytes::new(),
+            source: IpAddr::from([127, 0, 0, 1]),
+            request_id: "test".to_owned(),
+        };
+        router.answer((), matched, request).await
+    }
+
+    fn errcode(response: &Response) -> String {
+        let body: Value = serde_json::from_slice(response.body()).unwrap();
+        body["errcode"].as_str().unwrap().to_owned()
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_and_a_wrong_method_are_unrecognized() {
+        for (method, path, status) in [
+            (Method::GET, "/nothing", 404),
+            (Method::POST, "/lookup/", 404),
+            (Method::GET, "/lookup", 405),
+            (Method::DELETE, "/key/a", 405),
+        ] {
+            let response = call(method, path).await;
+            assert_eq!((response.status().as_u16(), errcode(&response).as_str()), (status, "M_UNRECOGNIZED"));
+            assert_eq!(response.headers()[ACCESS_CONTROL_ALLOW_ORIGIN], "*");
+        }
+        assert_eq!(call(Method::GET, "/lookup").await.headers()[ALLOW], "POST");
+    }
+
+    #[tokio::test]
+    async fn a_preflight_needs_no_token_and_no_known_path() {
+        let response = call(Method::OPTIONS, "/nothing").await;
+        assert_eq!(response.status(), 200);
+        assert!(response.headers()[ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap().contains("Authorization"));
+    }
+
+    #[tokio::test]
+    async fn path_parameters_are_decoded() {
+        let response = call(Method::GET, "/key/ed25519%3A0").await;
+        assert_eq!(response.body(), r#"[["keyId","ed25519:0"]]"#);
+    }
+
+    #[tokio::test]
+    async fn a_panic_is_answered() {
+        let response = call(Method::POST, "/breaks").await;
+        assert_eq!((response.status().as_u16(), errcode(&response).as_str()), (500, "M_UNKNOWN"));
+    }
+}

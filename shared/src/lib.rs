@@ -1,0 +1,19 @@
+//! What both Waypost services use: serving HTTP, calling out, configuration, logs, metrics.
+//!
+//! Nothing here knows a threepid or a pusher, and nothing here imports another Waypost crate.
+
+pub mod clock;
+pub mod config_file;
+pub mod health;
+pub mod http;
+pub mod http_client;
+pub mod matrix_error;
+pub mod metrics;
+pub mod params;
+pub mod random;
+pub mod rate_limit;
+pub mod resolver;
+pub mod retry;
+pub mod secret;
+pub mod serve;
+pub mod telemetry;

@@ -1,0 +1,61 @@
+//! Budgets that are counted in this process. Those that must hold across replicas are rows of a database.
+
+use std::{hash::Hash, num::NonZeroU32, time::Duration};
+
+use governor::{
+    DefaultKeyedRateLimiter, Quota,
+    clock::{Clock as _, DefaultClock},
+};
+
+/// How many keys may be remembered before those whose budget is full again are forgotten.
+const SWEEP_ABOVE: usize = 16_384;
+
+/// A budget for each key: so many at once, and then one more in each interval.
+#[derive(Debug)]
+pub struct Limiter<K: Hash + Eq + Clone> {
+    inner: Option<DefaultKeyedRateLimiter<K>>,
+}
+
+impl<K: Hash + Eq + Clone> Limiter<K> {
+    /// `burst` at once, then one more each `per`. A burst of 0 or no interval is no limit.
+    #[must_use]
+    pub fn new(burst: u32, per: Duration) -> Self {
+        let quota = NonZeroU32::new(burst).and_then(|burst| Some(Quota::with_period(per)?.allow_burst(burst)));
+        Self { inner: quota.map(DefaultKeyedRateLimiter::keyed) }
+    }
+
+    /// Takes one from the key's budget.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait until there is one again.
+    pub fn check(&self, key: &K) -> Result<(), Duration> {
+        let Some(limiter) = &self.inner else { return Ok(()) };
+        // governor keeps keys until it is asked not to, and strangers choose the keys.
+        if limiter.len() > SWEEP_ABOVE {
+            limiter.retain_recent();
+        }
+        limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_key_that_used_its_budget_waits_and_others_do_not() {
+        let limiter = Limiter::new(2, Duration::from_secs(60));
+        assert!(limiter.check(&"a").is_ok());
+        assert!(limiter.check(&"a").is_ok());
+        let wait = limiter.check(&"a").err();
+        assert!(wait.is_some_and(|wait| wait > Duration::from_secs(50)), "{wait:?}");
+        assert!(limiter.check(&"b").is_ok());
+    }
+
+    #[test]
+    fn a_burst_of_nothing_is_no_limit() {
+        let limiter = Limiter::new(0, Duration::from_secs(60));
+        assert!((0..100).all(|_| limiter.check(&"a").is_ok()));
+    }
+}

@@ -1,0 +1,71 @@
+//! Secrets in a configuration: never printed, and readable from a file of their own.
+
+use std::{fs, io, path::Path};
+
+pub use secrecy::{ExposeSecret, SecretString};
+
+/// A secret that could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SecretError {
+    /// Both the key and its `_file` twin are set.
+    #[error("both the value and its `_file` are set; keep one of them")]
+    Both,
+    /// The file is not there or may not be read.
+    #[error("cannot read {path}: {source}")]
+    Unreadable {
+        /// The file's path, as configured.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// The file holds nothing.
+    #[error("{0} is empty")]
+    Empty(String),
+}
+
+/// The secret that stands in the configuration itself, or in the file that it names (a trailing line end is cut).
+///
+/// # Errors
+///
+/// [`SecretError`] when both are set, or the file cannot be read or is empty.
+pub fn inline_or_file(inline: Option<&SecretString>, file: Option<&Path>) -> Result<Option<SecretString>, SecretError> {
+    match (inline, file) {
+        (Some(_), Some(_)) => Err(SecretError::Both),
+        (Some(secret), None) => Ok(Some(secret.clone())),
+        (None, Some(path)) => from_file(path).map(Some),
+        (None, None) => Ok(None),
+    }
+}
+
+/// Reads a secret from a file, without its trailing line end.
+///
+/// # Errors
+///
+/// [`SecretError`] when the file cannot be read or is empty.
+pub fn from_file(path: &Path) -> Result<SecretString, SecretError> {
+    let name = path.display().to_string();
+    let text = fs::read_to_string(path).map_err(|source| SecretError::Unreadable { path: name.clone(), source })?;
+    let text = text.trim_end_matches(['\r', '\n']);
+    if text.is_empty() {
+        return Err(SecretError::Empty(name));
+    }
+    Ok(SecretString::from(text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_secret_is_not_printed() {
+        let printed = format!("{:?}", SecretString::from("swordfish"));
+        assert!(!printed.contains("swordfish"), "{printed}");
+    }
+
+    #[test]
+    fn two_sources_of_one_secret_are_a_mistake() {
+        let inline = SecretString::from("a");
+        let both = inline_or_file(Some(&inline), Some(Path::new("b")));
+        assert!(matches!(both, Err(SecretError::Both)));
+    }
+}

@@ -1,0 +1,463 @@
+//! Serving HTTP: an accept loop of our own under warp's service.
+//!
+//! warp's own server has no timer (a half-sent header stays open for ever), no NODELAY, no limit on connections, and
+//! panics on a taken port; hyper-util's builder under `warp::service` has them.
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use futures_util::{Stream, StreamExt as _};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use hyper_util::{
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+    server::{conn::auto, graceful::GracefulShutdown},
+    service::TowerToHyperService,
+};
+use ipnet::IpNet;
+use serde::Deserialize;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, watch},
+    time::{Instant, timeout},
+};
+use tower_service::Service;
+use warp::Filter as _;
+
+use crate::{
+    http::{Incoming, Matched, Response, Router, add_common_headers},
+    matrix_error::MatrixError,
+    metrics::HttpMetrics,
+    random,
+};
+
+const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+
+/// The section `[server]`: what a client may take of this process.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ServerConfig {
+    /// Seconds for a request's headers to arrive, and for an idle connection to stay. Default 60.
+    pub header_timeout_secs: u64,
+    /// Seconds for a request's body to arrive. Default 30.
+    pub body_timeout_secs: u64,
+    /// Bytes of a body at the most. Default 1048576.
+    pub max_body_bytes: usize,
+    /// Open connections at the most; further ones wait to be accepted. Default 4096.
+    pub max_connections: usize,
+    /// Seconds that requests in flight get to end when the service stops. Default 30.
+    pub shutdown_grace_secs: u64,
+    /// Address ranges of reverse proxies whose `X-Forwarded-For` is believed. Default none.
+    pub trusted_proxies: Vec<IpNet>,
+}
+
+impl Default for ServerConfig {
+    fn default() -> Self {
+        Self {
+            header_timeout_secs: 60,
+            body_timeout_secs: 30,
+            max_body_bytes: 1024 * 1024,
+            max_connections: 4096,
+            shutdown_grace_secs: 30,
+            trusted_proxies: Vec::new(),
+        }
+    }
+}
+
+/// A request to stop, seen by everyone who holds a copy.
+#[derive(Clone, Debug)]
+pub struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// A stop that is requested by hand: send `true`.
+    #[must_use]
+    pub fn manual() -> (watch::Sender<bool>, Self) {
+        let (sender, receiver) = watch::channel(false);
+        (sender, Self(receiver))
+    }
+
+    /// A stop that SIGTERM and SIGINT request.
+    ///
+    /// # Errors
+    ///
+    /// When the signals cannot be listened to.
+    pub fn on_signals() -> io::Result<Self> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+        let (sender, stop) = Self::manual();
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            tracing::info!("stopping");
+            sender.send_replace(true);
+            // Keep the channel open: whoever asks later must still hear it.
+            sender.closed().await;
+        });
+        Ok(stop)
+    }
+
+    /// Waits for the request to stop. A sender that is gone will never ask, so that counts as asked.
+    pub async fn requested(&self) {
+        let mut receiver = self.0.clone();
+        drop(receiver.wait_for(|stop| *stop).await);
+    }
+}
+
+/// Listens on `address`; port 0 takes a free one.
+///
+/// # Errors
+///
+/// With the address in the text: it is taken, not ours, or not an address.
+pub async fn bind(address: &str) -> io::Result<TcpListener> {
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
+}
+
+/// Serves `router` until `stop`, then lets requests in flight end within the configured grace.
+///
+/// # Errors
+///
+/// None today; accepting is tried again when the system is short of file descriptors.
+pub async fn serve<S: Clone + Send + Sync + 'static>(
+    listener: TcpListener,
+    router: Router<S>,
+    state: S,
+    config: &ServerConfig,
+    metrics: Option<HttpMetrics>,
+    stop: Stop,
+) -> io::Result<()> {
+    let service = Arc::new(Public { router, state, config: config.clone(), metrics });
+    let header_timeout = Duration::from_secs(config.header_timeout_secs);
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(250)
+        .keep_alive_interval(header_timeout)
+        .keep_alive_timeout(header_timeout);
+    let builder = Arc::new(builder);
+    let connections = Arc::new(Semaphore::new(config.max_connections));
+    let graceful = GracefulShutdown::new();
+
+    loop {
+        let accepted = tokio::select! {
+            accepted = accept(&listener, &connections) => accepted,
+            () = stop.requested() => break,
+        };
+        let Some((stream, peer, permit)) = accepted else { continue };
+        let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
+        tokio::spawn(async move {
+            let _permit = permit;
+            connection(&builder, service, stream, peer, watcher, header_timeout).await;
+        });
+    }
+
+    drop(listener);
+    let grace = Duration::from_secs(config.shutdown_grace_secs);
+    if timeout(grace, graceful.shutdown()).await.is_err() {
+        tracing::warn!("requests were still in flight when the grace for stopping ended");
+    }
+    Ok(())
+}
+
+async fn accept(
+    listener: &TcpListener,
+    connections: &Arc<Semaphore>,
+) -> Option<(TcpStream, SocketAddr, tokio::sync::OwnedSemaphorePermit)> {
+    let permit = connections.clone().acquire_owned().await.ok()?;
+    match listener.accept().await {
+        Ok((stream, peer)) => Some((stream, peer, permit)),
+        Err(error) => {
+            // Out of file descriptors, or a client that left: either way the loop must not spin.
+            tracing::warn!(%error, "a connection could not be accepted");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            None
+        }
+    }
+}
+
+async fn connection<S: Clone + Send + Sync + 'static>(
+    builder: &auto::Builder<TokioExecutor>,
+    service: Arc<Public<S>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    watcher: hyper_util::server::graceful::Watcher,
+    header_timeout: Duration,
+) {
+    drop(stream.set_nodelay(true));
+    let begun = Arc::new(AtomicBool::new(false));
+    let service = TowerToHyperService::new(warp_service(service, peer.ip(), begun.clone()));
+    let serving = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
+    let mut serving = pin!(serving);
+    // hyper's own header time-out begins when it knows the protocol's version, so a client that sends nothing at
+    // all, or one byte, would stay for ever.
+    tokio::select! {
+        ended = &mut serving => return log_ended(ended),
+        () = tokio::time::sleep(header_timeout) => {}
+    }
+    if begun.load(Ordering::Relaxed) {
+        log_ended(serving.await);
+    }
+}
+
+fn log_ended(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = ended {
+        tracing::trace!(%error, "a connection ended");
+    }
+}
+
+/// One public service: its routes, and how its requests are read.
+struct Public<S> {
+    router: Router<S>,
+    state: S,
+    config: ServerConfig,
+    metrics: Option<HttpMetrics>,
+}
+
+/// warp's service for one connection: one filter that extracts, and the table that matches.
+fn warp_service<S: Clone + Send + Sync + 'static>(
+    public: Arc<Public<S>>,
+    peer: IpAddr,
+    begun: Arc<AtomicBool>,
+) -> impl Service<
+    http::Request<hyper::body::Incoming>,
+    Response = warp::reply::Response,
+    Error = std::convert::Infallible,
+    Future: Send,
+> + Clone {
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let filter = warp::method()
+        .and(warp::path::full())
+        .and(query)
+        .and(warp::header::headers_cloned())
+        .and(warp::body::stream())
+        .then(move |method, path: warp::path::FullPath, query, headers, body| {
+            begun.store(true, Ordering::Relaxed);
+            let public = public.clone();
+            let head = Head { method, path: path.as_str().to_owned(), query, headers, peer };
+            async move { public.respond(head, body).await }
+        });
+    warp::service(filter)
+}
+
+/// A request before its body is read.
+struct Head {
+    method: Method,
+    path: String,
+    query: String,
+    headers: HeaderMap,
+    peer: IpAddr,
+}
+
+impl<S: Clone + Send + Sync + 'static> Public<S> {
+    async fn respond<B: Buf>(&self, head: Head, body: impl Stream<Item = Result<B, warp::Error>>) -> Response {
+        let begun = Instant::now();
+        let method = head.method.clone();
+        let request_id = request_id(&head.headers);
+        let (matched, path_params) = self.router.find(&head.method, &head.path);
+        let body = match matched {
+            Matched::Handler(..) => self.read(&head.headers, body).await,
+            // Whatever came with it does not matter.
+            Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => Ok(Bytes::new()),
+        };
+        let mut response = match body {
+            Ok(body) => {
+                let request = Incoming {
+                    source: source(&head.headers, head.peer, &self.config.trusted_proxies),
+                    method: head.method,
+                    path: head.path,
+                    path_params,
+                    query: head.query,
+                    headers: head.headers,
+                    body,
+                    request_id: request_id.clone(),
+                };
+                self.router.answer(self.state.clone(), matched, request).await
+            }
+            Err(error) => {
+                let mut response = error.into_response();
+                add_common_headers(response.headers_mut());
+                response
+            }
+        };
+        if let Ok(id) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        if let Some(metrics) = &self.metrics {
+            let seconds = begun.elapsed().as_secs_f64();
+            metrics.answered(self.router.pattern(matched), &method, response.status().as_u16(), seconds);
+        }
+        response
+    }
+
+    /// Reads the body within its limits of time and size, chunked or not.
+    async fn read<B: Buf>(
+        &self,
+        headers: &HeaderMap,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+    ) -> Result<Bytes, MatrixError> {
+        let limit = self.config.max_body_bytes;
+        let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        if announced.is_some_and(|length: usize| length > limit) {
+            return Err(too_large(limit));
+        }
+        let wait = Duration::from_secs(self.config.body_timeout_secs);
+        timeout(wait, collect(body, limit)).await.unwrap_or_else(|_| {
+            let text = format!("The body did not arrive within {} seconds", wait.as_secs());
+            Err(MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", text))
+        })
+    }
+}
+
+async fn collect<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>>, limit: usize) -> Result<Bytes, MatrixError> {
+    let mut body = pin!(body);
+    let mut first = Bytes::new();
+    let mut all = BytesMut::new();
+    while let Some(chunk) = body.next().await {
+        let mut chunk = chunk.map_err(|_| MatrixError::bad_request("M_UNKNOWN", "The body broke off"))?;
+        let chunk = chunk.copy_to_bytes(chunk.remaining());
+        if first.len() + all.len() + chunk.len() > limit {
+            return Err(too_large(limit));
+        }
+        // Most bodies are one chunk, and one chunk need not be copied.
+        if first.is_empty() && all.is_empty() {
+            first = chunk;
+        } else {
+            all.extend_from_slice(&std::mem::take(&mut first));
+            all.extend_from_slice(&chunk);
+        }
+    }
+    Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+fn too_large(limit: usize) -> MatrixError {
+    let text = format!("The body is larger than {limit} bytes");
+    MatrixError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", text)
+}
+
+/// The caller's own request id if it looks like one, so that logs can be joined; else a new one.
+fn request_id(headers: &HeaderMap) -> String {
+    let given = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
+    let plain =
+        |id: &&str| (1..=64).contains(&id.len()) && id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-');
+    match given.filter(plain) {
+        Some(id) => id.to_owned(),
+        None => format!("{:016x}", u64::from_le_bytes(random::bytes())),
+    }
+}
+
+/// Who sent a request: the last address of `X-Forwarded-For` that no trusted proxy has, if the peer is one.
+fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+    let is_trusted = |address: &IpAddr| trusted.iter().any(|range| range.contains(address));
+    let peer = peer.to_canonical();
+    if !is_trusted(&peer) {
+        return peer;
+    }
+    let mut source = peer;
+    let forwarded: Vec<_> = headers
+        .get_all("x-forwarded-for")
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .collect();
+    for hop in forwarded.iter().rev() {
+        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
+        source = hop.to_canonical();
+        if !is_trusted(&source) {
+            break;
+        }
+    }
+    source
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    use super::*;
+    use crate::http::json;
+
+    async fn length(_state: (), request: Incoming) -> Result<Response, MatrixError> {
+        Ok(json(&request.body.len()))
+    }
+
+    async fn start(config: ServerConfig) -> (SocketAddr, watch::Sender<bool>, tokio::task::JoinHandle<io::Result<()>>) {
+        let listener = bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (sender, stop) = Stop::manual();
+        let router = Router::new().post("/length", length);
+        let served = tokio::spawn(async move { serve(listener, router, (), &config, None, stop).await });
+        (address, sender, served)
+    }
+
+    async fn exchange(address: SocketAddr, request: &str) -> String {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    }
+
+    #[tokio::test]
+    async fn chunked_and_oversized_bodies_are_read_or_refused() {
+        let (address, _stop, _served) = start(ServerConfig { max_body_bytes: 8, ..ServerConfig::default() }).await;
+        let head = "POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\n";
+        for (rest, status, body) in [
+            ("Content-Length: 3\r\n\r\nabc", "200", "3"),
+            ("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n4\r\ndefg\r\n0\r\n\r\n", "200", "7"),
+            ("Content-Length: 9\r\n\r\nabcdefghi", "413", "M_TOO_LARGE"),
+            ("Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n6\r\ndefghi\r\n0\r\n\r\n", "413", "M_TOO_LARGE"),
+        ] {
+            let answer = exchange(address, &format!("{head}{rest}")).await;
+            assert!(answer.starts_with(&format!("HTTP/1.1 {status}")), "{answer}");
+            assert!(answer.contains(body), "{answer}");
+            assert!(answer.contains("x-request-id: "), "{answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn clients_that_are_slow_with_their_headers_are_cut() {
+        let config = ServerConfig { header_timeout_secs: 1, ..ServerConfig::default() };
+        let (address, _stop, _served) = start(config).await;
+        for begun in ["", "P", "POST /length HTTP/1.1\r\nHos"] {
+            // Reading ends only because the server cut the connection.
+            drop(exchange(address, begun).await);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_stop_ends_serving() {
+        let (address, stop, served) = start(ServerConfig::default()).await;
+        stop.send(true).unwrap();
+        served.await.unwrap().unwrap();
+        assert!(TcpStream::connect(address).await.is_err());
+    }
+
+    #[test]
+    fn only_a_trusted_proxy_may_say_who_sent_a_request() {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let forwarded = |value: &str| {
+            HeaderMap::from_iter([(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_str(value).unwrap())])
+        };
+        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+        let headers = forwarded("1.1.1.1, 203.0.113.7, 10.0.0.9");
+        assert_eq!(source(&headers, ip("10.0.0.1"), &trusted), ip("203.0.113.7"));
+        assert_eq!(source(&headers, ip("::ffff:10.0.0.1"), &trusted), ip("203.0.113.7"));
+        assert_eq!(source(&headers, ip("198.51.100.1"), &trusted), ip("198.51.100.1"));
+        assert_eq!(source(&forwarded("nonsense"), ip("10.0.0.1"), &trusted), ip("10.0.0.1"));
+    }
+}
