@@ -1,0 +1,51 @@
+//! Source: Identity Service API, "Authentication".
+
+use serde_json::{Map, json};
+use waypost_shared::{
+    http::{Incoming, Response, json},
+    params::Params,
+    random,
+};
+
+use crate::{app::App, auth, error::ApiError};
+
+/// `POST /_matrix/identity/v2/account/register`: an OpenID token of a homeserver for an access token of ours.
+pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let mut params = Params::new(request.json_object()?);
+    let openid_token = params.text("access_token");
+    let server_name = params.text("matrix_server_name");
+    params.finish()?;
+
+    app.limits.register.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    let allowed = &app.config.homeservers.allow;
+    if !allowed.is_empty() && !allowed.contains(&server_name) {
+        return Err(ApiError::HomeserverNotAllowed);
+    }
+    let mxid = app.homeservers.openid_user(&server_name, &openid_token).await?;
+    let token = random::token();
+    app.store.add_token(&mxid, &app.keys.token_hash(&token), app.clock.now_ms()).await?;
+    tracing::info!(server_name, "account registered");
+    // Android and the specification read `token`, iOS and Element Web `access_token`.
+    Ok(json(&json!({ "token": token, "access_token": token })))
+}
+
+/// `GET /_matrix/identity/v2/account`: whose token this is.
+pub(crate) async fn account(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let account = auth::account_with_terms(&app, &request).await?;
+    Ok(json(&json!({ "user_id": *account.mxid })))
+}
+
+/// `POST /_matrix/identity/v2/account/logout`: ends this token.
+pub(crate) async fn logout(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let account = match auth::account(&app, &request).await {
+        Err(ApiError::Unauthorized) if request.bearer().is_some() => return Err(ApiError::UnknownToken),
+        account => account?,
+    };
+    app.tokens.forget(&account.token_hash);
+    if !app.store.delete_token(&account.token_hash).await? {
+        return Err(ApiError::UnknownToken);
+    }
+    // Once more: a request that ran meanwhile may have found it in the database just before.
+    app.tokens.forget(&account.token_hash);
+    Ok(json(&Map::new()))
+}

@@ -1,0 +1,131 @@
+//! Who sends a request and what they have proven: access tokens, accepted terms, validated sessions.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use waypost_shared::{clock::millis, http::Incoming};
+
+use crate::{
+    app::AppState,
+    domain::{
+        sealing::Fingerprint,
+        session::{SessionState, is_opaque_id},
+        threepid::Threepid,
+    },
+    error::ApiError,
+};
+
+/// How often the use of a token is noted.
+const TOUCH_EVERY_MS: i64 = 24 * 60 * 60 * 1000;
+/// Tokens in the cache at the most; more than any replica sees within the cache's seconds.
+const MAX_CACHED: usize = 100_000;
+
+/// The user that a request's token belongs to.
+#[derive(Clone, Debug)]
+pub(crate) struct Account {
+    /// `@user:server`
+    pub(crate) mxid: Arc<str>,
+    /// What stands for the token.
+    pub(crate) token_hash: Fingerprint,
+    terms_accepted: bool,
+}
+
+/// Tokens that were found in the database a moment ago.
+#[derive(Debug)]
+pub(crate) struct TokenCache {
+    lives_ms: i64,
+    known: RwLock<HashMap<Fingerprint, (Account, i64)>>,
+}
+
+impl TokenCache {
+    /// Believes a token for that long without asking again.
+    pub(crate) fn new(lives: Duration) -> Self {
+        Self { lives_ms: millis(lives), known: RwLock::default() }
+    }
+
+    fn get(&self, token_hash: &Fingerprint, now_ms: i64) -> Option<Account> {
+        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        known.get(token_hash).filter(|(_, until_ms)| *until_ms > now_ms).map(|(account, _)| account.clone())
+    }
+
+    fn put(&self, account: Account, now_ms: i64) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_CACHED {
+            known.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        }
+        if known.len() < MAX_CACHED {
+            known.insert(account.token_hash, (account, now_ms.saturating_add(self.lives_ms)));
+        }
+    }
+
+    /// Forgets a token that ended.
+    pub(crate) fn forget(&self, token_hash: &Fingerprint) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(token_hash);
+    }
+}
+
+/// The account of the request's token, whether or not its owner accepted the terms.
+///
+/// # Errors
+///
+/// [`ApiError::Unauthorized`], or the database failed.
+pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Account, ApiError> {
+    let token = token(app, request).ok_or(ApiError::Unauthorized)?;
+    let token_hash = app.keys.token_hash(&token);
+    let now_ms = app.clock.now_ms();
+    if let Some(account) = app.tokens.get(&token_hash, now_ms) {
+        return Ok(account);
+    }
+    let unused_ms = i64::from(app.config.tokens.unused_days).saturating_mul(TOUCH_EVERY_MS);
+    let row = app.store.token(&token_hash, now_ms.saturating_sub(unused_ms)).await?.ok_or(ApiError::Unauthorized)?;
+    if now_ms.saturating_sub(row.used_ms) >= TOUCH_EVERY_MS {
+        app.store.touch_token(&token_hash, now_ms).await?;
+    }
+    let terms_accepted = app.terms.is_empty() || app.terms.are_accepted_by(&app.store.accepted_terms(&row.mxid).await?);
+    let account = Account { mxid: row.mxid.into(), token_hash, terms_accepted };
+    // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
+    if terms_accepted {
+        app.tokens.put(account.clone(), now_ms);
+    }
+    Ok(account)
+}
+
+/// The account of the request's token, whose owner accepted the terms.
+///
+/// # Errors
+///
+/// [`ApiError::Unauthorized`], [`ApiError::TermsNotSigned`], or the database failed.
+pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Result<Account, ApiError> {
+    let account = account(app, request).await?;
+    if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
+}
+
+fn token(app: &AppState, request: &Incoming) -> Option<String> {
+    let in_query = || if app.config.tokens.allow_in_query { request.query_param("access_token") } else { None };
+    request.bearer().map(str::to_owned).or_else(in_query).filter(|token| !token.is_empty())
+}
+
+impl AppState {
+    /// The address of a session that was proven, and when, for the one who knows its secret.
+    ///
+    /// # Errors
+    ///
+    /// [`ApiError::NoValidSession`], [`ApiError::SessionExpired`], [`ApiError::SessionNotValidated`], or the database
+    /// failed.
+    pub(crate) async fn validated_session(&self, sid: &str, client_secret: &str) -> Result<(Threepid, i64), ApiError> {
+        if !is_opaque_id(client_secret) {
+            return Err(ApiError::NotOpaqueId("client_secret"));
+        }
+        let session = self.store.session(&self.keys, sid).await?;
+        let secret = self.keys.client_secret_hash(client_secret);
+        let session = session.filter(|session| session.has_client_secret(&secret)).ok_or(ApiError::NoValidSession)?;
+        match session.state(self.session_rules(), self.clock.now_ms()) {
+            SessionState::Expired => Err(ApiError::SessionExpired),
+            SessionState::Open => Err(ApiError::SessionNotValidated),
+            SessionState::Validated(at) => Ok((session.threepid, at)),
+        }
+    }
+}

@@ -1,0 +1,157 @@
+//! The command line.
+
+use std::{path::PathBuf, process::ExitCode, sync::Arc};
+
+use clap::{Parser, Subcommand};
+use prometheus_client::registry::Registry;
+use waypost_shared::{
+    clock::Clock,
+    config_file::CONFIG_VARIABLE,
+    health::{self, Operations, Readiness},
+    serve::{self, Stop},
+    telemetry,
+};
+
+use crate::{
+    app::AppState,
+    config::{Config, EmailTransport},
+    domain::{sealing::StorageKeys, signing::SigningKey},
+    jobs,
+    routes::routes,
+};
+
+/// Exit code of a wrong configuration; clap uses the same for a wrong command line.
+const WRONG_CONFIGURATION: u8 = 2;
+
+/// A Matrix identity server: proves addresses, binds them to Matrix ids, and lets contacts find them.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    about,
+    after_help = "Environment variables override the file: WAYPOST_DATABASE__URL sets `url` of `[database]`."
+)]
+pub(crate) struct Cli {
+    /// The configuration file. Without one the embedded defaults start: loopback, SQLite in ./waypost-data.
+    #[arg(long, short, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Serve until SIGTERM or Ctrl-C.
+    Serve,
+    /// Read the configuration, say what is wrong with it or what it means, and stop.
+    CheckConfig,
+    /// Print a new key, for a file or a secret.
+    Keys {
+        #[command(subcommand)]
+        kind: KeyKind,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+enum KeyKind {
+    /// Storage keys, which addresses are sealed with (`keys.storage_key_file`).
+    Storage,
+    /// A signing key (`keys.signing_key_file`).
+    Signing,
+}
+
+/// Does what the command line says.
+pub(crate) async fn run(cli: Cli) -> ExitCode {
+    if let Command::Keys { kind } = &cli.command {
+        match kind {
+            KeyKind::Storage => print!("{}", *StorageKeys::generate()),
+            KeyKind::Signing => print!("{}", *SigningKey::generate()),
+        }
+        return ExitCode::SUCCESS;
+    }
+    let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
+    let config = match Config::load(path.as_deref()) {
+        Ok(loaded) => loaded.config,
+        Err(error) => {
+            eprintln!("{error}");
+            return ExitCode::from(WRONG_CONFIGURATION);
+        }
+    };
+    match cli.command {
+        Command::CheckConfig => {
+            check_config(&config);
+            ExitCode::SUCCESS
+        }
+        Command::Serve | Command::Keys { .. } => {
+            telemetry::init(&config.log);
+            match serve(config).await {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(error) => {
+                    tracing::error!(%error, causes = waypost_shared::http::causes(&*error), "cannot serve");
+                    ExitCode::FAILURE
+                }
+            }
+        }
+    }
+}
+
+fn check_config(config: &Config) {
+    let database = match config.database_url() {
+        Ok(url) if url.starts_with("sqlite:") => url,
+        // The rest of the URL may hold a password.
+        Ok(_) => "PostgreSQL".to_owned(),
+        Err(error) => error.to_string(),
+    };
+    let email = match config.email.transport {
+        EmailTransport::Smtp => format!("SMTP at {}:{}", config.email.smtp_host, config.email.smtp_port),
+        EmailTransport::Folder => "written to files, not sent".to_owned(),
+    };
+    let policies: Vec<_> = config.terms.policies.keys().map(String::as_str).collect();
+    println!("The configuration is good.");
+    println!("  server name      {}", config.identity.server_name);
+    println!("  public listener  {}", config.listen.public);
+    println!("  operations       {}", config.listen.operations);
+    println!("  database         {database}");
+    println!("  mail             {email}");
+    println!("  storage keys     {}", config.storage_key_file().path.display());
+    println!("  signing key      {}", config.signing_key_file().path.display());
+    println!("  policies         {}", if policies.is_empty() { "none".to_owned() } else { policies.join(", ") });
+}
+
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let stop = Stop::on_signals()?;
+    let readiness = Readiness::default();
+    let mut registry = Registry::default();
+    let operations_listener = serve::bind(&config.listen.operations.to_string()).await?;
+    let public_listener = serve::bind(&config.listen.public.to_string()).await?;
+    let (public, operations) = (public_listener.local_addr()?, operations_listener.local_addr()?);
+    let mut config = config;
+    // Port 0 became a real one, which links in mails need.
+    config.listen.public = public;
+    let server = config.server.clone();
+
+    let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
+    let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
+    let serving_operations = {
+        let (server, stop) = (server.clone(), stop.clone());
+        tokio::spawn(
+            async move { serve::serve(operations_listener, health::routes(), shown, &server, None, stop).await },
+        )
+    };
+    let seen = app.load_index().await?;
+    let jobs = [
+        tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
+        tokio::spawn(jobs::clean(app.clone(), stop.clone())),
+    ];
+    readiness.set(true);
+    tracing::info!(%public, %operations, associations = app.index.len(), "listening");
+    serve::serve(public_listener, routes(), app.clone(), &server, Some(app.metrics.http.clone()), stop).await?;
+
+    readiness.set(false);
+    for job in jobs {
+        job.await?;
+    }
+    serving_operations.await??;
+    app.store.close().await;
+    tracing::info!("stopped");
+    Ok(())
+}

@@ -1,0 +1,554 @@
+//! The configuration: every key, its default and its unit. `config.sample.toml` shows the same to operators.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use serde::Deserialize;
+use url::Url;
+use waypost_shared::{
+    config_file::{self, ConfigError, Loaded, Source},
+    http_client::OutboundConfig,
+    secret::{self, ExposeSecret as _, SecretString},
+    serve::ServerConfig,
+    telemetry::LogConfig,
+};
+
+use crate::{
+    domain::{server_name::ServerName, terms::Policy},
+    storage::{self, rate_limits::Budget},
+};
+
+/// The whole configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) listen: ListenConfig,
+    pub(crate) identity: IdentityConfig,
+    pub(crate) database: DatabaseConfig,
+    pub(crate) keys: KeysConfig,
+    pub(crate) email: EmailConfig,
+    pub(crate) validation: ValidationConfig,
+    pub(crate) lookup: LookupConfig,
+    pub(crate) tokens: TokensConfig,
+    pub(crate) terms: TermsConfig,
+    pub(crate) homeservers: HomeserversConfig,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) server: ServerConfig,
+    pub(crate) outbound: OutboundConfig,
+    pub(crate) log: LogConfig,
+}
+
+/// Where the service listens.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ListenConfig {
+    /// For clients and homeservers. Default `127.0.0.1:8090`.
+    pub(crate) public: SocketAddr,
+    /// For health checks and Prometheus; never public. Default `127.0.0.1:8091`.
+    pub(crate) operations: SocketAddr,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self { public: SocketAddr::from(([127, 0, 0, 1], 8090)), operations: SocketAddr::from(([127, 0, 0, 1], 8091)) }
+    }
+}
+
+/// Who this server is.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct IdentityConfig {
+    /// The name in signatures, as clients know the server. Default `localhost`.
+    pub(crate) server_name: String,
+    /// The address in mails, as people reach the server. Default none: `http://` and `listen.public`.
+    pub(crate) public_base_url: Option<Url>,
+    /// The folder of the embedded database and of keys made at the first start. Default `./waypost-data`.
+    pub(crate) data_dir: PathBuf,
+}
+
+impl Default for IdentityConfig {
+    fn default() -> Self {
+        Self { server_name: "localhost".to_owned(), public_base_url: None, data_dir: PathBuf::from("./waypost-data") }
+    }
+}
+
+/// The database.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct DatabaseConfig {
+    /// `postgres://user:password@host/name`, or `sqlite:FILE`. Default none: SQLite in the data folder.
+    pub(crate) url: Option<SecretString>,
+    /// A file that holds the URL. Default none.
+    pub(crate) url_file: Option<PathBuf>,
+    /// Connections at the most. Default 10.
+    pub(crate) max_connections: u32,
+}
+
+impl Default for DatabaseConfig {
+    fn default() -> Self {
+        Self { url: None, url_file: None, max_connections: 10 }
+    }
+}
+
+/// The keys outside the database.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct KeysConfig {
+    /// What addresses are sealed with. Default `storage.key` in the data folder, made at the first start (with SQLite
+    /// only: replicas must share one).
+    pub(crate) storage_key_file: Option<PathBuf>,
+    /// What associations are signed with, in the format of Synapse and Sydent. Default `signing.key` in the data
+    /// folder, made likewise.
+    pub(crate) signing_key_file: Option<PathBuf>,
+}
+
+/// How mail goes out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EmailConfig {
+    /// `smtp`, or `folder`: written to files, and the link to the log, to try things out. Default folder.
+    pub(crate) transport: EmailTransport,
+    /// The sender. Default `Waypost <noreply@localhost>`.
+    pub(crate) from: String,
+    /// The SMTP server. Default `localhost`.
+    pub(crate) smtp_host: String,
+    /// Its port. Default 25.
+    pub(crate) smtp_port: u16,
+    /// `none`, `starttls` (required, not merely tried) or `tls`. Default starttls.
+    pub(crate) smtp_tls: SmtpTls,
+    /// Whom to authenticate as. Default none.
+    pub(crate) smtp_username: Option<String>,
+    /// With which password. Default none.
+    pub(crate) smtp_password: Option<SecretString>,
+    /// A file that holds the password. Default none.
+    pub(crate) smtp_password_file: Option<PathBuf>,
+    /// Mails under way at once. Default 10.
+    pub(crate) smtp_max_connections: u32,
+    /// Seconds for one mail. Default 30.
+    pub(crate) smtp_timeout_secs: u64,
+    /// Where the folder transport writes. Default `mail` in the data folder.
+    pub(crate) folder: Option<PathBuf>,
+    /// A folder with templates that take the place of the built-in ones of the same names. Default none.
+    pub(crate) template_dir: Option<PathBuf>,
+}
+
+impl Default for EmailConfig {
+    fn default() -> Self {
+        Self {
+            transport: EmailTransport::Folder,
+            from: "Waypost <noreply@localhost>".to_owned(),
+            smtp_host: "localhost".to_owned(),
+            smtp_port: 25,
+            smtp_tls: SmtpTls::Starttls,
+            smtp_username: None,
+            smtp_password: None,
+            smtp_password_file: None,
+            smtp_max_connections: 10,
+            smtp_timeout_secs: 30,
+            folder: None,
+            template_dir: None,
+        }
+    }
+}
+
+/// See [`EmailConfig::transport`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EmailTransport {
+    /// To a mail server.
+    Smtp,
+    /// To files.
+    Folder,
+}
+
+/// See [`EmailConfig::smtp_tls`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SmtpTls {
+    /// In the clear.
+    None,
+    /// Encrypted after STARTTLS, or not at all.
+    Starttls,
+    /// Encrypted from the first byte.
+    Tls,
+}
+
+/// How addresses are proven.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ValidationConfig {
+    /// `click`: the page behind a mail's link has a button. `link`: opening the link is enough, as the specification
+    /// reads; but mail scanners open links too. Default click.
+    pub(crate) confirm: Confirm,
+    /// Seconds a session lives after its last request, and again after its validation. Default 86400.
+    pub(crate) session_lifetime_secs: u64,
+    /// Wrong tokens until a session is closed. Default 10.
+    pub(crate) max_attempts: u32,
+    /// Where `next_link` may lead: origins, with or without a path that ends in `*`; the host may have `*`. Default
+    /// none.
+    pub(crate) next_link_allowed: Vec<String>,
+}
+
+impl Default for ValidationConfig {
+    fn default() -> Self {
+        Self { confirm: Confirm::Click, session_lifetime_secs: 86_400, max_attempts: 10, next_link_allowed: Vec::new() }
+    }
+}
+
+/// See [`ValidationConfig::confirm`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Confirm {
+    /// By a button.
+    Click,
+    /// By opening the link.
+    Link,
+}
+
+/// How contacts are found.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LookupConfig {
+    /// Addresses in one request at the most. Default 10000.
+    pub(crate) max_addresses: usize,
+    /// Whether lookups without hashing (`none`) are answered: clients then send plain addresses. Default false.
+    pub(crate) allow_none: bool,
+}
+
+impl Default for LookupConfig {
+    fn default() -> Self {
+        Self { max_addresses: 10_000, allow_none: false }
+    }
+}
+
+/// How long access tokens are good for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TokensConfig {
+    /// Days without use after which a token ends. Default 365.
+    pub(crate) unused_days: u32,
+    /// Seconds a token is believed without asking the database again; on another replica a logout takes as long.
+    /// Default 10.
+    pub(crate) cache_secs: u64,
+    /// Whether `?access_token=` counts. Removed from Matrix 1.20, and Synapse still sends it. Default true.
+    pub(crate) allow_in_query: bool,
+}
+
+impl Default for TokensConfig {
+    fn default() -> Self {
+        Self { unused_days: 365, cache_secs: 10, allow_in_query: true }
+    }
+}
+
+/// What users agree to.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct TermsConfig {
+    /// By id; the id is free to choose. Default none.
+    pub(crate) policies: BTreeMap<String, Policy>,
+}
+
+/// Whose users may register.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct HomeserversConfig {
+    /// Server names; an empty list allows all. Default none.
+    pub(crate) allow: Vec<String>,
+    /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS is still for the name.
+    /// Default none.
+    pub(crate) overrides: BTreeMap<String, String>,
+}
+
+/// How much is too much. A burst of 0 is no limit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsConfig {
+    /// Registrations from one source address, in each replica. Default 20, then one in 3 seconds.
+    pub(crate) register_per_source: Rate,
+    /// Lookups by one account, in each replica. Default 50, then one a second.
+    pub(crate) lookup_per_account: Rate,
+    /// Mails to one address. Default 5, then one in 5 minutes.
+    pub(crate) mail_per_address: Rate,
+    /// Mails that one account asks for. Default 10, then one in a minute.
+    pub(crate) mail_per_account: Rate,
+    /// Mails that one source address asks for. Default 20, then one in 30 seconds.
+    pub(crate) mail_per_source: Rate,
+    /// Mails in all. Default 500, then one a second.
+    pub(crate) mail_total: Rate,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let rate = |burst, refill_secs| Rate { burst, refill_secs };
+        Self {
+            register_per_source: rate(20, 3.0),
+            lookup_per_account: rate(50, 1.0),
+            mail_per_address: rate(5, 300.0),
+            mail_per_account: rate(10, 60.0),
+            mail_per_source: rate(20, 30.0),
+            mail_total: rate(500, 1.0),
+        }
+    }
+}
+
+/// So many at once, then one more in each interval.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Rate {
+    /// How many at once; 0 is no limit.
+    pub(crate) burst: u32,
+    /// Seconds until there is one more; fractions are allowed.
+    pub(crate) refill_secs: f64,
+}
+
+impl Rate {
+    /// The rate as a budget. What cannot be a time was refused when the configuration was checked.
+    pub(crate) fn budget(self) -> Budget {
+        Budget { burst: self.burst, per: Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default() }
+    }
+}
+
+impl Config {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] with all that is wrong, each with its place.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Loaded<Self>, ConfigError> {
+        let loaded: Loaded<Self> = config_file::load(path, std::env::vars())?;
+        let problems = loaded.config.problems(&loaded.source);
+        if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::merge(problems)) }
+    }
+
+    fn problems(&self, source: &Source) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        let mut problem = |key: &str, text: String| problems.push(source.error(key, text));
+        if ServerName::parse(&self.identity.server_name).is_err() {
+            problem("identity.server_name", "must be a host name, such as \"id.example.com\"".to_owned());
+        }
+        if let Some(url) = &self.identity.public_base_url
+            && (!matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some())
+        {
+            problem("identity.public_base_url", "must be an http or https URL without a query".to_owned());
+        }
+        if self.database.max_connections == 0 {
+            problem("database.max_connections", "must be at least 1".to_owned());
+        }
+        match self.database_url() {
+            Err(error) => problem("database.url", error.to_string()),
+            Ok(url) if is_postgres(&url) => {
+                if self.keys.storage_key_file.is_none() {
+                    problem(
+                        "keys.storage_key_file",
+                        "is needed with PostgreSQL, since all replicas must share it; \
+                         make one with `waypost-identity keys storage`"
+                            .to_owned(),
+                    );
+                }
+                if self.keys.signing_key_file.is_none() {
+                    problem(
+                        "keys.signing_key_file",
+                        "is needed with PostgreSQL, since all replicas must share it; \
+                         make one with `waypost-identity keys signing`"
+                            .to_owned(),
+                    );
+                }
+            }
+            Ok(url) if !url.starts_with("sqlite:") => {
+                problem("database.url", "must begin with `postgres://` or `sqlite:`".to_owned());
+            }
+            Ok(_) => {}
+        }
+        if let Err(error) = self.smtp_password() {
+            problem("email.smtp_password", error.to_string());
+        }
+        if self.email.from.parse::<lettre::message::Mailbox>().is_err() {
+            problem("email.from", "must be a sender, such as \"Example <noreply@example.com>\"".to_owned());
+        }
+        if self.email.smtp_max_connections == 0 {
+            problem("email.smtp_max_connections", "must be at least 1".to_owned());
+        }
+        for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
+            if crate::domain::next_link::Pattern::parse(pattern).is_none() {
+                problem(
+                    &format!("validation.next_link_allowed.{number}"),
+                    "must be an origin such as \"https://app.example.com\", or a URL that ends in `*`".to_owned(),
+                );
+            }
+        }
+        for (id, policy) in &self.terms.policies {
+            if policy.version.is_empty() {
+                problem(&format!("terms.policies.{id}.version"), "is needed".to_owned());
+            }
+            if policy.languages.is_empty() {
+                problem(&format!("terms.policies.{id}.languages"), "needs a language, such as `en`".to_owned());
+            }
+            for (language, text) in &policy.languages {
+                if text.name.is_empty() || Url::parse(&text.url).is_err() {
+                    problem(&format!("terms.policies.{id}.languages.{language}"), "needs a name and a URL".to_owned());
+                }
+            }
+        }
+        for (name, target) in &self.homeservers.overrides {
+            let known = ServerName::parse(name).is_ok();
+            if !known || ServerName::parse(target).map_or(true, |target| target.port().is_none()) {
+                problem(
+                    &format!("homeservers.overrides.{name}"),
+                    "must be `\"server name\" = \"host:port\"`".to_owned(),
+                );
+            }
+        }
+        for (key, rate) in [
+            ("register_per_source", self.limits.register_per_source),
+            ("lookup_per_account", self.limits.lookup_per_account),
+            ("mail_per_address", self.limits.mail_per_address),
+            ("mail_per_account", self.limits.mail_per_account),
+            ("mail_per_source", self.limits.mail_per_source),
+            ("mail_total", self.limits.mail_total),
+        ] {
+            if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
+                problem(
+                    &format!("limits.{key}"),
+                    "needs refill_secs of 0.001 or more, or burst = 0 for no limit".to_owned(),
+                );
+            }
+        }
+        problems
+    }
+
+    /// The database's URL; SQLite in the data folder when none is configured.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub(crate) fn database_url(&self) -> Result<String, secret::SecretError> {
+        let inline = self.database.url.as_ref().filter(|url| !url.expose_secret().is_empty());
+        let url = secret::inline_or_file(inline, self.database.url_file.as_deref())?;
+        Ok(match url {
+            Some(url) => url.expose_secret().to_owned(),
+            None => storage::sqlite_url(&self.identity.data_dir.join("identity.sqlite")),
+        })
+    }
+
+    /// The SMTP password, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub(crate) fn smtp_password(&self) -> Result<Option<SecretString>, secret::SecretError> {
+        secret::inline_or_file(self.email.smtp_password.as_ref(), self.email.smtp_password_file.as_deref())
+    }
+
+    /// Where the storage keys stand, and whether they may be made when they are not there.
+    pub(crate) fn storage_key_file(&self) -> KeyFile {
+        KeyFile::new(self.keys.storage_key_file.as_deref(), &self.identity.data_dir, "storage.key")
+    }
+
+    /// Where the signing key stands, and whether it may be made when it is not there.
+    pub(crate) fn signing_key_file(&self) -> KeyFile {
+        KeyFile::new(self.keys.signing_key_file.as_deref(), &self.identity.data_dir, "signing.key")
+    }
+}
+
+/// A key file's place.
+#[derive(Debug)]
+pub(crate) struct KeyFile {
+    /// Where it is.
+    pub(crate) path: PathBuf,
+    /// Whether the operator named it: then it must be there.
+    pub(crate) configured: bool,
+}
+
+impl KeyFile {
+    fn new(configured: Option<&Path>, data_dir: &Path, name: &str) -> Self {
+        Self { path: configured.map_or_else(|| data_dir.join(name), Path::to_owned), configured: configured.is_some() }
+    }
+}
+
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn load(text: &str) -> Result<Config, String> {
+        let path = std::env::temp_dir().join(format!("waypost-{}.toml", waypost_shared::random::token()));
+        std::fs::write(&path, text).unwrap();
+        let loaded = config_file::load::<Config>(Some(&path), []).map_err(|error| error.to_string());
+        let checked = loaded.and_then(|loaded| {
+            let problems = loaded.config.problems(&loaded.source);
+            if problems.is_empty() { Ok(loaded.config) } else { Err(ConfigError::merge(problems).to_string()) }
+        });
+        std::fs::remove_file(&path).unwrap();
+        checked.map_err(|error| error.replace(&path.display().to_string(), "waypost.toml"))
+    }
+
+    #[test]
+    fn the_sample_shows_every_key_at_its_default() {
+        let sample = include_str!("../config.sample.toml");
+        assert_eq!(format!("{:#?}", load(sample).unwrap()), format!("{:#?}", Config::default()));
+
+        // Keys without a default stand there as comments, so every key's name stands in the sample.
+        for key in [
+            "public_base_url",
+            "url",
+            "url_file",
+            "storage_key_file",
+            "signing_key_file",
+            "smtp_username",
+            "smtp_password",
+            "smtp_password_file",
+            "folder",
+            "template_dir",
+            "extra_ca_file",
+        ] {
+            assert!(sample.lines().any(|line| line.starts_with(&format!("# {key} = "))), "{key}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_named_by_line_and_fix() {
+        for (text, expected) in [
+            (
+                "[identity]\nserver_name = 'https://id'",
+                "waypost.toml:2: identity.server_name: must be a host name, such as \"id.example.com\"",
+            ),
+            (
+                "[database]\nurl = 'mysql://a'",
+                "waypost.toml:2: database.url: must begin with `postgres://` or `sqlite:`",
+            ),
+            (
+                "[email]\nsmtp_tls = 'ssl'",
+                "waypost.toml:2: email.smtp_tls: unknown variant `ssl`, expected one of `none`, `starttls`, `tls`",
+            ),
+            (
+                "[limits]\nmail_total = { burst = 5 }",
+                "waypost.toml:2: limits.mail_total: needs refill_secs of 0.001 or more, or burst = 0 for no limit",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'",
+                "waypost.toml:1: terms.policies.privacy.languages: needs a language, such as `en`",
+            ),
+            (
+                "[homeservers.overrides]\n'hs.test' = 'localhost'",
+                "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",
+            ),
+            (
+                "[validation]\nnext_link_allowed = ['https://a', 'javascript:*']",
+                "waypost.toml:2: validation.next_link_allowed.1: must be an origin such as \"https://app.example.com\", or a URL that ends in `*`",
+            ),
+        ] {
+            assert_eq!(load(text).unwrap_err(), expected);
+        }
+        let postgres = load("[database]\nurl = 'postgres://a'").unwrap_err();
+        assert!(postgres.contains("keys.storage_key_file: is needed with PostgreSQL"), "{postgres}");
+    }
+}

@@ -1,0 +1,4 @@
+//! What reaches people: mails and pages.
+
+pub(crate) mod email;
+pub(crate) mod templates;

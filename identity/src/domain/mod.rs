@@ -1,0 +1,12 @@
+//! The rules: pure functions and types, no I/O, no async, no database.
+
+pub(crate) mod association;
+pub(crate) mod hashing;
+pub(crate) mod lookup_index;
+pub(crate) mod next_link;
+pub(crate) mod sealing;
+pub(crate) mod server_name;
+pub(crate) mod session;
+pub(crate) mod signing;
+pub(crate) mod terms;
+pub(crate) mod threepid;

@@ -1,0 +1,267 @@
+//! What stands in the database instead of addresses and tokens.
+//!
+//! Equality is by a keyed fingerprint (HMAC-SHA-256); what is needed again is sealed (XChaCha20-Poly1305, the number of
+//! its key in front). The keys live outside the database, in a file of lines:
+//!
+//! ```text
+//! hash BASE64            one; never changes, since fingerprints could not be found again
+//! seal NUMBER BASE64     one or more; the last one seals, all of them open
+//! ```
+
+use std::fmt;
+
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
+use chacha20poly1305::{
+    KeyInit as _, XChaCha20Poly1305, XNonce,
+    aead::{Aead as _, Payload},
+};
+use hmac::{Hmac, Mac as _};
+use sha2::Sha256;
+use waypost_shared::random;
+use zeroize::Zeroizing;
+
+use super::threepid::Threepid;
+
+const NONCE_BYTES: usize = 24;
+
+/// A keyed hash: what stands for an address, a token or a secret.
+pub(crate) type Fingerprint = [u8; 32];
+
+/// What is sealed, so that one kind of secret cannot be put in the place of another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sealed {
+    /// The address of an association.
+    Association,
+    /// The address of a validation session.
+    Session,
+    /// The `next_link` of a validation session.
+    NextLink,
+    /// A known text that shows whether the keys are those of this database.
+    KeyCheck,
+}
+
+impl Sealed {
+    fn label(self) -> &'static [u8] {
+        match self {
+            Self::Association => b"association",
+            Self::Session => b"session",
+            Self::NextLink => b"next_link",
+            Self::KeyCheck => b"key check",
+        }
+    }
+}
+
+/// A storage key file that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StorageKeyError {
+    /// A line that is neither of the two kinds.
+    #[error("line {0} is neither `hash BASE64` nor `seal NUMBER BASE64` with 32 bytes in standard base64")]
+    Line(usize),
+    /// A kind of line is missing.
+    #[error("there is no `{0}` line")]
+    Missing(&'static str),
+    /// A number or the hash key stands there twice.
+    #[error("line {0} repeats a key that stands above it")]
+    Twice(usize),
+}
+
+/// Something sealed that does not open: another key, or altered.
+#[derive(Debug, thiserror::Error)]
+#[error("a sealed value does not open with the storage keys at hand")]
+pub(crate) struct CannotOpen;
+
+/// The keys that seal and fingerprint.
+pub(crate) struct StorageKeys {
+    hash: Zeroizing<[u8; 32]>,
+    /// By number; the last one seals.
+    seal: Vec<(u8, XChaCha20Poly1305)>,
+}
+
+impl fmt::Debug for StorageKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("StorageKeys")
+    }
+}
+
+impl StorageKeys {
+    /// The text of a new key file.
+    pub(crate) fn generate() -> Zeroizing<String> {
+        let (hash, seal) = (Zeroizing::new(random::bytes::<32>()), Zeroizing::new(random::bytes::<32>()));
+        Zeroizing::new(format!(
+            "# Waypost's storage keys: without them the database cannot be read, so back them up,\n\
+             # and not beside the database's own backups.\n\
+             hash {}\nseal 1 {}\n",
+            STANDARD.encode(*hash),
+            STANDARD.encode(*seal)
+        ))
+    }
+
+    /// Reads a key file.
+    ///
+    /// # Errors
+    ///
+    /// [`StorageKeyError`] that names the line.
+    pub(crate) fn parse(text: &str) -> Result<Self, StorageKeyError> {
+        let mut hash = None;
+        let mut seal: Vec<(u8, XChaCha20Poly1305)> = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let words: Vec<_> = line.split_whitespace().collect();
+            match words[..] {
+                [] => {}
+                [comment, ..] if comment.starts_with('#') => {}
+                ["hash", key] => {
+                    let key = key_bytes(key).ok_or(StorageKeyError::Line(number))?;
+                    if hash.replace(key).is_some() {
+                        return Err(StorageKeyError::Twice(number));
+                    }
+                }
+                ["seal", id, key] => {
+                    let id = id.parse().map_err(|_| StorageKeyError::Line(number))?;
+                    let key = key_bytes(key).ok_or(StorageKeyError::Line(number))?;
+                    if seal.iter().any(|(known, _)| *known == id) {
+                        return Err(StorageKeyError::Twice(number));
+                    }
+                    seal.push((id, XChaCha20Poly1305::new((&*key).into())));
+                }
+                _ => return Err(StorageKeyError::Line(number)),
+            }
+        }
+        let hash = hash.ok_or(StorageKeyError::Missing("hash"))?;
+        if seal.is_empty() {
+            return Err(StorageKeyError::Missing("seal"));
+        }
+        Ok(Self { hash, seal })
+    }
+
+    /// What stands for an address: equal for equal addresses, and telling nothing without the key.
+    pub(crate) fn fingerprint(&self, threepid: &Threepid) -> Fingerprint {
+        self.keyed_hash(b"threepid", &[threepid.medium().as_str().as_bytes(), threepid.address().as_bytes()])
+    }
+
+    /// What stands for an access token.
+    pub(crate) fn token_hash(&self, token: &str) -> Fingerprint {
+        self.keyed_hash(b"access token", &[token.as_bytes()])
+    }
+
+    /// What stands for a session's client secret.
+    pub(crate) fn client_secret_hash(&self, client_secret: &str) -> Fingerprint {
+        self.keyed_hash(b"client secret", &[client_secret.as_bytes()])
+    }
+
+    /// What stands for the one whose requests are counted.
+    pub(crate) fn budget_hash(&self, who: &str) -> Fingerprint {
+        self.keyed_hash(b"budget", &[who.as_bytes()])
+    }
+
+    /// The validation token of a session. It is derived and not stored, so a mail that is sent again carries the
+    /// same one. 192 bits, 32 characters.
+    pub(crate) fn validation_token(&self, sid: &str) -> String {
+        URL_SAFE_NO_PAD.encode(&self.keyed_hash(b"validation token", &[sid.as_bytes()])[..24])
+    }
+
+    fn keyed_hash(&self, label: &[u8], parts: &[&[u8]]) -> Fingerprint {
+        let mut mac =
+            <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(&*self.hash).expect("HMAC takes keys of any length");
+        mac.update(label);
+        for part in parts {
+            mac.update(&[0]);
+            mac.update(part);
+        }
+        mac.finalize().into_bytes().into()
+    }
+
+    /// Seals a text with the newest key: its number, the nonce, the ciphertext.
+    pub(crate) fn seal(&self, what: Sealed, text: &str) -> Vec<u8> {
+        let (id, cipher) = self.seal.last().expect("a parsed key file has a sealing key");
+        let nonce: [u8; NONCE_BYTES] = random::bytes();
+        let payload = Payload { msg: text.as_bytes(), aad: what.label() };
+        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).expect("a short text can be sealed");
+        [&[*id][..], &nonce, &sealed].concat()
+    }
+
+    /// Opens what [`StorageKeys::seal`] made.
+    ///
+    /// # Errors
+    ///
+    /// [`CannotOpen`] when its key is missing, or it was altered or is something else.
+    pub(crate) fn open(&self, what: Sealed, sealed: &[u8]) -> Result<String, CannotOpen> {
+        let (id, rest) = sealed.split_first().ok_or(CannotOpen)?;
+        let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(CannotOpen)?;
+        let (_, cipher) = self.seal.iter().find(|(known, _)| known == id).ok_or(CannotOpen)?;
+        let payload = Payload { msg: sealed, aad: what.label() };
+        let text = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| CannotOpen)?;
+        String::from_utf8(text).map_err(|_| CannotOpen)
+    }
+}
+
+fn key_bytes(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let bytes = Zeroizing::new(STANDARD.decode(text).ok()?);
+    Some(Zeroizing::new(bytes.as_slice().try_into().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn keys() -> StorageKeys {
+        StorageKeys::parse(&StorageKeys::generate()).unwrap()
+    }
+
+    #[test]
+    fn what_is_sealed_opens_and_differs_each_time() {
+        let keys = keys();
+        let (one, two) = (keys.seal(Sealed::Session, "a@b"), keys.seal(Sealed::Session, "a@b"));
+        assert_ne!(one, two);
+        assert_eq!(keys.open(Sealed::Session, &one).unwrap(), "a@b");
+    }
+
+    #[test]
+    fn what_was_altered_or_is_something_else_does_not_open() {
+        let keys = keys();
+        let sealed = keys.seal(Sealed::Session, "a@b");
+        assert!(keys.open(Sealed::Association, &sealed).is_err());
+        assert!(super::tests::keys().open(Sealed::Session, &sealed).is_err());
+        for at in 0..sealed.len() {
+            let mut altered = sealed.clone();
+            altered[at] ^= 1;
+            assert!(keys.open(Sealed::Session, &altered).is_err(), "{at}");
+            assert!(keys.open(Sealed::Session, &sealed[..at]).is_err(), "{at}");
+        }
+    }
+
+    #[test]
+    fn an_older_key_still_opens_and_the_last_one_seals() {
+        let first = StorageKeys::generate();
+        let sealed = StorageKeys::parse(&first).unwrap().seal(Sealed::Session, "a@b");
+        let both = StorageKeys::parse(&format!("{}seal 2 {}\n", *first, STANDARD.encode([7; 32]))).unwrap();
+        assert_eq!(both.open(Sealed::Session, &sealed).unwrap(), "a@b");
+        assert_eq!(both.seal(Sealed::Session, "a@b")[0], 2);
+    }
+
+    #[test]
+    fn one_keyed_hash_is_not_another() {
+        let keys = keys();
+        assert_ne!(keys.token_hash("a"), keys.client_secret_hash("a"));
+        assert_eq!(keys.validation_token("sid").len(), 32);
+        assert_eq!(keys.validation_token("sid"), keys.validation_token("sid"));
+        assert_ne!(keys.validation_token("sid"), keys.validation_token("sid2"));
+    }
+
+    #[test]
+    fn a_bad_key_file_is_named_by_line() {
+        let key = STANDARD.encode([7; 32]);
+        for (text, problem) in [
+            (String::new(), "there is no `hash` line".to_owned()),
+            (format!("hash {key}\n"), "there is no `seal` line".to_owned()),
+            (format!("hash {key}\nhash {key}\n"), "line 2 repeats a key that stands above it".to_owned()),
+            (format!("#\nhash {}\n", &key[4..]), StorageKeyError::Line(2).to_string()),
+        ] {
+            assert_eq!(StorageKeys::parse(&text).unwrap_err().to_string(), problem);
+        }
+    }
+}

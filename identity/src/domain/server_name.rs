@@ -1,0 +1,148 @@
+//! Server names: a host or an address literal, with or without a port.
+//!
+//! Source: Appendices, "Server Name".
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ruma_common::UserId;
+
+/// A text that is no server name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("not a valid server name")]
+pub(crate) struct InvalidServerName;
+
+/// A server name in its parts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ServerName {
+    text: String,
+    host: String,
+    literal: Option<IpAddr>,
+    port: Option<u16>,
+}
+
+impl ServerName {
+    /// Parses a server name: `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidServerName`] for anything else.
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidServerName> {
+        let (host, port) = match text.rsplit_once(':') {
+            // The colons inside brackets belong to the address.
+            Some((host, port)) if !port.ends_with(']') => (host, Some(port)),
+            _ => (text, None),
+        };
+        let port = match port {
+            None => None,
+            Some(digits) if (1..=5).contains(&digits.len()) && digits.bytes().all(|b| b.is_ascii_digit()) => {
+                Some(digits.parse().map_err(|_| InvalidServerName)?)
+            }
+            Some(_) => return Err(InvalidServerName),
+        };
+        let literal = match host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
+            Some(inner) => Some(inner.parse::<Ipv6Addr>().map_err(|_| InvalidServerName)?.into()),
+            None => host.parse::<Ipv4Addr>().ok().map(IpAddr::from),
+        };
+        if literal.is_none() && !is_dns_name(host) {
+            return Err(InvalidServerName);
+        }
+        Ok(Self { text: text.to_owned(), host: host.to_owned(), literal, port })
+    }
+
+    /// The name as it was written.
+    pub(crate) fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The host alone; an IPv6 literal with its brackets.
+    pub(crate) fn host(&self) -> &str {
+        &self.host
+    }
+
+    /// The address, if the host is one.
+    pub(crate) fn literal(&self) -> Option<IpAddr> {
+        self.literal
+    }
+
+    /// The port, if there is one.
+    pub(crate) fn port(&self) -> Option<u16> {
+        self.port
+    }
+}
+
+fn is_dns_name(host: &str) -> bool {
+    let known = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'.';
+    (1..=230).contains(&host.len()) && host.bytes().all(known) && !host.starts_with('.') && !host.contains("..")
+}
+
+/// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
+pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
+    // The colon belongs to the name, and the localpart may not hold one; ruma checks the rest.
+    <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn server_names_are_taken_apart() {
+        for (text, host, literal, port) in [
+            ("matrix.org", "matrix.org", None, None),
+            ("matrix.org:8888", "matrix.org", None, Some(8888)),
+            ("1.2.3.4", "1.2.3.4", Some("1.2.3.4"), None),
+            ("1.2.3.4:1234", "1.2.3.4", Some("1.2.3.4"), Some(1234)),
+            ("[1234:5678::abcd]", "[1234:5678::abcd]", Some("1234:5678::abcd"), None),
+            ("[1234:5678::abcd]:5678", "[1234:5678::abcd]", Some("1234:5678::abcd"), Some(5678)),
+            ("localhost", "localhost", None, None),
+        ] {
+            let name = ServerName::parse(text).unwrap();
+            let literal = literal.map(|address| address.parse::<IpAddr>().unwrap());
+            assert_eq!((name.host(), name.literal(), name.port()), (host, literal, port), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_server_name_is_refused() {
+        for text in [
+            "",
+            ":8448",
+            "a:",
+            "a:b",
+            "a:99999",
+            "a:+1",
+            "a b",
+            "a/b",
+            "user@a",
+            "a?b",
+            "a#b",
+            "[::1",
+            "::1",
+            "a..b",
+            "ä.example",
+            "a\r\nb",
+            "https://a",
+        ] {
+            assert_eq!(ServerName::parse(text), Err(InvalidServerName), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_user_belongs_to_exactly_one_server_name() {
+        for (mxid, server_name, belongs) in [
+            ("@alice:hs.test", "hs.test", true),
+            ("@alice:hs.test:8448", "hs.test:8448", true),
+            ("@alice:hs.test:8448", "hs.test", false),
+            ("@alice:hs.test", "hs.test:8448", false),
+            ("@alice:evil.test", "hs.test", false),
+            ("@alice:evil.test:hs.test", "hs.test", false),
+            ("alice:hs.test", "hs.test", false),
+            ("@alice", "hs.test", false),
+            ("", "", false),
+        ] {
+            assert_eq!(is_user_of(mxid, server_name), belongs, "{mxid} {server_name}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! How requests fail: one list of failures, one table of codes.
+
+use std::time::Duration;
+
+use http::StatusCode;
+use waypost_shared::matrix_error::MatrixError;
+
+use crate::{
+    delivery::email::MailError, domain::threepid::InvalidAddress, federation::client::HomeserverError,
+    storage::StoreError,
+};
+
+/// A failed request.
+///
+/// The `Display` text goes to the client, so it names no address, token or SQL; the sources go to the log, once, where
+/// the router answers.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// What the shared readers of requests refuse: JSON, parameters.
+    #[error(transparent)]
+    Request(#[from] MatrixError),
+    /// No access token, or one that nobody has.
+    #[error("The access token is missing or unknown")]
+    Unauthorized,
+    /// `logout` with a token that nobody has.
+    #[error("The access token is unknown")]
+    UnknownToken,
+    /// There are policies that the user has not accepted.
+    #[error("Please accept the terms of service first")]
+    TermsNotSigned,
+    /// The request is about another user.
+    #[error("That Matrix id is not the one that this access token belongs to")]
+    NotYourMxid,
+    /// The user's homeserver is not on the list.
+    #[error("Users of that homeserver cannot register here")]
+    HomeserverNotAllowed,
+    /// The homeserver could not be asked, or answered what it should not.
+    #[error("{0}")]
+    Homeserver(#[from] HomeserverError),
+    /// A `client_secret` or `sid` with other characters than the specification has.
+    #[error("`{0}` must be 1 to 255 of the characters 0-9 a-z A-Z . = _ -")]
+    NotOpaqueId(&'static str),
+    /// Not an email address.
+    #[error("That is {0}")]
+    InvalidAddress(#[from] InvalidAddress),
+    /// The mail could not be sent.
+    #[error("The mail could not be sent")]
+    Mail(#[from] MailError),
+    /// `next_link` leads elsewhere than this server allows.
+    #[error("`next_link` is not one that this server redirects to")]
+    NextLinkNotAllowed,
+    /// No session has this `sid` and `client_secret`.
+    #[error("No session has this sid and client_secret")]
+    NoValidSession,
+    /// The same, to somebody who submits a token.
+    #[error("`sid` or `client_secret` is not that of a session")]
+    SubmitToNoSession,
+    /// The token is not the session's.
+    #[error("The token is incorrect")]
+    TokenIncorrect,
+    /// Too late, or too many wrong tokens.
+    #[error("This validation session has expired; ask for a new one")]
+    SessionExpired,
+    /// The token was not submitted yet.
+    #[error("This validation session has not yet been completed")]
+    SessionNotValidated,
+    /// A hash algorithm that is not offered.
+    #[error("`algorithm` must be one that hash_details lists")]
+    UnknownAlgorithm,
+    /// More addresses than one request may have.
+    #[error("At most {0} addresses can be looked up at once")]
+    TooManyAddresses(usize),
+    /// A pepper that is not in force; the one in force goes into the body, since some clients look for it there.
+    #[error("Unknown or invalid pepper: it may have been rotated")]
+    InvalidPepper {
+        /// The algorithm that was asked for.
+        algorithm: String,
+        /// The pepper in force.
+        lookup_pepper: String,
+    },
+    /// No key has this id.
+    #[error("There is no key with this id")]
+    UnknownKey,
+    /// Too often.
+    #[error("Too many requests")]
+    LimitExceeded(Duration),
+    /// A text that could not be made: a template of the operator's, or a signature.
+    #[error("Internal server error")]
+    Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The database failed. The client learns only that we did.
+    #[error("Internal server error")]
+    Store(#[from] StoreError),
+}
+
+impl From<&ApiError> for MatrixError {
+    fn from(error: &ApiError) -> Self {
+        use ApiError as E;
+        // No `_` arm: a new failure must choose its code here.
+        let (status, errcode) = match error {
+            E::Request(refused) => return refused.clone(),
+            E::Unauthorized => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
+            E::UnknownToken => (StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN"),
+            E::TermsNotSigned => (StatusCode::FORBIDDEN, "M_TERMS_NOT_SIGNED"),
+            E::NotYourMxid | E::HomeserverNotAllowed => (StatusCode::FORBIDDEN, "M_UNAUTHORIZED"),
+            E::Homeserver(error) => homeserver(error),
+            E::NotOpaqueId(_) | E::NextLinkNotAllowed | E::UnknownAlgorithm => {
+                (StatusCode::BAD_REQUEST, "M_INVALID_PARAM")
+            }
+            E::InvalidAddress(_) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
+            E::Mail(_) => (StatusCode::BAD_REQUEST, "M_EMAIL_SEND_ERROR"),
+            E::NoValidSession => (StatusCode::NOT_FOUND, "M_NO_VALID_SESSION"),
+            E::SubmitToNoSession => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
+            E::TokenIncorrect => (StatusCode::BAD_REQUEST, "M_TOKEN_INCORRECT"),
+            E::SessionExpired => (StatusCode::BAD_REQUEST, "M_SESSION_EXPIRED"),
+            E::SessionNotValidated => (StatusCode::BAD_REQUEST, "M_SESSION_NOT_VALIDATED"),
+            E::TooManyAddresses(_) => (StatusCode::BAD_REQUEST, "M_TOO_LARGE"),
+            E::InvalidPepper { .. } => (StatusCode::BAD_REQUEST, "M_INVALID_PEPPER"),
+            E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
+            E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
+            E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
+        };
+        let answer = Self::new(status, errcode, error.to_string());
+        match error {
+            E::InvalidPepper { algorithm, lookup_pepper } => {
+                answer.with("algorithm", algorithm.as_str()).with("lookup_pepper", lookup_pepper.as_str())
+            }
+            E::LimitExceeded(wait) => answer.retry_after(*wait),
+            _ => answer,
+        }
+    }
+}
+
+fn homeserver(error: &HomeserverError) -> (StatusCode, &'static str) {
+    match error {
+        HomeserverError::InvalidName => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
+        HomeserverError::TokenRefused | HomeserverError::WrongServer => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
+        HomeserverError::Unreachable(_) | HomeserverError::BadAnswer => (StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
+    }
+}

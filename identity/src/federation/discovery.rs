@@ -1,0 +1,209 @@
+//! From a server name to a place to connect to.
+//!
+//! Source: Server-Server API, "Resolving server names". The steps, in order: an address literal; a port; what
+//! `.well-known/matrix/server` delegates to; SRV `_matrix-fed._tcp`, then `_matrix._tcp`; port 8448.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, Request, Uri,
+    header::{CACHE_CONTROL, LOCATION},
+};
+use serde_json::Value;
+use waypost_shared::{
+    clock::{Clock, millis},
+    http_client::{CallLimits, HttpClient},
+    resolver::Resolver,
+};
+
+use crate::domain::server_name::ServerName;
+
+/// The port of servers that say nothing else.
+const DEFAULT_PORT: u16 = 8448;
+/// A .well-known file is a line; 50 KiB is what other servers allow.
+const WELL_KNOWN_LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(10), max_body: 50 * 1024 };
+const MAX_REDIRECTS: usize = 3;
+/// How long a delegation holds when the server does not say (Server-Server API: 24 hours, at most 48).
+const DEFAULT_CACHE: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_CACHE: Duration = Duration::from_secs(48 * 60 * 60);
+/// How long it is believed that there is no delegation (Server-Server API: up to an hour).
+const FAILURE_CACHE: Duration = Duration::from_secs(60 * 60);
+/// Strangers choose the names, so their number is bounded.
+const MAX_CACHED: usize = 10_000;
+
+/// Where to connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Destination {
+    /// The name for the URI, for `Host` and for TLS.
+    pub(crate) authority: String,
+    /// Hosts and ports to connect to, in this order.
+    pub(crate) targets: Vec<(String, u16)>,
+}
+
+/// Finds homeservers. Delegations are cached, SRV records by DNS itself.
+#[derive(Debug)]
+pub(crate) struct Discovery {
+    well_known: HttpClient,
+    clock: Clock,
+    delegations: Mutex<HashMap<String, Delegation>>,
+}
+
+#[derive(Clone, Debug)]
+struct Delegation {
+    to: Option<ServerName>,
+    until_ms: i64,
+}
+
+impl Discovery {
+    /// `well_known` reaches public addresses only: strangers name the servers.
+    pub(crate) fn new(well_known: HttpClient, clock: Clock) -> Self {
+        Self { well_known, clock, delegations: Mutex::default() }
+    }
+
+    /// Where `name` is to be reached. Whether anything answers there is not asked.
+    pub(crate) async fn find(&self, name: &ServerName, resolver: &Resolver) -> Destination {
+        if let Some(direct) = direct(name) {
+            return direct;
+        }
+        let delegated = self.delegated(name).await;
+        let name = delegated.as_ref().unwrap_or(name);
+        if let Some(direct) = direct(name) {
+            return direct;
+        }
+        for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
+            // A DNS server that cannot say whether there is a record is as good as none: the default port is tried.
+            let found = resolver.srv(&format!("{service}.{}", name.host())).await.unwrap_or_default();
+            if !found.is_empty() {
+                let targets = found.into_iter().map(|target| (target.host, target.port)).collect();
+                return Destination { authority: name.as_str().to_owned(), targets };
+            }
+        }
+        at(name, DEFAULT_PORT)
+    }
+
+    async fn delegated(&self, name: &ServerName) -> Option<ServerName> {
+        let now_ms = self.clock.now_ms();
+        if let Some(known) = self.cached(name, now_ms) {
+            return known.to;
+        }
+        let found = self.fetch(name).await;
+        let lives = found.as_ref().map_or(FAILURE_CACHE, |(_, lives)| *lives);
+        let to = found.map(|(to, _)| to);
+        let mut delegations = self.delegations.lock().unwrap_or_else(PoisonError::into_inner);
+        if delegations.len() >= MAX_CACHED {
+            delegations.clear();
+        }
+        let until_ms = now_ms.saturating_add(millis(lives));
+        delegations.insert(name.as_str().to_owned(), Delegation { to: to.clone(), until_ms });
+        to
+    }
+
+    fn cached(&self, name: &ServerName, now_ms: i64) -> Option<Delegation> {
+        let delegations = self.delegations.lock().unwrap_or_else(PoisonError::into_inner);
+        delegations.get(name.as_str()).filter(|known| known.until_ms > now_ms).cloned()
+    }
+
+    async fn fetch(&self, name: &ServerName) -> Option<(ServerName, Duration)> {
+        let mut uri: Uri = format!("https://{}/.well-known/matrix/server", name.host()).parse().ok()?;
+        for _ in 0..=MAX_REDIRECTS {
+            let request = Request::get(uri.clone()).body(Bytes::new()).ok()?;
+            let answer = self.well_known.send(request, WELL_KNOWN_LIMITS).await.ok()?;
+            if answer.status().is_redirection() {
+                uri = redirected(&uri, answer.headers())?;
+                continue;
+            }
+            if answer.status() != 200 {
+                return None;
+            }
+            let body: Value = serde_json::from_slice(answer.body()).ok()?;
+            let to = ServerName::parse(body.get("m.server")?.as_str()?).ok()?;
+            return Some((to, lives(answer.headers())));
+        }
+        None
+    }
+}
+
+/// The first two steps: what needs no discovery.
+fn direct(name: &ServerName) -> Option<Destination> {
+    match (name.literal(), name.port()) {
+        (_, Some(port)) => Some(at(name, port)),
+        (Some(_), None) => Some(at(name, DEFAULT_PORT)),
+        (None, None) => None,
+    }
+}
+
+fn at(name: &ServerName, port: u16) -> Destination {
+    Destination { authority: name.as_str().to_owned(), targets: vec![(name.host().to_owned(), port)] }
+}
+
+/// Where a redirect leads; https only, so that nobody on the way can choose the server.
+fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
+    let location = headers.get(LOCATION)?.to_str().ok()?;
+    let to = url::Url::parse(&from.to_string()).ok()?.join(location).ok()?;
+    (to.scheme() == "https").then(|| to.as_str().parse().ok())?
+}
+
+fn lives(headers: &HeaderMap) -> Duration {
+    let directives = headers.get(CACHE_CONTROL).and_then(|value| value.to_str().ok()).unwrap_or_default();
+    for directive in directives.split(',').map(str::trim) {
+        if directive.eq_ignore_ascii_case("no-store") || directive.eq_ignore_ascii_case("no-cache") {
+            return Duration::ZERO;
+        }
+        if let Some(seconds) = directive.strip_prefix("max-age=").and_then(|seconds| seconds.parse().ok()) {
+            return Duration::from_secs(seconds).min(MAX_CACHE);
+        }
+    }
+    DEFAULT_CACHE
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn literals_and_ports_need_no_discovery() {
+        for (name, host, port) in [
+            ("1.2.3.4", "1.2.3.4", 8448),
+            ("[::1]", "[::1]", 8448),
+            ("1.2.3.4:443", "1.2.3.4", 443),
+            ("hs.test:443", "hs.test", 443),
+        ] {
+            let expected = Destination { authority: name.to_owned(), targets: vec![(host.to_owned(), port)] };
+            assert_eq!(direct(&ServerName::parse(name).unwrap()), Some(expected));
+        }
+        assert_eq!(direct(&ServerName::parse("hs.test").unwrap()), None);
+    }
+
+    #[test]
+    fn a_delegation_holds_as_long_as_it_says_and_not_longer_than_two_days() {
+        for (value, seconds) in
+            [("max-age=60", 60), ("public, max-age=999999", 172_800), ("no-store", 0), ("public", 86_400)]
+        {
+            let headers = HeaderMap::from_iter([(CACHE_CONTROL, HeaderValue::from_static(value))]);
+            assert_eq!(lives(&headers), Duration::from_secs(seconds), "{value}");
+        }
+    }
+
+    #[test]
+    fn redirects_lead_to_https_only() {
+        let from: Uri = "https://hs.test/.well-known/matrix/server".parse().unwrap();
+        for (location, to) in [
+            ("/other", Some("https://hs.test/other")),
+            ("https://a.test/x", Some("https://a.test/x")),
+            ("http://a.test/x", None),
+            ("file:///etc/passwd", None),
+        ] {
+            let headers = HeaderMap::from_iter([(LOCATION, HeaderValue::from_static(location))]);
+            assert_eq!(redirected(&from, &headers).map(|to| to.to_string()).as_deref(), to);
+        }
+    }
+}

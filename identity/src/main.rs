@@ -1,0 +1,34 @@
+//! `waypost-identity`: a Matrix identity server.
+//!
+//! Begin at `routes.rs`: from there each endpoint is a function in `api/`, which knows the order of things; the rules
+//! are in `domain/`, the rows in `storage/`.
+
+mod api;
+mod app;
+mod auth;
+mod cli;
+mod config;
+mod delivery;
+mod domain;
+mod error;
+mod federation;
+mod jobs;
+mod metrics;
+mod routes;
+mod storage;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+fn main() -> ExitCode {
+    let cli = cli::Cli::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(cli::run(cli)),
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

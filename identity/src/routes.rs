@@ -1,0 +1,36 @@
+//! Every endpoint of the public listener, on a line each.
+
+use waypost_shared::http::Router;
+
+use crate::{
+    api::{account, associations, lookup, pubkey, status, terms, validation},
+    app::App,
+};
+
+/// The table of routes.
+pub(crate) fn routes() -> Router<App> {
+    Router::new()
+        // API version check, status check
+        .get("/_matrix/identity/versions", status::versions)
+        .get("/_matrix/identity/v2", status::ping)
+        // Authentication
+        .post("/_matrix/identity/v2/account/register", account::register)
+        .get("/_matrix/identity/v2/account", account::account)
+        .post("/_matrix/identity/v2/account/logout", account::logout)
+        // Terms of service
+        .get("/_matrix/identity/v2/terms", terms::terms)
+        .post("/_matrix/identity/v2/terms", terms::accept)
+        // Key management
+        .get("/_matrix/identity/v2/pubkey/isvalid", pubkey::is_valid)
+        .get("/_matrix/identity/v2/pubkey/{keyId}", pubkey::pubkey)
+        // Association lookup
+        .get("/_matrix/identity/v2/hash_details", lookup::hash_details)
+        .post("/_matrix/identity/v2/lookup", lookup::lookup)
+        // Email associations
+        .post("/_matrix/identity/v2/validate/email/requestToken", validation::request_email_token)
+        .post("/_matrix/identity/v2/validate/email/submitToken", validation::submit_email_token)
+        .get("/_matrix/identity/v2/validate/email/submitToken", validation::email_token_page)
+        // General
+        .get("/_matrix/identity/v2/3pid/getValidated3pid", validation::validated_threepid)
+        .post("/_matrix/identity/v2/3pid/bind", associations::bind)
+}

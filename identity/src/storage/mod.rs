@@ -1,0 +1,170 @@
+//! The database: rows in and out, one file for each group of tables.
+//!
+//! One SQL for both databases: `$1` parameters, `ON CONFLICT`, `RETURNING`, BIGINT, TEXT, BLOB or BYTEA. Where they
+//! differ, the method says so in a `match`.
+
+use std::{path::Path, str::FromStr as _, time::Duration};
+
+use sqlx::{
+    ConnectOptions as _, PgPool, SqlSafeStr as _, SqlitePool,
+    migrate::{Migration, MigrationType, Migrator},
+    postgres::{PgConnectOptions, PgPoolOptions},
+    sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
+};
+
+pub(crate) mod accounts;
+pub(crate) mod associations;
+pub(crate) mod rate_limits;
+pub(crate) mod sessions;
+pub(crate) mod settings;
+
+/// How long a statement waits for a connection before the request fails.
+const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// A database, with its pools of connections. Copies share them.
+#[derive(Clone, Debug)]
+pub(crate) enum Store {
+    /// The embedded default.
+    Sqlite {
+        /// Several readers.
+        read: SqlitePool,
+        /// One writer: SQLite has no more, and waiting in a queue here is fairer than its busy loop.
+        write: SqlitePool,
+    },
+    /// For several replicas.
+    Postgres(PgPool),
+}
+
+/// What went wrong with stored data.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    /// The database failed.
+    #[error("the database failed")]
+    Database(#[from] sqlx::Error),
+    /// The tables could not be brought up to date.
+    #[error("the database's tables could not be brought up to date")]
+    Migrate(#[from] sqlx::migrate::MigrateError),
+    /// A sealed value does not open.
+    #[error("a stored value cannot be read")]
+    Sealed(#[from] crate::domain::sealing::CannotOpen),
+    /// A row holds what this program never writes.
+    #[error("a stored {0} is not understood")]
+    Nonsense(&'static str),
+}
+
+/// Runs a block that only reads with the pool of whichever database it is.
+macro_rules! on_db {
+    ($store:expr, $pool:ident => $body:expr) => {
+        match $store {
+            $crate::storage::Store::Sqlite { read: $pool, .. } => $body,
+            $crate::storage::Store::Postgres($pool) => $body,
+        }
+    };
+}
+
+/// Runs one statement that writes.
+macro_rules! write_db {
+    ($store:expr, $pool:ident => $body:expr) => {
+        match $store {
+            $crate::storage::Store::Sqlite { write: $pool, .. } => $body,
+            $crate::storage::Store::Postgres($pool) => $body,
+        }
+    };
+}
+
+/// Runs a block in one transaction and commits it; an error that leaves the block rolls back.
+///
+/// SQLite begins IMMEDIATE: of 400 concurrent transactions that read and then wrote, a plain BEGIN failed 321.
+macro_rules! in_tx {
+    ($store:expr, $tx:ident => $body:expr) => {
+        match $store {
+            $crate::storage::Store::Sqlite { write, .. } => {
+                let mut $tx = write.begin_with("BEGIN IMMEDIATE").await?;
+                let done = $body;
+                $tx.commit().await?;
+                done
+            }
+            $crate::storage::Store::Postgres(pool) => {
+                let mut $tx = pool.begin().await?;
+                let done = $body;
+                $tx.commit().await?;
+                done
+            }
+        }
+    };
+}
+
+pub(crate) use {in_tx, on_db, write_db};
+
+impl Store {
+    /// Opens the database that `url` names (`sqlite:FILE` or `postgres://…`) and brings its tables up to date.
+    /// Several replicas may do so at once: a lock of the database's lets one go first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`]: it is not there, or refuses us, or its tables are newer than this program.
+    pub(crate) async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
+        let store = if url.starts_with("sqlite:") {
+            let options = SqliteConnectOptions::from_str(url)?
+                .create_if_missing(true)
+                .foreign_keys(true)
+                .journal_mode(SqliteJournalMode::Wal)
+                // What was answered must survive a power cut.
+                .synchronous(SqliteSynchronous::Full)
+                .busy_timeout(ACQUIRE_TIMEOUT)
+                .disable_statement_logging();
+            let pool =
+                |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
+            // The writer first: it creates the file.
+            let write = pool(1).connect_with(options.clone()).await?;
+            Self::Sqlite { read: pool(max_connections).connect_lazy_with(options), write }
+        } else {
+            let options =
+                PgConnectOptions::from_str(url)?.application_name("waypost-identity").disable_statement_logging();
+            let pool = PgPoolOptions::new().max_connections(max_connections).acquire_timeout(ACQUIRE_TIMEOUT);
+            Self::Postgres(pool.connect_with(options).await?)
+        };
+        store.migrate().await?;
+        Ok(store)
+    }
+
+    async fn migrate(&self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite { write, .. } => {
+                migrator(&[(1, "first", include_str!("../../migrations/sqlite/0001_first.sql"))]).run(write).await?;
+            }
+            Self::Postgres(pool) => {
+                migrator(&[(1, "first", include_str!("../../migrations/postgres/0001_first.sql"))]).run(pool).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends all connections, so that nothing is cut off in the middle.
+    pub(crate) async fn close(&self) {
+        match self {
+            Self::Sqlite { read, write } => {
+                read.close().await;
+                write.close().await;
+            }
+            Self::Postgres(pool) => pool.close().await,
+        }
+    }
+}
+
+fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
+    let migrations = migrations.iter().map(|(version, name, sql)| {
+        Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+    });
+    Migrator::with_migrations(migrations.collect())
+}
+
+/// The URL of an SQLite file; a `?` or `%` in its path must not be read as part of the URL.
+pub(crate) fn sqlite_url(file: &Path) -> String {
+    format!("sqlite:{}", file.display().to_string().replace('%', "%25").replace('?', "%3F"))
+}
+
+/// A fixed-size hash out of a row.
+fn fixed<const N: usize>(bytes: Vec<u8>, what: &'static str) -> Result<[u8; N], StoreError> {
+    bytes.try_into().map_err(|_| StoreError::Nonsense(what))
+}

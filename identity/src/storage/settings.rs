@@ -1,0 +1,65 @@
+//! Settings of the whole deployment: the pepper, and whether the storage keys belong to this database.
+
+use crate::domain::sealing::{Sealed, StorageKeys};
+
+use super::{Store, StoreError, in_tx, on_db};
+
+/// What is sealed to recognise the keys by.
+const KEY_CHECK: &str = "waypost";
+
+impl Store {
+    /// Whether `keys` are those that this database was written with. A new database takes them as its own.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`]. Wrong keys are `Ok(false)`.
+    pub(crate) async fn belongs_to(&self, keys: &StorageKeys) -> Result<bool, StoreError> {
+        let mine = keys.seal(Sealed::KeyCheck, KEY_CHECK);
+        let stored: Vec<u8> = in_tx!(self, tx => {
+            sqlx::query("INSERT INTO settings (name, value) VALUES ('key_check', $1) ON CONFLICT (name) DO NOTHING")
+                .bind(&mine)
+                .execute(&mut *tx)
+                .await?;
+            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'key_check'").fetch_one(&mut *tx).await?
+        });
+        Ok(keys.open(Sealed::KeyCheck, &stored).is_ok_and(|text| text == KEY_CHECK))
+    }
+
+    /// The pepper in force: the newest one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn pepper(&self) -> Result<Option<String>, StoreError> {
+        Ok(on_db!(self, pool => {
+            sqlx::query_scalar("SELECT pepper FROM peppers ORDER BY created_ms DESC, pepper LIMIT 1")
+                .fetch_optional(pool)
+                .await?
+        }))
+    }
+
+    /// Takes `pepper` into force if there is none yet; of several replicas that start at once, one wins.
+    /// Returns the one in force.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn first_pepper(&self, pepper: &str, now_ms: i64) -> Result<String, StoreError> {
+        const INSERT: &str =
+            "INSERT INTO peppers (pepper, created_ms) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM peppers)";
+        match self {
+            // One writer: the statement is alone.
+            Self::Sqlite { write, .. } => {
+                sqlx::query(INSERT).bind(pepper).bind(now_ms).execute(write).await?;
+            }
+            // Two such statements at once would both see an empty table.
+            Self::Postgres(pool) => {
+                let mut tx = pool.begin().await?;
+                sqlx::query("LOCK TABLE peppers IN EXCLUSIVE MODE").execute(&mut *tx).await?;
+                sqlx::query(INSERT).bind(pepper).bind(now_ms).execute(&mut *tx).await?;
+                tx.commit().await?;
+            }
+        }
+        self.pepper().await?.ok_or(StoreError::Nonsense("pepper"))
+    }
+}
