@@ -33,7 +33,7 @@ use crate::{
         signing::{InvalidSigningKey, SigningKey},
         terms::Terms,
     },
-    federation::client::Homeservers,
+    federation::Homeservers,
     metrics::Metrics,
     storage::{Store, StoreError, associations::Seen},
 };

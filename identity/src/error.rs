@@ -6,8 +6,7 @@ use http::StatusCode;
 use waypost_shared::matrix_error::MatrixError;
 
 use crate::{
-    delivery::email::MailError, domain::threepid::InvalidAddress, federation::client::HomeserverError,
-    storage::StoreError,
+    delivery::email::MailError, domain::threepid::InvalidAddress, federation::HomeserverError, storage::StoreError,
 };
 
 /// A failed request.

@@ -23,6 +23,8 @@ use waypost_shared::{
 
 use crate::domain::server_name::ServerName;
 
+use super::Destination;
+
 /// The port of servers that say nothing else.
 const DEFAULT_PORT: u16 = 8448;
 /// A .well-known file is a line; 50 KiB is what other servers allow.
@@ -36,19 +38,10 @@ const FAILURE_CACHE: Duration = Duration::from_secs(60 * 60);
 /// Strangers choose the names, so their number is bounded.
 const MAX_CACHED: usize = 10_000;
 
-/// Where to connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Destination {
-    /// The name for the URI, for `Host` and for TLS.
-    pub(crate) authority: String,
-    /// Hosts and ports to connect to, in this order.
-    pub(crate) targets: Vec<(String, u16)>,
-}
-
 /// Finds homeservers. Delegations are cached, SRV records by DNS itself.
-#[derive(Debug)]
-pub(crate) struct Discovery {
+pub(super) struct Discovery {
     well_known: HttpClient,
+    resolver: Resolver,
     clock: Clock,
     delegations: Mutex<HashMap<String, Delegation>>,
 }
@@ -61,12 +54,12 @@ struct Delegation {
 
 impl Discovery {
     /// `well_known` reaches public addresses only: strangers name the servers.
-    pub(crate) fn new(well_known: HttpClient, clock: Clock) -> Self {
-        Self { well_known, clock, delegations: Mutex::default() }
+    pub(super) fn new(well_known: HttpClient, resolver: Resolver, clock: Clock) -> Self {
+        Self { well_known, resolver, clock, delegations: Mutex::default() }
     }
 
     /// Where `name` is to be reached. Whether anything answers there is not asked.
-    pub(crate) async fn find(&self, name: &ServerName, resolver: &Resolver) -> Destination {
+    pub(super) async fn find(&self, name: &ServerName) -> Destination {
         if let Some(direct) = direct(name) {
             return direct;
         }
@@ -77,7 +70,7 @@ impl Discovery {
         }
         for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
             // A DNS server that cannot say whether there is a record is as good as none: the default port is tried.
-            let found = resolver.srv(&format!("{service}.{}", name.host())).await.unwrap_or_default();
+            let found = self.resolver.srv(&format!("{service}.{}", name.host())).await.unwrap_or_default();
             if !found.is_empty() {
                 let targets = found.into_iter().map(|target| (target.host, target.port)).collect();
                 return Destination { authority: name.as_str().to_owned(), targets };

@@ -1,0 +1,145 @@
+//! What all requests share: the configured apps and the memory of past pushes. Built once.
+
+use std::sync::Arc;
+
+use prometheus_client::registry::Registry;
+use waypost_shared::{
+    clock::Clock,
+    config_file::{ConfigError, Loaded},
+    http_client::{Outbound, OutboundError},
+    metrics::HttpMetrics,
+};
+
+use crate::{
+    config::{ApnsCredentials, AppConfig, Config, Content, FcmCredentials, NotifyConfig, ProviderConfig, PushType},
+    glob::ByGlob,
+    metrics::{AppMetrics, Metrics},
+    provider::{Provider, Shared},
+    seen::Seen,
+};
+
+/// Why the gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StartError {
+    /// A mistake that the operator can mend in the configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// A certificate file or the resolver's configuration.
+    #[error("calls to other servers cannot be set up")]
+    Outbound(#[from] OutboundError),
+}
+
+/// The gateway.
+#[derive(Debug)]
+pub(crate) struct App {
+    pub(crate) config: NotifyConfig,
+    pub(crate) seen: Arc<Seen>,
+    pub(crate) http: HttpMetrics,
+    /// Counts the pushes that no entry takes.
+    pub(crate) unmatched: AppMetrics,
+    entries: ByGlob<Entry>,
+    /// A line for each app, for people.
+    lines: Vec<String>,
+}
+
+/// One configured app.
+#[derive(Debug)]
+pub(crate) struct Entry {
+    /// As configured: this, and no `app_id` of a request, is what logs and metrics name.
+    pub(crate) id: String,
+    pub(crate) content: Content,
+    pub(crate) provider: Provider,
+    pub(crate) metrics: AppMetrics,
+}
+
+impl App {
+    /// Checks the configuration and sets up each app's provider; connects nowhere yet.
+    pub(crate) fn new(loaded: &Loaded<Config>, registry: &mut Registry, clock: Clock) -> Result<Arc<Self>, StartError> {
+        let Loaded { config, source } = loaded;
+        let apps = config.validate(source)?;
+        let mut shared = Shared::new(Outbound::new(&config.outbound)?, clock.clone());
+        let metrics = Metrics::register(registry);
+        let (mut entries, mut errors, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        for app in apps {
+            lines.push(line(&app));
+            let AppConfig { position, id, content, provider } = app;
+            let counters = metrics.of_app(&id, provider.name());
+            match Provider::new(provider, &mut shared) {
+                Ok(provider) => {
+                    entries.push((id.clone(), Entry { id, content, provider, metrics: counters }));
+                }
+                Err(error) => errors.push(certificate_error(loaded, position, &error)),
+            }
+        }
+        if !errors.is_empty() {
+            return Err(ConfigError::merge(errors).into());
+        }
+        Ok(Arc::new(Self {
+            config: config.notify.clone(),
+            seen: Arc::new(Seen::new(&config.seen, clock)),
+            unmatched: metrics.of_unmatched(),
+            http: metrics.http,
+            entries: ByGlob::new(entries),
+            lines,
+        }))
+    }
+
+    /// The entry for an `app_id`: the exact one, else the longest pattern that matches.
+    pub(crate) fn entry(&self, app_id: &str) -> Option<&Entry> {
+        self.entries.find(app_id)
+    }
+
+    /// What `check-config` says.
+    pub(crate) fn summary(&self, config: &Config) -> String {
+        let mut text = format!(
+            "The configuration is good.\npublic      {}\noperations  {}\n",
+            config.listen.public, config.listen.operations
+        );
+        match self.lines.len() {
+            0 => text.push_str("apps        none: add an [[apps]] entry for each app that is to be pushed to"),
+            count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
+        }
+        text
+    }
+}
+
+fn certificate_error(loaded: &Loaded<Config>, position: usize, error: &OutboundError) -> ConfigError {
+    loaded.source.error(&format!("apps.{position}.certificate_file"), error)
+}
+
+/// An app and where its pushes go, without anything secret.
+fn line(app: &AppConfig) -> String {
+    let provider = match &app.provider {
+        ProviderConfig::Apns(apns) => {
+            let credentials = match &apns.credentials {
+                ApnsCredentials::Token { key_id, team_id, .. } => format!("key {key_id} of team {team_id}"),
+                ApnsCredentials::Certificate { .. } => "a certificate".to_owned(),
+            };
+            let kind = match apns.push_type {
+                PushType::Alert => "alerts",
+                PushType::Background => "background pushes",
+                PushType::Voip => "calls",
+            };
+            format!("APNs at {}, {kind} for {}, with {credentials}", apns.endpoint, apns.topic)
+        }
+        ProviderConfig::Fcm(fcm) => {
+            let credentials = match &fcm.credentials {
+                FcmCredentials::ServiceAccount { email, .. } => email.as_str(),
+                FcmCredentials::WorkloadIdentity { .. } => "the machine's own identity",
+            };
+            format!("FCM at {}, project {}, as {credentials}", fcm.endpoint, fcm.project_id)
+        }
+        ProviderConfig::WebPush(webpush) => {
+            let hosts = match webpush.allowed_endpoints.len() {
+                0 => "any public host".to_owned(),
+                count => format!("hosts that match one of {count} patterns"),
+            };
+            format!("web push to {hosts}, as {}", webpush.vapid_contact)
+        }
+    };
+    let content = match app.content {
+        Content::IdsOnly => "ids only",
+        Content::Full => "full contents",
+    };
+    format!("  {}  {provider}; {content}", app.id)
+}

@@ -1,0 +1,222 @@
+//! The configuration file, section by section, with its defaults. `config.sample.toml` explains each key.
+
+mod app;
+mod apps;
+
+use std::{path::PathBuf, time::Duration};
+
+use serde::Deserialize;
+use serde_json::{Map, Value};
+use waypost_shared::{
+    config_file::{ConfigError, Source},
+    http_client::OutboundConfig,
+    serve::ServerConfig,
+    telemetry::LogConfig,
+};
+
+pub(crate) use app::{
+    ApnsConfig, ApnsCredentials, AppConfig, FcmConfig, FcmCredentials, ProviderConfig, WebPushConfig,
+};
+
+/// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
+const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;
+
+/// Homeservers wait 30 s and more for an answer; this leaves time for the answer itself.
+const LARGEST_BUDGET_SECS: u64 = 25;
+
+/// All of the configuration.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Config {
+    pub(crate) listen: ListenConfig,
+    pub(crate) server: ServerConfig,
+    pub(crate) outbound: OutboundConfig,
+    pub(crate) log: LogConfig,
+    pub(crate) notify: NotifyConfig,
+    pub(crate) seen: SeenConfig,
+    pub(crate) apps: Vec<AppSection>,
+}
+
+/// The section `[listen]`: where requests are taken.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct ListenConfig {
+    /// Address and port for homeservers. Default 127.0.0.1:5000.
+    pub(crate) public: String,
+    /// Address and port for health and metrics. Default 127.0.0.1:5001.
+    pub(crate) operations: String,
+}
+
+impl Default for ListenConfig {
+    fn default() -> Self {
+        Self { public: "127.0.0.1:5000".to_owned(), operations: "127.0.0.1:5001".to_owned() }
+    }
+}
+
+/// The section `[notify]`: how a request is dealt with.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct NotifyConfig {
+    /// Seconds in which all devices of a request are settled or given back. Default 20.
+    pub(crate) budget_secs: u64,
+    /// Seconds that a provider has for one attempt. Default 10.
+    pub(crate) attempt_timeout_secs: u64,
+    /// What becomes of a pushkey whose `app_id` no entry of `apps` matches. Default retry.
+    pub(crate) unknown_app: UnknownApp,
+    /// Devices that one request may name. Default 100.
+    pub(crate) max_devices: usize,
+}
+
+impl Default for NotifyConfig {
+    fn default() -> Self {
+        Self { budget_secs: 20, attempt_timeout_secs: 10, unknown_app: UnknownApp::Retry, max_devices: 100 }
+    }
+}
+
+impl NotifyConfig {
+    /// The time for a whole request.
+    pub(crate) fn budget(&self) -> Duration {
+        Duration::from_secs(self.budget_secs)
+    }
+
+    /// The time for one attempt.
+    pub(crate) fn attempt_timeout(&self) -> Duration {
+        Duration::from_secs(self.attempt_timeout_secs)
+    }
+}
+
+/// The answer for apps that are not configured.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum UnknownApp {
+    /// 503: a mistake in the configuration must not delete everybody's pushers.
+    Retry,
+    /// The pushkey is rejected, and the homeserver deletes the pusher.
+    Reject,
+}
+
+/// The section `[seen]`: what is remembered of past pushes, in memory.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct SeenConfig {
+    /// Seconds that a delivered event is remembered, so that no device gets it twice. Default 7200.
+    pub(crate) delivered_ttl_secs: u64,
+    /// Seconds that a dead pushkey is remembered, so that its provider is not asked again. Default 3600.
+    pub(crate) dead_ttl_secs: u64,
+    /// Entries of each kind at the most; the oldest make room. Default 200000.
+    pub(crate) max_entries: usize,
+}
+
+impl Default for SeenConfig {
+    fn default() -> Self {
+        Self { delivered_ttl_secs: 7200, dead_ttl_secs: 3600, max_entries: 200_000 }
+    }
+}
+
+/// How much of an event the provider may see.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Content {
+    /// Ids and counts; the app fetches the event itself.
+    IdsOnly,
+    /// All that the homeserver sent.
+    Full,
+}
+
+/// Which of Apple's services a device's token belongs to.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Environment {
+    /// Apps from the store and TestFlight.
+    Production,
+    /// Apps that were installed from Xcode.
+    Sandbox,
+}
+
+/// The values of `apns-push-type` that make sense here.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum PushType {
+    /// Shown to the user.
+    Alert,
+    /// Wakes the app in silence.
+    Background,
+    /// Rings.
+    Voip,
+}
+
+/// An entry of `[[apps]]`, as it is written. Which keys are needed depends on `type`, so none has a default here:
+/// `apps.rs` checks and fills in.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct AppSection {
+    pub(crate) id: Option<String>,
+    #[serde(rename = "type")]
+    pub(crate) kind: Option<String>,
+    pub(crate) content: Option<Content>,
+
+    // APNs and FCM
+    pub(crate) endpoint: Option<String>,
+
+    // APNs
+    pub(crate) topic: Option<String>,
+    pub(crate) environment: Option<Environment>,
+    pub(crate) key_file: Option<PathBuf>,
+    pub(crate) key_id: Option<String>,
+    pub(crate) team_id: Option<String>,
+    pub(crate) certificate_file: Option<PathBuf>,
+    pub(crate) certificate_key_file: Option<PathBuf>,
+    pub(crate) convert_device_token_to_hex: Option<bool>,
+    pub(crate) send_badge_counts: Option<bool>,
+    pub(crate) push_type: Option<PushType>,
+    pub(crate) collapse: Option<bool>,
+
+    // FCM
+    pub(crate) project_id: Option<String>,
+    pub(crate) service_account_file: Option<PathBuf>,
+    pub(crate) token_uri: Option<String>,
+    pub(crate) workload_identity: Option<bool>,
+    pub(crate) metadata_uri: Option<String>,
+    pub(crate) options: Option<Map<String, Value>>,
+
+    // Web push
+    pub(crate) vapid_key_file: Option<PathBuf>,
+    pub(crate) vapid_contact: Option<String>,
+    pub(crate) allowed_endpoints: Option<Vec<String>>,
+    pub(crate) ttl_secs: Option<u64>,
+    pub(crate) events_only: Option<bool>,
+}
+
+impl Config {
+    /// Checks what the types cannot, and reads the keys that the apps name. All mistakes come at once.
+    pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
+        let mut errors = Vec::new();
+        let mut must = |holds: bool, key: &str, problem: &str| {
+            if !holds {
+                errors.push(source.error(key, problem));
+            }
+        };
+        let NotifyConfig { budget_secs, attempt_timeout_secs, max_devices, .. } = self.notify;
+        let budget = format!("must be 1 to {LARGEST_BUDGET_SECS}: homeservers stop waiting soon after");
+        must((1..=LARGEST_BUDGET_SECS).contains(&budget_secs), "notify.budget_secs", &budget);
+        must(
+            (1..=budget_secs.max(1)).contains(&attempt_timeout_secs),
+            "notify.attempt_timeout_secs",
+            "must be 1 to notify.budget_secs",
+        );
+        must(max_devices > 0, "notify.max_devices", "must be 1 or more");
+        must(self.seen.max_entries > 0, "seen.max_entries", "must be 1 or more");
+        let body = format!("must be {LEAST_MAX_BODY_BYTES} or more: homeservers send whole events");
+        must(self.server.max_body_bytes >= LEAST_MAX_BODY_BYTES, "server.max_body_bytes", &body);
+
+        let apps = apps::validate(&self.apps, source).map_err(|error| errors.push(error));
+        match apps {
+            Ok(apps) if errors.is_empty() => Ok(apps),
+            _ => Err(ConfigError::merge(errors)),
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

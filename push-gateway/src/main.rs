@@ -1,0 +1,35 @@
+//! `waypost-push-gateway`: takes a homeserver's notifications and passes each to the push service of its app.
+//!
+//! Source: Matrix Push Gateway API.
+
+mod app;
+mod cli;
+mod config;
+mod encoding;
+mod error;
+mod fit;
+mod glob;
+mod jwt;
+mod metrics;
+mod notification;
+mod notify;
+mod provider;
+mod routes;
+mod seen;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    // First of all: rustls asks for it at the first client. Fails only when there is one already, which will do.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match cli::run(cli::Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.text());
+            error.exit_code()
+        }
+    }
+}

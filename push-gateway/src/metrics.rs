@@ -1,0 +1,145 @@
+//! All metrics of the gateway: their names, their labels, and what is counted where.
+
+use prometheus_client::{
+    encoding::EncodeLabelSet,
+    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    registry::Registry,
+};
+use waypost_shared::metrics::HttpMetrics;
+
+/// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
+const UNMATCHED: &str = "unmatched";
+
+/// How a push ended. Each push ends in exactly one of these.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Ended {
+    /// The provider took it.
+    Delivered,
+    /// The pushkey is dead; the homeserver is told so.
+    Gone,
+    /// The provider was busy or away until the budget was used up; the homeserver will send it again.
+    Busy,
+    /// The provider or the configuration will not have it.
+    Refused,
+    /// It had been delivered before.
+    Suppressed,
+    /// There was nothing to send, or the pusher's data cannot be understood.
+    Dropped,
+}
+
+impl Ended {
+    const ALL: [Self; 6] = [Self::Delivered, Self::Gone, Self::Busy, Self::Refused, Self::Suppressed, Self::Dropped];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Gone => "gone",
+            Self::Busy => "busy",
+            Self::Refused => "refused",
+            Self::Suppressed => "suppressed",
+            Self::Dropped => "dropped",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct PushLabels {
+    /// The app's `id` as configured, which may be a pattern; never an `app_id` that a request names.
+    app: String,
+    provider: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct ProviderLabels {
+    provider: &'static str,
+}
+
+/// The registered metrics.
+#[derive(Clone, Debug)]
+pub(crate) struct Metrics {
+    /// Requests of homeservers.
+    pub(crate) http: HttpMetrics,
+    pushes: Family<PushLabels, Counter>,
+    seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+}
+
+/// From a provider next door (5 ms) to one that used up an attempt.
+fn attempt_histogram() -> Histogram {
+    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0])
+}
+
+impl Metrics {
+    /// Registers all of them, with the prefix `waypost_push_gateway_`.
+    pub(crate) fn register(registry: &mut Registry) -> Self {
+        let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
+        let metrics = Self {
+            http: HttpMetrics::register(registry),
+            pushes: Family::default(),
+            seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
+        };
+        registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
+        registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
+        metrics
+    }
+
+    /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
+    /// an app before its first push.
+    pub(crate) fn of_app(&self, app: &str, provider: &'static str) -> AppMetrics {
+        let counter = |ended: Ended| {
+            let labels = PushLabels { app: app.to_owned(), provider, outcome: ended.label() };
+            self.pushes.get_or_create_owned(&labels)
+        };
+        AppMetrics {
+            ended: Ended::ALL.map(counter),
+            seconds: self.seconds.get_or_create_owned(&ProviderLabels { provider }),
+        }
+    }
+
+    /// The counters of pushes that no configured app takes.
+    pub(crate) fn of_unmatched(&self) -> AppMetrics {
+        self.of_app(UNMATCHED, UNMATCHED)
+    }
+}
+
+/// The metrics of one app.
+#[derive(Clone, Debug)]
+pub(crate) struct AppMetrics {
+    /// In the order of [`Ended::ALL`].
+    ended: [Counter; 6],
+    seconds: Histogram,
+}
+
+impl AppMetrics {
+    /// Counts a push.
+    pub(crate) fn ended(&self, ended: Ended) {
+        self.ended[ended as usize].inc();
+    }
+
+    /// Measures a call of the provider.
+    pub(crate) fn attempt_took(&self, seconds: f64) {
+        self.seconds.observe(seconds);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_end_has_its_own_counter() {
+        let mut registry = Registry::default();
+        let app = Metrics::register(&mut registry).of_app("org.example.*", "apns");
+        for (times, ended) in Ended::ALL.into_iter().enumerate() {
+            for _ in 0..=times {
+                app.ended(ended);
+            }
+        }
+        let text = waypost_shared::metrics::text(&registry);
+        for (times, ended) in Ended::ALL.into_iter().enumerate() {
+            let labels = format!("app=\"org.example.*\",provider=\"apns\",outcome=\"{}\"", ended.label());
+            let line = format!("pushes_total{{{labels}}} {}\n", times + 1);
+            assert!(text.contains(&line), "{line} not in {text}");
+        }
+    }
+}

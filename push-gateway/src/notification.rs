@@ -1,0 +1,318 @@
+//! The request: what arrived about one event, and the devices that it is for.
+//!
+//! Source: Push Gateway API, `POST /_matrix/push/v1/notify`; where deployed homeservers differ from it, they win
+//! (null for "not there", an empty `sender` and `id`, missing `tweaks`).
+
+use serde_json::{Map, Value};
+
+use crate::config::{Content, NotifyConfig};
+
+/// Element X sends this each time its user presses "test"; Sygnal's name for an event that does not exist.
+const TEST_EVENT_ID: &str = "$THIS_IS_A_FAKE_EVENT_ID";
+
+/// What an encrypted notification (MSC3013) consists of. Passed on untouched.
+pub(crate) const ENCRYPTED_KEYS: [&str; 3] = ["ciphertext", "ephemeral", "mac"];
+
+/// Events that ring. The last two are what Element Call sends until MSC3401 and MSC4075 are stable.
+const CALL_EVENTS: [&str; 5] = [
+    "m.call.invite",
+    "m.call.member",
+    "m.rtc.notification",
+    "org.matrix.msc3401.call.member",
+    "org.matrix.msc4075.rtc.notification",
+];
+
+/// Texts of a notification that may be there.
+const TEXT_KEYS: [&str; 8] =
+    ["event_id", "room_id", "type", "sender", "sender_display_name", "room_name", "room_alias", "membership"];
+
+/// A number of seconds above this is one of milliseconds: as seconds it would be the year 5138.
+const LARGEST_SECONDS: i64 = 100_000_000_000;
+
+/// Why a request is not a notification. Names the field, never its value: pushkeys are secrets.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidNotification {
+    /// `notification` itself is not an object.
+    #[error("`notification` must be an object")]
+    NotAnObject,
+    /// A required field is missing.
+    #[error("Missing parameters: {0}")]
+    Missing(String),
+    /// A field has the wrong type or an impossible value.
+    #[error("`{field}` {must}")]
+    Invalid {
+        /// The field's place, such as `notification.devices[0].pushkey`.
+        field: String,
+        /// What it must be.
+        must: &'static str,
+    },
+    /// More devices than one request may name.
+    #[error("`notification.devices` may name {0} devices at the most")]
+    TooManyDevices(usize),
+}
+
+/// How urgent the homeserver calls it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Priority {
+    /// The default, and what an unknown priority counts as.
+    High,
+    /// May wait until the device wakes anyway.
+    Low,
+}
+
+impl Priority {
+    /// As the specification writes it.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::High => "high",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// What a user has not seen. `None` says nothing, 0 clears.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Counts {
+    /// Unread messages in all rooms.
+    pub(crate) unread: Option<i64>,
+    /// Missed calls in all rooms.
+    pub(crate) missed_calls: Option<i64>,
+}
+
+impl Counts {
+    /// The number on the app's icon, unless the request says nothing about it.
+    pub(crate) fn badge(self) -> Option<i64> {
+        if self == Self::default() {
+            return None;
+        }
+        Some(self.unread.unwrap_or(0).saturating_add(self.missed_calls.unwrap_or(0)))
+    }
+}
+
+/// How much of a notification one device gets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Who, where and what.
+    Full,
+    /// The ids, from which the app fetches the rest itself.
+    IdsOnly,
+    /// No event: only the counts changed.
+    CountsOnly,
+}
+
+/// One device of a request.
+#[derive(Clone, Debug)]
+pub(crate) struct Device {
+    /// Chooses the app's configuration.
+    pub(crate) app_id: String,
+    /// The provider's address of the device, byte for byte as it came. A secret.
+    pub(crate) pushkey: String,
+    /// When the pushkey was last set, in milliseconds since the epoch.
+    pub(crate) pushkey_ts_ms: Option<i64>,
+    /// What the client stored with its pusher.
+    pub(crate) data: Map<String, Value>,
+    /// What is wrong with `data`, if anything: then nothing is sent to this device.
+    pub(crate) fault: Option<InvalidNotification>,
+}
+
+impl Device {
+    /// The payload that the app wants the rest merged into.
+    pub(crate) fn default_payload(&self) -> Map<String, Value> {
+        self.data.get("default_payload").and_then(Value::as_object).cloned().unwrap_or_default()
+    }
+
+    /// A switch of the pusher's data that is off unless it is `true`.
+    pub(crate) fn is_on(&self, switch: &str) -> bool {
+        self.data.get(switch) == Some(&Value::Bool(true))
+    }
+}
+
+/// A notification whose known fields have the right types.
+#[derive(Clone, Debug)]
+pub(crate) struct Notification {
+    /// As it came, but for the devices.
+    raw: Map<String, Value>,
+    pub(crate) counts: Counts,
+    pub(crate) prio: Priority,
+    pub(crate) devices: Vec<Device>,
+}
+
+impl Notification {
+    /// Reads a request's body.
+    pub(crate) fn parse(mut body: Map<String, Value>, limits: &NotifyConfig) -> Result<Self, InvalidNotification> {
+        let mut raw = match body.remove("notification") {
+            Some(Value::Object(raw)) => raw,
+            None | Some(Value::Null) => return Err(InvalidNotification::Missing("notification".to_owned())),
+            Some(_) => return Err(InvalidNotification::NotAnObject),
+        };
+        let devices = match raw.remove("devices") {
+            Some(Value::Array(devices)) => devices,
+            None | Some(Value::Null) => return Err(InvalidNotification::Missing("notification.devices".to_owned())),
+            Some(_) => return Err(invalid("notification.devices", "must be a list of devices")),
+        };
+        if devices.is_empty() {
+            return Err(invalid("notification.devices", "must name at least one device"));
+        }
+        if devices.len() > limits.max_devices {
+            return Err(InvalidNotification::TooManyDevices(limits.max_devices));
+        }
+        for key in TEXT_KEYS {
+            if !matches!(raw.get(key), None | Some(Value::Null | Value::String(_))) {
+                return Err(invalid(&format!("notification.{key}"), "must be a string"));
+            }
+        }
+        if !matches!(raw.get("content"), None | Some(Value::Null | Value::Object(_))) {
+            return Err(invalid("notification.content", "must be an object"));
+        }
+        let counts = counts(raw.get("counts"))?;
+        let prio = match raw.get("prio").and_then(Value::as_str) {
+            Some("low") => Priority::Low,
+            _ => Priority::High,
+        };
+        let devices = devices
+            .into_iter()
+            .enumerate()
+            .map(|(number, device)| device_of(device, &format!("notification.devices[{number}]")))
+            .collect::<Result<_, _>>()?;
+        Ok(Self { raw, counts, prio, devices })
+    }
+
+    /// A text of the notification; null and the empty text count as not there.
+    pub(crate) fn text(&self, key: &str) -> Option<&str> {
+        self.raw.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
+    }
+
+    /// The event's content.
+    pub(crate) fn content(&self) -> Option<&Map<String, Value>> {
+        self.raw.get("content").and_then(Value::as_object)
+    }
+
+    /// A text of the event's content.
+    pub(crate) fn content_text(&self, key: &str) -> Option<&str> {
+        self.content()?.get(key)?.as_str().filter(|text| !text.is_empty())
+    }
+
+    /// What the event is about whom: Synapse says it beside the content, the specification in it.
+    pub(crate) fn membership(&self) -> Option<&str> {
+        self.text("membership").or_else(|| self.content_text("membership"))
+    }
+
+    /// Whether the event is about this user's own membership.
+    pub(crate) fn user_is_target(&self) -> Option<bool> {
+        self.raw.get("user_is_target").and_then(Value::as_bool)
+    }
+
+    /// Who sent the event, as people read it.
+    pub(crate) fn sender_name(&self) -> &str {
+        self.text("sender_display_name").or_else(|| self.text("sender")).unwrap_or_default()
+    }
+
+    /// Where the event was sent, as people read it.
+    pub(crate) fn room_name(&self) -> Option<&str> {
+        self.text("room_name").or_else(|| self.text("room_alias"))
+    }
+
+    /// The parts of an encrypted notification, as they came.
+    pub(crate) fn encrypted_parts(&self) -> impl Iterator<Item = (&'static str, &Value)> {
+        ENCRYPTED_KEYS.into_iter().filter_map(move |key| Some((key, self.raw.get(key)?)))
+    }
+
+    /// Whether the event asks somebody to pick up.
+    pub(crate) fn is_call(&self) -> bool {
+        self.text("type").is_some_and(|kind| CALL_EVENTS.contains(&kind))
+    }
+
+    /// Whether a person pressed "test", and so wants to see each one.
+    pub(crate) fn is_test(&self) -> bool {
+        self.text("event_id") == Some(TEST_EVENT_ID)
+    }
+
+    /// How much of this notification `device` gets from an app that is configured to relay `content`.
+    pub(crate) fn kind(&self, content: Content, device: &Device) -> Kind {
+        if self.text("event_id").is_none() {
+            // What is encrypted may be an event.
+            let encrypted = self.text("ciphertext").is_some();
+            return if encrypted { Kind::IdsOnly } else { Kind::CountsOnly };
+        }
+        let wants_ids = device.data.get("format").and_then(Value::as_str) == Some("event_id_only");
+        match content {
+            Content::Full if self.text("type").is_some() && !wants_ids => Kind::Full,
+            Content::Full | Content::IdsOnly => Kind::IdsOnly,
+        }
+    }
+}
+
+fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> {
+    let Value::Object(mut device) = device else {
+        return Err(invalid(place, "must be an object"));
+    };
+    let app_id = required(&mut device, place, "app_id")?;
+    let pushkey = required(&mut device, place, "pushkey")?;
+    let pushkey_ts_ms = match device.get("pushkey_ts") {
+        None | Some(Value::Null) => None,
+        Some(value) => {
+            let time = integer(value).ok_or_else(|| invalid(&format!("{place}.pushkey_ts"), "must be an integer"))?;
+            Some(if time > LARGEST_SECONDS { time } else { time.saturating_mul(1000) })
+        }
+    };
+    if !matches!(device.get("tweaks"), None | Some(Value::Null | Value::Object(_))) {
+        return Err(invalid(&format!("{place}.tweaks"), "must be an object"));
+    }
+    // A client's mistake in its pusher's data is this device's alone: the others still get their push.
+    let (data, fault) = match device.remove("data") {
+        None | Some(Value::Null) => (Map::new(), None),
+        Some(Value::Object(data)) => {
+            let is_good = matches!(data.get("default_payload"), None | Some(Value::Null | Value::Object(_)));
+            let fault = (!is_good).then(|| invalid(&format!("{place}.data.default_payload"), "must be an object"));
+            (data, fault)
+        }
+        Some(_) => (Map::new(), Some(invalid(&format!("{place}.data"), "must be an object"))),
+    };
+    Ok(Device { app_id, pushkey, pushkey_ts_ms, data, fault })
+}
+
+fn required(device: &mut Map<String, Value>, place: &str, key: &str) -> Result<String, InvalidNotification> {
+    match device.remove(key) {
+        None | Some(Value::Null) => Err(InvalidNotification::Missing(format!("{place}.{key}"))),
+        Some(Value::String(text)) if !text.is_empty() => Ok(text),
+        Some(_) => Err(invalid(&format!("{place}.{key}"), "must be a string that is not empty")),
+    }
+}
+
+fn counts(value: Option<&Value>) -> Result<Counts, InvalidNotification> {
+    let counts = match value {
+        None | Some(Value::Null) => return Ok(Counts::default()),
+        Some(Value::Object(counts)) => counts,
+        Some(_) => return Err(invalid("notification.counts", "must be an object")),
+    };
+    let count = |key: &str| match counts.get(key) {
+        None | Some(Value::Null) => Ok(None),
+        Some(value) => match integer(value) {
+            Some(count) => Ok(Some(count)),
+            None => Err(invalid(&format!("notification.counts.{key}"), "must be an integer")),
+        },
+    };
+    Ok(Counts { unread: count("unread")?, missed_calls: count("missed_calls")? })
+}
+
+/// A whole number between -2^53 and 2^53, also when it is written with a fraction of nothing (`2.0`).
+fn integer(value: &Value) -> Option<i64> {
+    const LARGEST: i64 = 1 << 53;
+    let number = match value.as_i64() {
+        Some(number) => number,
+        None => {
+            let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
+            // Through text, since a cast would turn what does not fit into something that does.
+            format!("{number:.0}").parse().ok()?
+        }
+    };
+    (-LARGEST..=LARGEST).contains(&number).then_some(number)
+}
+
+fn invalid(field: &str, must: &'static str) -> InvalidNotification {
+    InvalidNotification::Invalid { field: field.to_owned(), must }
+}
+
+#[cfg(test)]
+#[path = "notification_tests.rs"]
+pub(crate) mod tests;

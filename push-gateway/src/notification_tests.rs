@@ -1,0 +1,142 @@
+//! The leniency that COMPAT.md's homeservers need, and what is refused nevertheless.
+
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+
+use serde_json::json;
+
+use super::*;
+
+/// A notification of a whole request, for the tests of the payloads.
+pub(crate) fn notification(value: Value) -> Notification {
+    parse(json!({"notification": value})).unwrap()
+}
+
+fn parse(body: Value) -> Result<Notification, InvalidNotification> {
+    let Value::Object(body) = body else { panic!("a body is an object") };
+    Notification::parse(body, &NotifyConfig::default())
+}
+
+fn refused(notification: Value) -> String {
+    parse(json!({"notification": notification})).unwrap_err().to_string()
+}
+
+#[test]
+fn a_badge_update_of_synapse_is_counts_only() {
+    let parsed = notification(json!({
+        "id": "", "type": null, "sender": "", "counts": {"unread": 0},
+        "devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": 1_700_000_000, "data": null}],
+    }));
+    assert_eq!(parsed.counts, Counts { unread: Some(0), missed_calls: None });
+    assert_eq!(parsed.counts.badge(), Some(0));
+    assert_eq!(parsed.kind(Content::Full, &parsed.devices[0]), Kind::CountsOnly);
+    assert_eq!(parsed.devices[0].pushkey_ts_ms, Some(1_700_000_000_000));
+}
+
+#[test]
+fn absent_and_null_fields_are_the_same() {
+    for extra in [json!({}), json!({"counts": null, "prio": null, "content": null, "room_name": null, "new": [1]})] {
+        let mut value = json!({"event_id": "$e", "room_id": "!r", "devices": [{"app_id": "a", "pushkey": "k"}]});
+        value.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+        let parsed = notification(value);
+        assert_eq!((parsed.counts.badge(), parsed.prio), (None, Priority::High));
+        assert_eq!(parsed.kind(Content::Full, &parsed.devices[0]), Kind::IdsOnly);
+        assert_eq!(parsed.devices[0].pushkey_ts_ms, None);
+    }
+}
+
+#[test]
+fn an_unknown_priority_is_high() {
+    for (prio, expected) in [("low", Priority::Low), ("high", Priority::High), ("urgent", Priority::High)] {
+        let parsed = notification(json!({"prio": prio, "devices": [{"app_id": "a", "pushkey": "k"}]}));
+        assert_eq!(parsed.prio, expected);
+    }
+}
+
+#[test]
+fn contents_are_relayed_only_where_the_app_and_the_pusher_want_them() {
+    let full = |data: Value| {
+        notification(json!({
+            "event_id": "$e", "type": "m.room.message", "devices": [{"app_id": "a", "pushkey": "k", "data": data}],
+        }))
+    };
+    let plain = full(json!({}));
+    assert_eq!(plain.kind(Content::Full, &plain.devices[0]), Kind::Full);
+    assert_eq!(plain.kind(Content::IdsOnly, &plain.devices[0]), Kind::IdsOnly);
+    let ids = full(json!({"format": "event_id_only"}));
+    assert_eq!(ids.kind(Content::Full, &ids.devices[0]), Kind::IdsOnly);
+}
+
+#[test]
+fn numbers_reach_to_2_to_the_53() {
+    let unread = |value: Value| {
+        parse(json!({"notification": {"counts": {"unread": value}, "devices": [{"app_id": "a", "pushkey": "k"}]}}))
+            .map(|parsed| parsed.counts.unread)
+    };
+    assert_eq!(unread(json!(9_007_199_254_740_992_i64)), Ok(Some(9_007_199_254_740_992)));
+    assert_eq!(unread(json!(2.0)), Ok(Some(2)));
+    for wrong in [json!(9_007_199_254_740_993_i64), json!(u64::MAX), json!(1e30), json!(1.5), json!("1"), json!([])] {
+        let error = unread(wrong).unwrap_err().to_string();
+        assert_eq!(error, "`notification.counts.unread` must be an integer");
+    }
+}
+
+#[test]
+fn an_error_names_the_field_and_not_its_value() {
+    let device = json!({"app_id": "a", "pushkey": "k"});
+    for (value, expected) in [
+        (json!(5), "`notification` must be an object"),
+        (json!(null), "Missing parameters: notification"),
+        (json!({}), "Missing parameters: notification.devices"),
+        (json!({"devices": {}}), "`notification.devices` must be a list of devices"),
+        (json!({"devices": []}), "`notification.devices` must name at least one device"),
+        (json!({"devices": [device, 5]}), "`notification.devices[1]` must be an object"),
+        (json!({"devices": [{"app_id": "a"}]}), "Missing parameters: notification.devices[0].pushkey"),
+        (
+            json!({"devices": [{"app_id": "a", "pushkey": {"secret": 1}}]}),
+            "`notification.devices[0].pushkey` must be a string that is not empty",
+        ),
+        (
+            json!({"devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": "now"}]}),
+            "`notification.devices[0].pushkey_ts` must be an integer",
+        ),
+        (
+            json!({"devices": [{"app_id": "a", "pushkey": "k", "tweaks": 1}]}),
+            "`notification.devices[0].tweaks` must be an object",
+        ),
+        (json!({"devices": [device], "event_id": 5}), "`notification.event_id` must be a string"),
+        (json!({"devices": [device], "content": "x"}), "`notification.content` must be an object"),
+        (json!({"devices": [device], "counts": [1]}), "`notification.counts` must be an object"),
+    ] {
+        assert_eq!(refused(value), expected);
+    }
+    let many: Vec<_> = (0..101).map(|_| device.clone()).collect();
+    assert_eq!(refused(json!({"devices": many})), "`notification.devices` may name 100 devices at the most");
+}
+
+#[test]
+fn a_mistake_in_the_data_is_that_devices_alone() {
+    let parsed = notification(json!({"devices": [
+        {"app_id": "a", "pushkey": "1", "data": {"default_payload": []}},
+        {"app_id": "a", "pushkey": "2", "data": "x"},
+        {"app_id": "a", "pushkey": "3", "data": {"default_payload": {}}},
+    ]}));
+    let faults: Vec<_> = parsed.devices.iter().map(|device| device.fault.as_ref().map(ToString::to_string)).collect();
+    assert_eq!(
+        faults,
+        [
+            Some("`notification.devices[0].data.default_payload` must be an object".to_owned()),
+            Some("`notification.devices[1].data` must be an object".to_owned()),
+            None,
+        ]
+    );
+}
+
+#[test]
+fn an_encrypted_notification_is_more_than_counts() {
+    let parsed = notification(json!({
+        "ciphertext": "c", "ephemeral": "e", "mac": "m", "devices": [{"app_id": "a", "pushkey": "k"}],
+    }));
+    assert_eq!(parsed.kind(Content::IdsOnly, &parsed.devices[0]), Kind::IdsOnly);
+    let parts: Vec<_> = parsed.encrypted_parts().map(|(key, _)| key).collect();
+    assert_eq!(parts, ["ciphertext", "ephemeral", "mac"]);
+}

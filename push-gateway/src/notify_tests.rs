@@ -1,0 +1,180 @@
+//! Whole requests, against a stand-in for FCM that is served on a port of this machine.
+
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+
+use std::{
+    net::Ipv4Addr,
+    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
+};
+
+use http::{HeaderMap, Method, StatusCode};
+use prometheus_client::registry::Registry;
+use serde_json::Value;
+use waypost_shared::{
+    clock::Clock,
+    config_file::{Loaded, Source},
+    http::{Router, json_with},
+    matrix_error::MatrixError,
+    serve::{self, ServerConfig, Stop},
+};
+
+use super::*;
+use crate::config::{AppSection, Config};
+
+/// What FCM sees and says.
+#[derive(Default)]
+struct StandIn {
+    pushes: AtomicUsize,
+    tokens: AtomicUsize,
+    status: AtomicU16,
+}
+
+async fn token(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixError> {
+    fcm.tokens.fetch_add(1, Ordering::SeqCst);
+    Ok(json(&json!({"access_token": "t", "expires_in": 3600})))
+}
+
+async fn push(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixError> {
+    fcm.pushes.fetch_add(1, Ordering::SeqCst);
+    let status = StatusCode::from_u16(fcm.status.load(Ordering::SeqCst)).unwrap();
+    Ok(json_with(status, &json!({"error": {"details": [{"errorCode": "UNREGISTERED"}]}})))
+}
+
+/// A gateway whose only app goes to a stand-in that answers with `status`.
+async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Arc<StandIn>, Clock) {
+    let fcm = Arc::new(StandIn { status: AtomicU16::new(status), ..StandIn::default() });
+    let listener = serve::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let routes = Router::new().get("/token", token).post("/v1/projects/p/messages:send", push);
+    let state = fcm.clone();
+    tokio::spawn(async move {
+        // Kept by the task, so that it is never asked to stop.
+        let (_never, stop) = Stop::manual();
+        serve::serve(listener, routes, state, &ServerConfig::default(), None, stop).await
+    });
+    let app = AppSection {
+        id: Some("org.example.*".to_owned()),
+        kind: Some("fcm".to_owned()),
+        project_id: Some("p".to_owned()),
+        endpoint: Some(format!("http://{address}")),
+        metadata_uri: Some(format!("http://{address}/token")),
+        workload_identity: Some(true),
+        ..AppSection::default()
+    };
+    let mut config = Config { apps: vec![app], ..Config::default() };
+    // No name is looked up here, and no machine's own configuration matters.
+    config.outbound.dns_servers = vec!["127.0.0.1:53".parse().unwrap()];
+    config.notify.budget_secs = 1;
+    config.notify.attempt_timeout_secs = 1;
+    change(&mut config);
+    let clock = Clock::manual(1_700_000_000_000);
+    let loaded = Loaded { config, source: Source::default() };
+    (App::new(&loaded, &mut Registry::default(), clock.clone()).unwrap(), fcm, clock)
+}
+
+fn incoming(body: Value) -> Incoming {
+    Incoming {
+        method: Method::POST,
+        path: "/_matrix/push/v1/notify".to_owned(),
+        path_params: Vec::new(),
+        query: String::new(),
+        headers: HeaderMap::new(),
+        body: Bytes::from(body.to_string()),
+        source: Ipv4Addr::LOCALHOST.into(),
+        request_id: "r".to_owned(),
+    }
+}
+
+fn event(event_id: &str, devices: Value) -> Incoming {
+    incoming(json!({"notification": {"event_id": event_id, "room_id": "!r", "devices": devices}}))
+}
+
+fn device(pushkey: &str) -> Value {
+    json!({"app_id": "org.example.android", "pushkey": pushkey, "pushkey_ts": 1})
+}
+
+async fn answered(app: &Arc<App>, request: Incoming) -> (u16, Value) {
+    let response = match notify(app.clone(), request).await {
+        Ok(response) => response,
+        Err(error) => MatrixError::from(&error).into_response(),
+    };
+    (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap())
+}
+
+#[tokio::test]
+async fn fifty_copies_at_once_are_one_push() {
+    let (app, fcm, _clock) = gateway(200, |_| ()).await;
+    let copies = (0..50).map(|_| answered(&app, event("$e", json!([device("k")]))));
+    for answer in join_all(copies).await {
+        assert_eq!(answer, (200, json!({"rejected": []})));
+    }
+    assert_eq!((fcm.pushes.load(Ordering::SeqCst), fcm.tokens.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[tokio::test]
+async fn tests_and_counts_are_never_suppressed() {
+    let (app, fcm, _clock) = gateway(200, |_| ()).await;
+    let counts = incoming(json!({"notification": {"counts": {"unread": 1}, "devices": [device("k")]}}));
+    for request in [event("$THIS_IS_A_FAKE_EVENT_ID", json!([device("k")])), counts] {
+        let before = fcm.pushes.load(Ordering::SeqCst);
+        for _ in 0..2 {
+            assert_eq!(answered(&app, request.clone()).await, (200, json!({"rejected": []})));
+        }
+        assert_eq!(fcm.pushes.load(Ordering::SeqCst), before + 2);
+    }
+}
+
+#[tokio::test]
+async fn a_dead_pushkey_is_rejected_from_memory_until_it_is_set_again() {
+    let (app, fcm, clock) = gateway(404, |_| ()).await;
+    for event_id in ["$1", "$2"] {
+        let answer = answered(&app, event(event_id, json!([device("k"), device("k")]))).await;
+        assert_eq!(answer, (200, json!({"rejected": ["k"]})));
+    }
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 1);
+    fcm.status.store(200, Ordering::SeqCst);
+    let mut again = device("k");
+    again["pushkey_ts"] = (clock.now_ms() / 1000 + 1).into();
+    assert_eq!(answered(&app, event("$2", json!([again]))).await, (200, json!({"rejected": []})));
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 2);
+}
+
+#[tokio::test]
+async fn a_busy_provider_is_tried_again_and_then_the_homeserver_is_asked_to() {
+    let (app, fcm, _clock) = gateway(503, |_| ()).await;
+    let (status, body) = answered(&app, event("$e", json!([device("k")]))).await;
+    assert_eq!((status, &body["errcode"], &body["retry_after_ms"]), (503, &json!("M_UNKNOWN"), &json!(30_000)));
+    // The budget is a second, and the first wait half of one at the most.
+    assert!(fcm.pushes.load(Ordering::SeqCst) >= 2);
+    fcm.status.store(200, Ordering::SeqCst);
+    assert_eq!(answered(&app, event("$e", json!([device("k")]))).await, (200, json!({"rejected": []})));
+}
+
+#[tokio::test]
+async fn what_is_the_apps_fault_is_sent_again_and_the_pushs_own_is_not() {
+    let (app, fcm, _clock) = gateway(403, |_| ()).await;
+    assert_eq!(answered(&app, event("$e", json!([device("k")]))).await.0, 503);
+    fcm.status.store(400, Ordering::SeqCst);
+    assert_eq!(answered(&app, event("$e", json!([device("k")]))).await, (200, json!({"rejected": []})));
+}
+
+#[tokio::test]
+async fn an_unknown_app_is_answered_by_policy() {
+    let stranger = json!([{"app_id": "com.example", "pushkey": "k"}]);
+    let (app, _fcm, _clock) = gateway(200, |_| ()).await;
+    assert_eq!(answered(&app, event("$e", stranger.clone())).await.0, 503);
+    let (app, _fcm, _clock) = gateway(200, |config| config.notify.unknown_app = UnknownApp::Reject).await;
+    assert_eq!(answered(&app, event("$e", stranger)).await, (200, json!({"rejected": ["k"]})));
+}
+
+#[tokio::test]
+async fn a_bad_default_payload_is_named_unless_another_device_is_good() {
+    let (app, fcm, _clock) = gateway(200, |_| ()).await;
+    let bad = json!({"app_id": "org.example.android", "pushkey": "bad", "data": {"default_payload": "x"}});
+    let (status, body) = answered(&app, event("$e", json!([bad]))).await;
+    assert_eq!(status, 400);
+    let error = "`notification.devices[0].data.default_payload` must be an object";
+    assert_eq!(body, json!({"errcode": "M_INVALID_PARAM", "error": error}));
+    assert_eq!(answered(&app, event("$e", json!([bad, device("k")]))).await, (200, json!({"rejected": []})));
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 1);
+}

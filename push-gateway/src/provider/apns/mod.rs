@@ -1,0 +1,274 @@
+//! Apple Push Notification service: HTTP/2, one request for each device.
+//!
+//! Source: Apple, "Sending notification requests to APNs" and "Handling notification responses from APNs".
+
+mod payload;
+mod token;
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use bytes::Bytes;
+use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
+use ring::digest;
+use serde::Deserialize;
+use tokio::time::Instant;
+use waypost_shared::{
+    clock::Clock,
+    http::causes,
+    http_client::{HttpClient, OutboundError},
+    random,
+    secret::ExposeSecret as _,
+};
+
+use self::token::TeamToken;
+pub(crate) use self::token::TeamTokens;
+use super::{Outcome, Shared, Unsent, built, limits};
+use crate::{
+    config::{ApnsConfig, ApnsCredentials, PushType},
+    encoding::{from_base64, path_segment, to_hex},
+    notification::{Device, Kind, Notification, Priority},
+};
+
+/// Seconds that Apple keeps a push for a device that is away: as long as Synapse keeps trying, one day.
+const KEPT_SECS: i64 = 24 * 60 * 60;
+/// Seconds that a call rings when its event does not say: the default of Matrix clients.
+const RINGS_SECS: i64 = 60;
+/// Bytes of a payload: Apple's limits.
+const MAX_PAYLOAD: usize = 4096;
+const MAX_VOIP_PAYLOAD: usize = 5120;
+
+/// What Apple answers with; others are not repeated in the log, since nobody knows what they hold.
+const REASONS: [&str; 24] = [
+    "BadCertificate",
+    "BadCertificateEnvironment",
+    "BadCollapseId",
+    "BadDeviceToken",
+    "BadExpirationDate",
+    "BadMessageId",
+    "BadPath",
+    "BadPriority",
+    "BadTopic",
+    "DeviceTokenNotForTopic",
+    "ExpiredProviderToken",
+    "ExpiredToken",
+    "Forbidden",
+    "InvalidProviderToken",
+    "InvalidPushType",
+    "MethodNotAllowed",
+    "MissingDeviceToken",
+    "MissingProviderToken",
+    "MissingTopic",
+    "PayloadEmpty",
+    "PayloadTooLarge",
+    "TopicDisallowed",
+    "UnrelatedKeyIdInToken",
+    "Unregistered",
+];
+
+/// One app at Apple's service.
+#[derive(Debug)]
+pub(crate) struct Apns {
+    client: HttpClient,
+    clock: Clock,
+    endpoint: String,
+    topic: String,
+    /// None where the connection's certificate says who is calling.
+    token: Option<Arc<TeamToken>>,
+    convert_device_token_to_hex: bool,
+    push_type: PushType,
+    collapse: bool,
+    payload: payload::Options,
+    /// Whether this environment, production or sandbox, has taken a push: in the wrong one each token is bad.
+    answered_well: AtomicBool,
+}
+
+/// The body of an answer that is not 200.
+#[derive(Debug, Default, Deserialize)]
+#[serde(default)]
+struct Trouble {
+    reason: String,
+    /// Of 410: when Apple found the token dead, in milliseconds since the epoch.
+    timestamp: Option<i64>,
+}
+
+impl Apns {
+    pub(super) fn new(config: ApnsConfig, shared: &mut Shared) -> Result<Self, OutboundError> {
+        let (client, token) = match config.credentials {
+            ApnsCredentials::Token { key, key_id, team_id } => {
+                let token = shared.team_tokens.of(key_id, team_id, key, &shared.clock);
+                (shared.services.clone(), Some(token))
+            }
+            ApnsCredentials::Certificate { chain, key } => {
+                let key = key.expose_secret().as_bytes();
+                (shared.outbound.client_with_certificate(chain.as_bytes(), key)?, None)
+            }
+        };
+        let is_voip = config.push_type == PushType::Voip;
+        Ok(Self {
+            client,
+            clock: shared.clock.clone(),
+            endpoint: config.endpoint,
+            topic: config.topic,
+            token,
+            convert_device_token_to_hex: config.convert_device_token_to_hex,
+            push_type: config.push_type,
+            collapse: config.collapse,
+            payload: payload::Options {
+                send_badge_counts: config.send_badge_counts,
+                max_bytes: if is_voip { MAX_VOIP_PAYLOAD } else { MAX_PAYLOAD },
+            },
+            answered_well: AtomicBool::new(false),
+        })
+    }
+
+    pub(super) fn prepare(
+        &self,
+        notification: &Notification,
+        device: &Device,
+        kind: Kind,
+    ) -> Result<Request<Bytes>, Unsent> {
+        let is_voip = self.push_type == PushType::Voip;
+        // iOS kills apps that are woken by a VoIP push and show no call.
+        if is_voip && !notification.is_call() {
+            return Err(Unsent::NothingToSay);
+        }
+        let token = self.device_token(&device.pushkey).ok_or_else(|| {
+            Unsent::Settled(Outcome::refused_push("the pushkey is neither base64 nor 64 hexadecimal digits"))
+        })?;
+        let payload = payload::build(notification, device, kind, self.payload)?;
+
+        let push_type = if payload.wakes_nobody { PushType::Background } else { self.push_type };
+        let (name, at_once) = match push_type {
+            PushType::Alert => ("alert", true),
+            PushType::Background => ("background", false),
+            PushType::Voip => ("voip", true),
+        };
+        let is_urgent = at_once && notification.prio == Priority::High;
+        let lives_secs = if is_voip { rings_secs(notification) } else { KEPT_SECS };
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/3/device/{token}", self.endpoint))
+            .header("apns-topic", &self.topic)
+            .header("apns-id", uuid())
+            .header("apns-push-type", name)
+            .header("apns-priority", if is_urgent { "10" } else { "5" })
+            .header("apns-expiration", self.clock.now_ms() / 1000 + lives_secs);
+        if let Some(room_id) = notification.text("room_id").filter(|_| self.collapse) {
+            request = request.header("apns-collapse-id", collapse_id(room_id));
+        }
+        built(request.body(Bytes::from(payload.body)))
+    }
+
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Outcome {
+        let deadline = Instant::now() + timeout;
+        let mut renewed = false;
+        loop {
+            let mut request = request.clone();
+            let used = match &self.token {
+                None => None,
+                Some(token) => match token.current() {
+                    Ok(value) => {
+                        request.headers_mut().insert(AUTHORIZATION, value.clone());
+                        Some((token, value))
+                    }
+                    Err(_) => return Outcome::refused_app("the provider token could not be signed"),
+                },
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            let answer = match self.client.send(request, limits(left)).await {
+                Ok(answer) => answer,
+                Err(error) => {
+                    tracing::warn!(provider = "apns", %error, causes = causes(&error), "no answer from the provider");
+                    return Outcome::unreachable();
+                }
+            };
+            let trouble: Trouble = serde_json::from_slice(answer.body()).unwrap_or_default();
+            if let Some((token, used)) = used
+                && trouble.reason == "ExpiredProviderToken"
+                && !renewed
+            {
+                renewed = true;
+                token.renew(&used);
+                continue;
+            }
+            return self.outcome(&answer, &trouble, device);
+        }
+    }
+
+    fn outcome(&self, answer: &Response<Bytes>, trouble: &Trouble, device: &Device) -> Outcome {
+        let status = answer.status();
+        let said = || {
+            let known = REASONS.into_iter().find(|reason| *reason == trouble.reason);
+            format!("APNs answered {} {}", status.as_u16(), known.unwrap_or("without a known reason"))
+        };
+        match (status.as_u16(), trouble.reason.as_str()) {
+            (200, _) => {
+                self.answered_well.store(true, Ordering::Relaxed);
+                Outcome::Delivered
+            }
+            (410, "Unregistered" | "ExpiredToken") => {
+                // A token that the app set again since is another chance, not a dead one.
+                let dead_ms = trouble.timestamp.unwrap_or(i64::MAX);
+                if device.pushkey_ts_ms.is_some_and(|set_ms| set_ms > dead_ms) {
+                    return Outcome::refused_push(format!("{}, from before the pushkey was set again", said()));
+                }
+                Outcome::Gone
+            }
+            (400, "BadDeviceToken") if self.answered_well.load(Ordering::Relaxed) => Outcome::Gone,
+            (400, "BadDeviceToken") => Outcome::refused_app(format!(
+                "{}, and no push was taken there yet: is `environment` the right one?",
+                said()
+            )),
+            (400, "BadTopic" | "DeviceTokenNotForTopic" | "MissingTopic" | "TopicDisallowed") => {
+                Outcome::refused_app(format!("{}: is `topic` the app's bundle id?", said()))
+            }
+            (400 | 413, _) => Outcome::refused_push(said()),
+            _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
+                Outcome::busy(answer, &self.clock)
+            }
+            _ => Outcome::refused_app(said()),
+        }
+    }
+
+    /// The device token as Apple's path has it.
+    fn device_token(&self, pushkey: &str) -> Option<String> {
+        if !self.convert_device_token_to_hex {
+            return Some(path_segment(pushkey));
+        }
+        // Base64 of a token has 44 characters, so 64 hexadecimal digits are a token of 32 bytes already.
+        if pushkey.len() == 64 && pushkey.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+            return Some(pushkey.to_ascii_lowercase());
+        }
+        from_base64(pushkey).filter(|token| !token.is_empty()).map(|token| to_hex(&token))
+    }
+}
+
+/// How long a call rings.
+fn rings_secs(notification: &Notification) -> i64 {
+    let lifetime_ms = notification.content().and_then(|content| content.get("lifetime")?.as_i64());
+    lifetime_ms.map_or(RINGS_SECS, |lifetime_ms| (lifetime_ms / 1000).clamp(1, KEPT_SECS))
+}
+
+/// One push of each room stays visible. Hashed, so that Apple learns no room id from a header; 64 bytes are allowed.
+fn collapse_id(room_id: &str) -> String {
+    URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, room_id.as_bytes()))
+}
+
+/// A random UUID (RFC 9562, version 4).
+fn uuid() -> String {
+    let mut bytes = random::bytes::<16>();
+    bytes[6] = (bytes[6] & 0x0f) | 0x40;
+    bytes[8] = (bytes[8] & 0x3f) | 0x80;
+    let hex = to_hex(&bytes);
+    format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,161 @@
+//! Headers and Apple's answers.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::{Value, json};
+use waypost_shared::http_client::{Outbound, OutboundConfig};
+
+use super::*;
+use crate::{jwt::Es256Key, notification::tests::notification, provider::Fault};
+
+const NOW_MS: i64 = 1_700_000_000_000;
+
+fn apns(change: impl FnOnce(&mut ApnsConfig)) -> Apns {
+    let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
+    let mut shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(NOW_MS));
+    let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
+    let mut config = ApnsConfig {
+        topic: "org.example.app".to_owned(),
+        endpoint: "https://api.push.apple.com".to_owned(),
+        credentials: ApnsCredentials::Token { key, key_id: "K".to_owned(), team_id: "T".to_owned() },
+        convert_device_token_to_hex: true,
+        send_badge_counts: true,
+        push_type: PushType::Alert,
+        collapse: false,
+    };
+    change(&mut config);
+    Apns::new(config, &mut shared).unwrap()
+}
+
+fn prepared(apns: &Apns, value: Value, kind: Kind) -> Result<Request<Bytes>, Unsent> {
+    let notification = notification(value);
+    apns.prepare(&notification, &notification.devices[0], kind)
+}
+
+fn headers(request: &Request<Bytes>) -> Vec<(&str, &str)> {
+    let mut headers: Vec<_> = request
+        .headers()
+        .iter()
+        .filter(|(name, _)| name.as_str() != "apns-id")
+        .map(|(name, value)| (name.as_str(), value.to_str().unwrap()))
+        .collect();
+    headers.sort_unstable();
+    headers
+}
+
+#[tokio::test]
+async fn an_alert_has_these_headers() {
+    // "AQID" is base64 of the bytes 1, 2, 3.
+    let value = json!({
+        "event_id": "$e", "room_id": "!room:example.com", "prio": "low", "devices": [{"app_id": "a", "pushkey": "AQID"}],
+    });
+    let request = prepared(&apns(|config| config.collapse = true), value, Kind::IdsOnly).unwrap();
+    assert_eq!(request.uri(), "https://api.push.apple.com/3/device/010203");
+    assert_eq!(
+        headers(&request),
+        [
+            ("apns-collapse-id", COLLAPSE_ID),
+            ("apns-expiration", "1700086400"),
+            ("apns-priority", "5"),
+            ("apns-push-type", "alert"),
+            ("apns-topic", "org.example.app"),
+        ]
+    );
+    assert_eq!(request.headers()["apns-id"].len(), 36);
+    let high = json!({"event_id": "$e", "devices": [{"app_id": "a", "pushkey": "AQID"}]});
+    let request = prepared(&apns(|_| ()), high, Kind::IdsOnly).unwrap();
+    assert_eq!(request.headers()["apns-priority"], "10");
+    assert!(!request.headers().contains_key("apns-collapse-id"));
+}
+
+/// Python: `urlsafe_b64encode(sha256(b"!room:example.com").digest())`, unpadded.
+const COLLAPSE_ID: &str = "uce7d7oePB4iYO1H4mwyuMH7TpYBlvdaZoZ1IkYeCu8";
+
+#[tokio::test]
+async fn counts_alone_go_in_the_background() {
+    let value = json!({"counts": {"unread": 1}, "devices": [{"app_id": "a", "pushkey": "AQID"}]});
+    let request = prepared(&apns(|_| ()), value, Kind::CountsOnly).unwrap();
+    assert_eq!(request.headers()["apns-push-type"], "background");
+    assert_eq!(request.headers()["apns-priority"], "5");
+}
+
+#[tokio::test]
+async fn only_calls_ring() {
+    let voip = apns(|config| config.push_type = PushType::Voip);
+    let event = |kind: &str| {
+        json!({
+            "event_id": "$e", "type": kind, "content": {"lifetime": 30_000},
+            "devices": [{"app_id": "a", "pushkey": "AQID"}],
+        })
+    };
+    let request = prepared(&voip, event("m.call.invite"), Kind::IdsOnly).unwrap();
+    assert_eq!(request.headers()["apns-push-type"], "voip");
+    assert_eq!(request.headers()["apns-expiration"], "1700000030");
+    assert_eq!(prepared(&voip, event("m.room.message"), Kind::IdsOnly).unwrap_err(), Unsent::NothingToSay);
+}
+
+#[tokio::test]
+async fn device_tokens_come_in_base64_or_hex() {
+    let converting = apns(|_| ());
+    let hex = "AB".repeat(32);
+    for (pushkey, expected) in [
+        (hex.as_str(), Some("ab".repeat(32))),
+        ("-_8", Some("fbff".to_owned())),
+        ("+/8=", Some("fbff".to_owned())),
+        ("not a token", None),
+    ] {
+        assert_eq!(converting.device_token(pushkey), expected, "{pushkey}");
+    }
+    let plain = apns(|config| config.convert_device_token_to_hex = false);
+    assert_eq!(plain.device_token("a/../b"), Some("a%2F%2E%2E%2Fb".to_owned()));
+}
+
+/// What an answer means for a device whose pushkey was set at `NOW_MS`.
+fn outcome(apns: &Apns, status: u16, body: &Value) -> Outcome {
+    let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
+    let trouble: Trouble = serde_json::from_value(body.clone()).unwrap();
+    let notification = notification(json!({
+        "devices": [{"app_id": "a", "pushkey": "AQID", "pushkey_ts": NOW_MS / 1000}],
+    }));
+    apns.outcome(&answer, &trouble, &notification.devices[0])
+}
+
+fn fault(outcome: Outcome) -> Option<Fault> {
+    match outcome {
+        Outcome::Refused(refusal) => Some(refusal.fault),
+        _ => None,
+    }
+}
+
+#[tokio::test]
+async fn each_answer_has_its_meaning() {
+    let apns = apns(|_| ());
+    let reason = |reason: &str| json!({"reason": reason});
+    // Not one push was taken here, so it may well be the wrong environment.
+    assert_eq!(fault(outcome(&apns, 400, &reason("BadDeviceToken"))), Some(Fault::App));
+    assert_eq!(outcome(&apns, 200, &json!({})), Outcome::Delivered);
+    assert_eq!(outcome(&apns, 400, &reason("BadDeviceToken")), Outcome::Gone);
+
+    let unregistered = |timestamp: i64| json!({"reason": "Unregistered", "timestamp": timestamp});
+    assert_eq!(outcome(&apns, 410, &unregistered(NOW_MS)), Outcome::Gone);
+    assert_eq!(outcome(&apns, 410, &reason("ExpiredToken")), Outcome::Gone);
+    assert_eq!(fault(outcome(&apns, 410, &unregistered(NOW_MS - 1))), Some(Fault::Push));
+    assert_eq!(fault(outcome(&apns, 410, &json!({}))), Some(Fault::App));
+
+    for (status, name, expected) in [
+        (400, "BadTopic", Fault::App),
+        (400, "DeviceTokenNotForTopic", Fault::App),
+        (400, "TopicDisallowed", Fault::App),
+        (403, "InvalidProviderToken", Fault::App),
+        (403, "ExpiredProviderToken", Fault::App),
+        (404, "BadPath", Fault::App),
+        (413, "PayloadTooLarge", Fault::Push),
+        (400, "PayloadTooLarge", Fault::Push),
+    ] {
+        assert_eq!(fault(outcome(&apns, status, &reason(name))), Some(expected), "{status} {name}");
+    }
+    for status in [429, 500, 503] {
+        let busy = Outcome::Busy { retry_after: Some(Duration::from_secs(7)) };
+        assert_eq!(outcome(&apns, status, &json!({})), busy, "{status}");
+    }
+}

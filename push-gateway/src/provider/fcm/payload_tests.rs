@@ -1,0 +1,119 @@
+//! Whole messages, worked out by hand from PAYLOADS.md.
+
+#![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
+
+use super::*;
+use crate::notification::tests::notification;
+
+/// The message for a notification of one device whose pusher has `default_payload`.
+fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -> Result<Value, Unsent> {
+    value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
+    let notification = notification(value);
+    let Value::Object(options) = options else { panic!("options are an object") };
+    let body = Template::new(options).build(&notification, &notification.devices[0], kind)?;
+    Ok(serde_json::from_slice(&body).unwrap())
+}
+
+fn data(value: Value, kind: Kind) -> Value {
+    built(value, json!({}), kind, json!({})).unwrap()["message"]["data"].clone()
+}
+
+#[test]
+fn element_x_reads_texts_at_the_top_level() {
+    let value = json!({"event_id": "$e", "room_id": "!r", "prio": "high", "counts": {"unread": 0}});
+    let default = json!({"cs": "secret", "number": 5, "nested": {"a": [1]}, "event_id": "not this"});
+    assert_eq!(
+        built(value, default, Kind::IdsOnly, json!({})).unwrap(),
+        json!({"message": {
+            "token": "k",
+            "android": {"priority": "high"},
+            "data": {
+                "cs": "secret", "number": "5", "nested": "{\"a\":[1]}",
+                "event_id": "$e", "room_id": "!r", "prio": "high", "unread": "0",
+            },
+        }})
+    );
+}
+
+#[test]
+fn a_full_event_carries_its_content() {
+    let value = json!({
+        "event_id": "$e", "type": "m.room.message", "sender": "@tom:hs", "room_id": "!r", "room_name": "Ops",
+        "room_alias": "#ops:hs", "membership": "join", "sender_display_name": "Major Tom", "prio": "low",
+        "content": {"msgtype": "m.text", "body": "hi", "m.mentions": {"room": true}},
+        "counts": {"unread": 2, "missed_calls": 1},
+    });
+    assert_eq!(
+        built(value, json!({}), Kind::Full, json!({})).unwrap(),
+        json!({"message": {
+            "token": "k",
+            "android": {"priority": "normal"},
+            "data": {
+                "event_id": "$e", "type": "m.room.message", "sender": "@tom:hs", "room_id": "!r", "room_name": "Ops",
+                "room_alias": "#ops:hs", "membership": "join", "sender_display_name": "Major Tom", "prio": "low",
+                "content_msgtype": "m.text", "content_body": "hi", "content_m.mentions": "{\"room\":true}",
+                "unread": "2", "missed_calls": "1",
+            },
+        }})
+    );
+}
+
+#[test]
+fn counts_alone_wake_nobody() {
+    let message = built(json!({"counts": {"unread": 0}}), json!({"cs": "s"}), Kind::CountsOnly, json!({})).unwrap();
+    assert_eq!(
+        message,
+        json!({"message": {
+            "token": "k", "android": {"priority": "normal"}, "data": {"cs": "s", "prio": "high", "unread": "0"},
+        }})
+    );
+    assert_eq!(built(json!({}), json!({}), Kind::CountsOnly, json!({})), Err(Unsent::NothingToSay));
+}
+
+#[test]
+fn the_operators_options_stay_and_reserved_keys_go() {
+    let options = json!({"android": {"ttl": "60s", "priority": "normal"}, "apns": {"payload": {"aps": {"badge": 1}}}});
+    let default = json!({"from": "x", "google.a": "x", "gcm.b": "x", "message_type": "x", "fine": "y", "token": "z"});
+    assert_eq!(
+        built(json!({"event_id": "$e"}), default, Kind::IdsOnly, options).unwrap(),
+        json!({"message": {
+            "token": "k",
+            "android": {"ttl": "60s", "priority": "high"},
+            "apns": {"payload": {"aps": {"badge": 1}}},
+            "data": {"fine": "y", "token": "z", "event_id": "$e", "prio": "high"},
+        }})
+    );
+}
+
+#[test]
+fn a_long_text_is_cut_at_a_character_and_marked() {
+    let value = json!({"event_id": "$e", "type": "m.room.message", "content": {"body": "é".repeat(600)}});
+    // 1024 bytes less 3 for the mark are 510 characters of 2 bytes.
+    assert_eq!(data(value, Kind::Full)["content_body"], format!("{}…", "é".repeat(510)));
+}
+
+#[test]
+fn many_texts_are_cut_until_all_fit() {
+    let content: Map<String, Value> = (0..8).map(|n| (format!("key{n}"), "x".repeat(60_000).into())).collect();
+    let value = json!({"event_id": "$e".repeat(100), "type": "m", "content": content, "counts": {"unread": 7}});
+    let data = data(value, Kind::Full);
+    let size = data.to_string().len();
+    assert!((4080..=4096).contains(&size), "{size}");
+    assert_eq!((&data["event_id"], &data["unread"]), (&json!("$e".repeat(100)), &json!("7")));
+}
+
+#[test]
+fn ciphertext_is_whole_or_absent() {
+    let event = |length: usize| {
+        let content = json!({"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "c".repeat(length)});
+        data(json!({"event_id": "$e", "type": "m.room.encrypted", "content": content}), Kind::Full)
+    };
+    assert_eq!(event(3000)["content_ciphertext"], "c".repeat(3000));
+    let without = event(5000);
+    assert_eq!(without["content_ciphertext"], Value::Null);
+    assert_eq!(without["event_id"], "$e");
+
+    let pushed = |length: usize| built(json!({"ciphertext": "c".repeat(length)}), json!({}), Kind::IdsOnly, json!({}));
+    assert_eq!(pushed(3000).unwrap()["message"]["data"]["ciphertext"], "c".repeat(3000));
+    assert!(matches!(pushed(5000), Err(Unsent::Settled(_))));
+}

@@ -1,0 +1,169 @@
+//! Push services: three of them, one set of verdicts.
+//!
+//! A provider prepares a request once (payload, headers), and attempts to send it as often as `notify` asks. It turns
+//! the service's answers into an [`Outcome`]; `notify` alone decides what that means for the homeserver.
+
+mod apns;
+mod fcm;
+mod webpush;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response};
+use waypost_shared::{
+    clock::Clock,
+    http_client::{CallLimits, HttpClient, Outbound, OutboundError, Reach},
+    retry::parse_retry_after,
+};
+
+use crate::{
+    config::{Content, ProviderConfig},
+    notification::{Device, Notification},
+};
+
+/// Bytes of a provider's answer that are read: all of them say less.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// A push service's verdict on one push.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Accepted for delivery.
+    Delivered,
+    /// The pushkey is dead. The only outcome that puts it into `rejected`.
+    Gone,
+    /// Busy or unreachable (429, 5xx, time-out). Worth another try.
+    Busy {
+        /// The service's own `Retry-After`, if it gave one.
+        retry_after: Option<Duration>,
+    },
+    /// It will not be taken; trying again at once cannot help.
+    Refused(Refusal),
+}
+
+/// Why a push is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) fault: Fault,
+    /// For the log: names no pushkey, no id and no address.
+    pub(crate) why: String,
+}
+
+/// Whose fault a refusal is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// This push's own: no later try would be taken either, and the user's next pushes must not wait for it.
+    Push,
+    /// The app's configuration (credentials, topic, project): nothing may be lost while the operator mends it.
+    App,
+}
+
+impl Outcome {
+    /// Refused for what the push itself is.
+    pub(crate) fn refused_push(why: impl Into<String>) -> Self {
+        Self::Refused(Refusal { fault: Fault::Push, why: why.into() })
+    }
+
+    /// Refused for how the app is configured.
+    pub(crate) fn refused_app(why: impl Into<String>) -> Self {
+        Self::Refused(Refusal { fault: Fault::App, why: why.into() })
+    }
+
+    /// Busy, for as long as the answer says.
+    fn busy(answer: &Response<Bytes>, clock: &Clock) -> Self {
+        Self::Busy { retry_after: parse_retry_after(answer.headers(), clock.now_ms()) }
+    }
+
+    /// Busy for an unknown time.
+    pub(crate) const fn unreachable() -> Self {
+        Self::Busy { retry_after: None }
+    }
+}
+
+/// Why nothing is sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unsent {
+    /// The device need not know, such as of a badge that the app does not show.
+    NothingToSay,
+    /// It is known already how this would end.
+    Settled(Outcome),
+}
+
+impl Unsent {
+    /// A payload that cannot be made to fit.
+    fn too_large(limit: usize) -> Self {
+        Self::Settled(Outcome::refused_push(format!("the payload cannot be cut to {limit} bytes")))
+    }
+}
+
+/// The push service of one app.
+#[derive(Debug)]
+pub(crate) enum Provider {
+    Apns(apns::Apns),
+    Fcm(fcm::Fcm),
+    WebPush(webpush::WebPush),
+}
+
+/// What the providers share: connections, the clock, and tokens that several apps use.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    outbound: Outbound,
+    /// For the services that the operator configured.
+    services: HttpClient,
+    /// For addresses that strangers chose.
+    strangers: HttpClient,
+    clock: Clock,
+    team_tokens: apns::TeamTokens,
+}
+
+impl Shared {
+    /// Two pools of connections for all apps.
+    pub(crate) fn new(outbound: Outbound, clock: Clock) -> Self {
+        let (services, strangers) = (outbound.client(Reach::Anywhere), outbound.client(Reach::PublicOnly));
+        Self { outbound, services, strangers, clock, team_tokens: apns::TeamTokens::default() }
+    }
+}
+
+impl Provider {
+    /// Connects nothing yet; fails when a client certificate cannot be used.
+    pub(crate) fn new(config: ProviderConfig, shared: &mut Shared) -> Result<Self, OutboundError> {
+        Ok(match config {
+            ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, shared)?),
+            ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, shared)),
+            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, shared)),
+        })
+    }
+
+    /// Makes the request for one device; it is the same for each attempt.
+    pub(crate) fn prepare(
+        &self,
+        notification: &Notification,
+        device: &Device,
+        content: Content,
+    ) -> Result<Request<Bytes>, Unsent> {
+        let kind = notification.kind(content, device);
+        match self {
+            Self::Apns(apns) => apns.prepare(notification, device, kind),
+            Self::Fcm(fcm) => fcm.prepare(notification, device, kind),
+            Self::WebPush(webpush) => webpush.prepare(notification, device, kind),
+        }
+    }
+
+    /// Sends the request once.
+    pub(crate) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Outcome {
+        match self {
+            Self::Apns(apns) => apns.attempt(request, device, timeout).await,
+            Self::Fcm(fcm) => fcm.attempt(request, timeout).await,
+            Self::WebPush(webpush) => webpush.attempt(request, timeout).await,
+        }
+    }
+}
+
+fn limits(timeout: Duration) -> CallLimits {
+    CallLimits { timeout, max_body: MAX_ANSWER }
+}
+
+/// A request that was put together from checked parts; should one of them still be impossible, the push is refused.
+fn built(request: Result<Request<Bytes>, http::Error>) -> Result<Request<Bytes>, Unsent> {
+    request.map_err(|_| Unsent::Settled(Outcome::refused_push("the pushkey makes no valid request")))
+}

@@ -1,0 +1,147 @@
+//! Web push: to the browser's own push service, whose address the browser chose.
+//!
+//! Source: RFC 8030, "Generic Event Delivery Using HTTP Push".
+
+mod encryption;
+mod payload;
+mod vapid;
+
+use std::time::Duration;
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use blake2::{Blake2s, Digest as _, digest::consts::U22};
+use bytes::Bytes;
+use http::{
+    Method, Request,
+    header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
+};
+use serde_json::Value;
+use url::Url;
+use waypost_shared::{
+    clock::Clock,
+    http_client::{HttpClient, HttpClientError},
+};
+
+use self::{encryption::Subscription, vapid::Vapid};
+use super::{Outcome, Shared, Unsent, built, limits};
+use crate::{
+    config::WebPushConfig,
+    encoding::from_base64,
+    glob::Glob,
+    notification::{Device, Kind, Notification, Priority},
+};
+
+/// One web app.
+#[derive(Debug)]
+pub(crate) struct WebPush {
+    client: HttpClient,
+    clock: Clock,
+    vapid: Vapid,
+    allowed_endpoints: Vec<Glob>,
+    ttl_secs: u64,
+    events_only: bool,
+}
+
+impl WebPush {
+    pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
+        Self {
+            client: shared.strangers.clone(),
+            clock: shared.clock.clone(),
+            vapid: Vapid::new(config.vapid_key, config.vapid_contact, shared.clock.clone()),
+            allowed_endpoints: config.allowed_endpoints,
+            ttl_secs: config.ttl_secs,
+            events_only: config.events_only,
+        }
+    }
+
+    pub(super) fn prepare(
+        &self,
+        notification: &Notification,
+        device: &Device,
+        kind: Kind,
+    ) -> Result<Request<Bytes>, Unsent> {
+        if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
+            return Err(Unsent::NothingToSay);
+        }
+        // A subscription without its parts can never be pushed to again: the app has to make a new one.
+        let gone = Unsent::Settled(Outcome::Gone);
+        let Some((endpoint, subscription)) = subscription(device) else { return Err(gone) };
+        if !self.is_allowed(&endpoint) {
+            return Err(Unsent::Settled(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
+        }
+        let plaintext = payload::build(notification, device, kind, encryption::MAX_PLAINTEXT)?;
+        let Ok(body) = encryption::encrypt(&subscription, &plaintext) else { return Err(gone) };
+        let authorization = self
+            .vapid
+            .authorization(&endpoint.origin().ascii_serialization())
+            .map_err(|_| Unsent::Settled(Outcome::refused_app("the VAPID key could not sign")))?;
+        let urgency = match (kind, notification.prio) {
+            (_, Priority::Low) => "low",
+            (Kind::CountsOnly, Priority::High) => "normal",
+            (Kind::Full | Kind::IdsOnly, Priority::High) => "high",
+        };
+        let mut request = Request::builder()
+            .method(Method::POST)
+            .uri(endpoint.as_str())
+            .header(AUTHORIZATION, authorization)
+            .header(CONTENT_ENCODING, "aes128gcm")
+            .header(CONTENT_TYPE, "application/octet-stream")
+            .header("ttl", self.ttl_secs)
+            .header("urgency", urgency);
+        if let Some(room_id) = notification.text("room_id").filter(|_| device.is_on("only_last_per_room")) {
+            request = request.header("topic", topic(room_id));
+        }
+        built(request.body(Bytes::from(body)))
+    }
+
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Outcome {
+        let answer = match self.client.send(request.clone(), limits(timeout)).await {
+            Ok(answer) => answer,
+            Err(HttpClientError::Blocked) => {
+                return Outcome::refused_push("the endpoint has an address that is not public");
+            }
+            // Without the causes: they may name the endpoint's host, which is the subscriber's business.
+            Err(error) => {
+                tracing::info!(provider = "webpush", %error, "no answer from the push service");
+                return Outcome::unreachable();
+            }
+        };
+        match answer.status().as_u16() {
+            200..=202 => Outcome::Delivered,
+            404 | 410 => Outcome::Gone,
+            429 | 500..=599 => Outcome::busy(&answer, &self.clock),
+            // The VAPID key, its contact or the subscription's application: the operator's to mend.
+            status @ (401 | 403) => {
+                Outcome::refused_app(format!("the push service answered {status}: is this the app's VAPID key?"))
+            }
+            status => Outcome::refused_push(format!("the push service answered {status}")),
+        }
+    }
+
+    fn is_allowed(&self, endpoint: &Url) -> bool {
+        let host = endpoint.host_str().unwrap_or_default();
+        self.allowed_endpoints.is_empty() || self.allowed_endpoints.iter().any(|allowed| allowed.matches(host))
+    }
+}
+
+/// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
+fn subscription(device: &Device) -> Option<(Url, Subscription)> {
+    let text = |key: &str| device.data.get(key).and_then(Value::as_str);
+    let mut endpoint = Url::parse(text("endpoint")?).ok()?;
+    let is_plain = endpoint.username().is_empty() && endpoint.password().is_none();
+    if endpoint.scheme() != "https" || !endpoint.has_host() || !is_plain {
+        return None;
+    }
+    endpoint.set_fragment(None);
+    let p256dh = from_base64(&device.pushkey)?.try_into().ok()?;
+    let auth = from_base64(text("auth")?)?.try_into().ok()?;
+    Some((endpoint, Subscription { p256dh, auth }))
+}
+
+/// The push service keeps only the latest message of each topic. BLAKE2s with 22 bytes of output, as Sygnal has it.
+fn topic(room_id: &str) -> String {
+    URL_SAFE_NO_PAD.encode(Blake2s::<U22>::digest(room_id))
+}
+
+#[cfg(test)]
+mod tests;

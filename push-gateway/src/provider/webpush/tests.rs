@@ -1,0 +1,82 @@
+//! Requests to push services, and which are never made.
+
+#![allow(clippy::unwrap_used)]
+
+use serde_json::json;
+use waypost_shared::http_client::{Outbound, OutboundConfig};
+
+use super::*;
+use crate::{jwt::Es256Key, notification::tests::notification};
+
+/// The browser's keys of RFC 8291, appendix A.
+const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
+const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
+
+fn webpush(allowed_endpoints: &[&str]) -> WebPush {
+    let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
+    let shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
+    let config = WebPushConfig {
+        vapid_key: Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap(),
+        vapid_contact: "mailto:ops@example.com".to_owned(),
+        allowed_endpoints: allowed_endpoints.iter().map(|host| Glob::new(host)).collect(),
+        ttl_secs: 900,
+        events_only: false,
+    };
+    WebPush::new(config, &shared)
+}
+
+fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Unsent> {
+    let notification = notification(json!({
+        "event_id": "$e", "room_id": "!room:example.com", "counts": {"unread": 1},
+        "devices": [{"app_id": "a", "pushkey": pushkey, "data": data}],
+    }));
+    webpush.prepare(&notification, &notification.devices[0], kind)
+}
+
+#[tokio::test]
+async fn a_message_has_these_headers() {
+    let data = json!({"endpoint": "https://push.example:8443/v1/abc#x", "auth": AUTH, "only_last_per_room": true});
+    let request = prepared(&webpush(&["*.example"]), P256DH, &data, Kind::IdsOnly).unwrap();
+    assert_eq!(request.uri(), "https://push.example:8443/v1/abc");
+    let header = |name: &str| request.headers()[name].to_str().unwrap();
+    assert_eq!((header("ttl"), header("urgency"), header("content-encoding")), ("900", "high", "aes128gcm"));
+    // Python: urlsafe_b64encode(blake2s(b"!room:example.com", digest_size=22).digest()), unpadded.
+    assert_eq!(header("topic"), "S89mJDjplnA_9cge-UGBNlxVbKuFhw");
+    assert!(header("authorization").starts_with("vapid t="));
+}
+
+#[tokio::test]
+async fn an_impossible_subscription_is_gone() {
+    let webpush = webpush(&[]);
+    let good = json!({"endpoint": "https://push.example/x", "auth": AUTH});
+    assert!(prepared(&webpush, P256DH, &good, Kind::IdsOnly).is_ok());
+    let gone = Unsent::Settled(Outcome::Gone);
+    for (pushkey, data) in [
+        ("short", good),
+        (P256DH, json!({})),
+        (P256DH, json!({"endpoint": "https://push.example/x"})),
+        (P256DH, json!({"endpoint": "https://push.example/x", "auth": "c2hvcnQ"})),
+        (P256DH, json!({"endpoint": "http://push.example/x", "auth": AUTH})),
+        (P256DH, json!({"endpoint": "https://user:pw@push.example/x", "auth": AUTH})),
+        (P256DH, json!({"endpoint": "file:///etc/passwd", "auth": AUTH})),
+        (P256DH, json!({"endpoint": 5, "auth": AUTH})),
+    ] {
+        assert_eq!(prepared(&webpush, pushkey, &data, Kind::IdsOnly).unwrap_err(), gone, "{data}");
+    }
+}
+
+#[tokio::test]
+async fn only_allowed_hosts_are_pushed_to() {
+    let webpush = webpush(&["*.push.example"]);
+    for (endpoint, allowed) in [("https://eu.push.example/x", true), ("https://push.example.evil/x", false)] {
+        let data = json!({"endpoint": endpoint, "auth": AUTH});
+        assert_eq!(prepared(&webpush, P256DH, &data, Kind::IdsOnly).is_ok(), allowed, "{endpoint}");
+    }
+}
+
+#[tokio::test]
+async fn counts_alone_are_not_sent_where_only_events_are_wanted() {
+    let data = json!({"endpoint": "https://push.example/x", "auth": AUTH, "events_only": true});
+    let unsent = prepared(&webpush(&[]), P256DH, &data, Kind::CountsOnly).unwrap_err();
+    assert_eq!(unsent, Unsent::NothingToSay);
+}

@@ -1,0 +1,12 @@
+//! Every endpoint of the public listener, one on a line.
+
+use std::sync::Arc;
+
+use waypost_shared::http::Router;
+
+use crate::{app::App, notify};
+
+/// The public routes.
+pub(crate) fn public() -> Router<Arc<App>> {
+    Router::new().post("/_matrix/push/v1/notify", notify::notify)
+}

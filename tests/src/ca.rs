@@ -1,0 +1,122 @@
+//! A private certificate authority, so that TLS is verified in tests as it is in production.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Once};
+
+use rcgen::{
+    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
+    KeyUsagePurpose,
+};
+use rustls::RootCertStore;
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::server::WebPkiClientVerifier;
+
+/// Makes ring the process's TLS provider. rustls panics at the first use without one.
+pub fn install_crypto() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        // It fails only if somebody else installed one before, which is as good.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+    });
+}
+
+/// Which protocols a TLS server offers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Alpn {
+    /// HTTP/1.1 only.
+    Http1,
+    /// HTTP/2 only, as APNs does.
+    Http2,
+    /// Both, HTTP/2 preferred.
+    Both,
+}
+
+impl Alpn {
+    fn protocols(self) -> Vec<Vec<u8>> {
+        match self {
+            Self::Http1 => vec![b"http/1.1".to_vec()],
+            Self::Http2 => vec![b"h2".to_vec()],
+            Self::Both => vec![b"h2".to_vec(), b"http/1.1".to_vec()],
+        }
+    }
+}
+
+/// A root certificate and its key.
+#[derive(Debug)]
+pub struct Ca {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+}
+
+impl Default for Ca {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Ca {
+    /// Makes a new root.
+    pub fn new() -> Self {
+        install_crypto();
+        let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        params.distinguished_name.push(DnType::CommonName, "Waypost test root");
+        let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap();
+        Self { issuer }
+    }
+
+    /// The root certificate.
+    pub fn pem(&self) -> String {
+        self.issuer.pem()
+    }
+
+    /// Writes the root certificate into `folder`, for `outbound.extra_ca_file`.
+    pub fn write(&self, folder: &Path) -> PathBuf {
+        let file = folder.join("test-root.pem");
+        std::fs::write(&file, self.pem()).unwrap();
+        file
+    }
+
+    /// A store that trusts this root and nothing else.
+    pub fn roots(&self) -> RootCertStore {
+        let mut roots = RootCertStore::empty();
+        roots.add(self.issuer.der().clone()).unwrap();
+        roots
+    }
+
+    /// The configuration of a TLS server with a certificate for `names` (host names and addresses).
+    pub fn leaf(&self, names: &[&str], alpn: Alpn) -> Arc<rustls::ServerConfig> {
+        let (chain, key) = self.issue(names, ExtendedKeyUsagePurpose::ServerAuth);
+        let mut config = rustls::ServerConfig::builder()
+            // A client may show a certificate of this root, and need not.
+            .with_client_cert_verifier(
+                WebPkiClientVerifier::builder(Arc::new(self.roots())).allow_unauthenticated().build().unwrap(),
+            )
+            .with_single_cert(vec![chain.der().clone()], PrivatePkcs8KeyDer::from(key.serialize_der()).into())
+            .unwrap();
+        config.alpn_protocols = alpn.protocols();
+        Arc::new(config)
+    }
+
+    /// A client certificate and its key, both PEM.
+    pub fn client_certificate(&self, name: &str) -> (String, String) {
+        let (chain, key) = self.issue(&[name], ExtendedKeyUsagePurpose::ClientAuth);
+        (chain.pem(), key.serialize_pem())
+    }
+
+    /// The configuration of a TLS client that trusts this root alone.
+    pub fn client_config(&self) -> rustls::ClientConfig {
+        rustls::ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth()
+    }
+
+    fn issue(&self, names: &[&str], usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+        let mut params = CertificateParams::new(names).unwrap();
+        params.distinguished_name.push(DnType::CommonName, "Waypost test");
+        params.extended_key_usages = vec![usage];
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        let key = KeyPair::generate().unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        (certificate, key)
+    }
+}

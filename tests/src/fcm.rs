@@ -1,0 +1,239 @@
+//! A stand-in for Google: the token endpoint (RFC 7523) and FCM's HTTP v1.
+
+use std::collections::HashSet;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ::http::Method;
+use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::{Value, json};
+
+use crate::ca::{Alpn, Ca};
+use crate::jwt;
+use crate::process::TempFolder;
+use crate::record::Record;
+use crate::script::Script;
+use crate::tls_server::{Answer, Request, TlsServer};
+
+/// The project that the stand-in knows.
+pub const PROJECT: &str = "waypost-test";
+/// The service account that may send for it.
+pub const ACCOUNT: &str = "push@waypost-test.iam.gserviceaccount.com";
+/// Made for these tests; see `tests/fixtures/README.md`.
+const PRIVATE_KEY: &str = include_str!("../fixtures/fcm-service-account-key.pem");
+/// The kind of grant that a signed assertion is.
+const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
+/// What the token must be asked for.
+const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
+
+/// A message as FCM saw it.
+#[derive(Clone, Debug)]
+pub struct FcmPush {
+    /// The device's registration token.
+    pub token: String,
+    /// The whole `message`.
+    pub message: Value,
+    /// How many bytes the body had.
+    pub bytes: usize,
+    /// The bearer token it was sent with.
+    pub bearer: String,
+}
+
+#[derive(Debug)]
+struct State {
+    public_key: Vec<u8>,
+    bearers: Mutex<HashSet<String>>,
+    /// How long a bearer token is said to live.
+    lifetime_secs: AtomicU32,
+    issued: AtomicU32,
+    script: Script,
+    pushes: Record<FcmPush>,
+}
+
+/// The running stand-in. It stops when it is dropped.
+#[derive(Debug)]
+pub struct Fcm {
+    /// The server below it.
+    pub server: TlsServer,
+    state: Arc<State>,
+}
+
+impl Fcm {
+    /// Starts one. Its certificate is for 127.0.0.1.
+    pub async fn start(ca: &Ca) -> Self {
+        let der = PrivatePkcs8KeyDer::from_pem_slice(PRIVATE_KEY.as_bytes()).unwrap();
+        let pair = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap();
+        let state = Arc::new(State {
+            public_key: pair.public_key().as_ref().to_vec(),
+            bearers: Mutex::default(),
+            lifetime_secs: AtomicU32::new(3600),
+            issued: AtomicU32::new(0),
+            script: Script::default(),
+            pushes: Record::default(),
+        });
+        let server = TlsServer::start(ca.leaf(&["127.0.0.1", "localhost"], Alpn::Both), {
+            let state = Arc::clone(&state);
+            move |request| {
+                let answer = state.answer(&request);
+                async move { answer }
+            }
+        })
+        .await;
+        Self { server, state }
+    }
+
+    /// The token endpoint.
+    pub fn token_uri(&self) -> String {
+        format!("{}/token", self.server.url())
+    }
+
+    /// Writes the service account's file into `folder`, as Google's console gives it out.
+    pub fn write_service_account(&self, folder: &TempFolder) -> PathBuf {
+        let account = json!({
+            "type": "service_account",
+            "project_id": PROJECT,
+            "private_key_id": "0123456789abcdef0123456789abcdef01234567",
+            "private_key": PRIVATE_KEY,
+            "client_email": ACCOUNT,
+            "client_id": "123456789012345678901",
+            "auth_uri": "https://accounts.google.com/o/oauth2/auth",
+            "token_uri": self.token_uri(),
+        });
+        folder.write("service-account.json", &account.to_string())
+    }
+
+    /// The messages with a good bearer token, whatever was answered.
+    pub fn pushes(&self) -> &Record<FcmPush> {
+        &self.state.pushes
+    }
+
+    /// The messages for one device.
+    pub fn pushes_for(&self, token: &str) -> Vec<FcmPush> {
+        self.pushes().all().into_iter().filter(|push| push.token == token).collect()
+    }
+
+    /// What to answer, by registration token; and by `/token` for the token endpoint.
+    pub fn script(&self) -> &Script {
+        &self.state.script
+    }
+
+    /// How many bearer tokens were given out.
+    pub fn issued(&self) -> u32 {
+        self.state.issued.load(Ordering::SeqCst)
+    }
+
+    /// How long the bearer tokens given out from now on are said to live.
+    pub fn bearers_live(&self, secs: u32) {
+        self.state.lifetime_secs.store(secs, Ordering::SeqCst);
+    }
+
+    /// Makes every bearer token given out so far unknown.
+    pub fn revoke_bearers(&self) {
+        self.state.bearers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
+
+/// An error as Google words it, with FCM's own code where there is one.
+pub fn refusal(status: u16, google: &str, fcm: Option<&str>) -> Answer {
+    let details = fcm.map_or_else(Vec::new, |code| {
+        vec![json!({
+            "@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError",
+            "errorCode": code,
+        })]
+    });
+    error(status, google, &json!(details))
+}
+
+/// 400 INVALID_ARGUMENT that blames a field.
+pub fn bad_field(field: &str) -> Answer {
+    let details = json!([
+        {"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": "INVALID_ARGUMENT"},
+        {
+            "@type": "type.googleapis.com/google.rpc.BadRequest",
+            "fieldViolations": [{"field": field, "description": "Invalid registration token"}],
+        },
+    ]);
+    error(400, "INVALID_ARGUMENT", &details)
+}
+
+fn error(status: u16, google: &str, details: &Value) -> Answer {
+    let message = "as programmed";
+    let error = json!({"code": status, "message": message, "status": google, "details": details});
+    Answer::json(status, &json!({"error": error}))
+}
+
+impl State {
+    fn answer(&self, request: &Request) -> Answer {
+        if request.method != Method::POST {
+            return Answer::empty(405);
+        }
+        if request.path == "/token" {
+            return self.script.next("/token").unwrap_or_else(|| self.grant(request));
+        }
+        if request.path != format!("/v1/projects/{PROJECT}/messages:send") {
+            return refusal(404, "NOT_FOUND", None);
+        }
+        let bearer = request.header("authorization").strip_prefix("Bearer ").unwrap_or_default();
+        if !self.bearers.lock().unwrap_or_else(PoisonError::into_inner).contains(bearer) {
+            return refusal(401, "UNAUTHENTICATED", None);
+        }
+        let body = request.json();
+        let Some(token) = body["message"]["token"].as_str() else {
+            return refusal(400, "INVALID_ARGUMENT", None);
+        };
+        self.pushes.push(FcmPush {
+            token: token.to_owned(),
+            message: body["message"].clone(),
+            bytes: request.body.len(),
+            bearer: bearer.to_owned(),
+        });
+        self.script
+            .next(token)
+            .unwrap_or_else(|| Answer::json(200, &json!({"name": format!("projects/{PROJECT}/messages/1")})))
+    }
+
+    fn grant(&self, request: &Request) -> Answer {
+        match self.check_assertion(request) {
+            Ok(()) => {
+                let number = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
+                let token = format!("bearer-{number}");
+                let mut bearers = self.bearers.lock().unwrap_or_else(PoisonError::into_inner);
+                bearers.insert(token.clone());
+                let lifetime = self.lifetime_secs.load(Ordering::SeqCst);
+                Answer::json(200, &json!({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"}))
+            }
+            Err(description) => Answer::json(400, &json!({"error": "invalid_grant", "error_description": description})),
+        }
+    }
+
+    fn check_assertion(&self, request: &Request) -> Result<(), String> {
+        let form: Vec<(String, String)> = url::form_urlencoded::parse(&request.body).into_owned().collect();
+        let field = |name: &str| form.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
+        if field("grant_type") != Some(GRANT) {
+            return Err("grant_type".to_owned());
+        }
+        let assertion = field("assertion").ok_or("assertion")?;
+        let jwt = jwt::verify(assertion, "RS256", |_| {
+            Some(UnparsedPublicKey::new(&RSA_PKCS1_2048_8192_SHA256, &self.public_key))
+        })?;
+        let claims = jwt.claims;
+        let audience = format!("https://{}/token", request.host);
+        let scopes = claims["scope"].as_str().unwrap_or_default();
+        let (issued, expires) = (claims["iat"].as_i64(), claims["exp"].as_i64());
+        let (issued, expires) = issued.zip(expires).ok_or("iat, exp")?;
+        if claims["iss"] != ACCOUNT {
+            Err("iss".to_owned())
+        } else if claims["aud"] != audience.as_str() {
+            Err(format!("aud is {}, not {audience}", claims["aud"]))
+        } else if !scopes.split(' ').any(|scope| scope == SCOPE) {
+            Err("scope".to_owned())
+        } else if issued > jwt::now_secs() + 60 || expires <= jwt::now_secs() || expires - issued > 3600 {
+            Err("iat, exp".to_owned())
+        } else {
+            Ok(())
+        }
+    }
+}

@@ -1,0 +1,201 @@
+//! A push gateway with the three push services around it.
+
+use serde_json::{Value, json};
+
+use crate::apns::{self, Apns};
+use crate::ca::Ca;
+use crate::fcm::{self, Fcm};
+use crate::http::{Api, Reply};
+use crate::process::{PUSH_GATEWAY, Server, TempFolder, text};
+use crate::settings::Settings;
+use crate::webpush::{HOST, PushService};
+
+/// The app that goes to APNs.
+pub const IOS: &str = "org.example.ios";
+/// The app that goes to FCM.
+pub const ANDROID: &str = "org.example.android";
+/// The app that goes to WebPush.
+pub const WEB: &str = "org.example.web";
+/// The topic of the APNs app.
+pub const TOPIC: &str = "org.example.ios.app";
+/// The one endpoint.
+pub const NOTIFY: &str = "/_matrix/push/v1/notify";
+
+/// The running gateway and its surroundings.
+#[derive(Debug)]
+pub struct TestGateway {
+    /// The gateway's process.
+    pub server: Server,
+    /// A client of its public listener.
+    pub api: Api,
+    /// Apple.
+    pub apns: Apns,
+    /// Google.
+    pub fcm: Fcm,
+    /// A browser vendor.
+    pub webpush: PushService,
+    /// The root certificate that all of them use.
+    pub ca: Ca,
+}
+
+/// What a change of the settings may want to refer to.
+#[derive(Debug)]
+pub struct Around<'a> {
+    /// The gateway's folder.
+    pub folder: &'a TempFolder,
+    /// Apple.
+    pub apns: &'a Apns,
+    /// Google.
+    pub fcm: &'a Fcm,
+    /// A browser vendor.
+    pub webpush: &'a PushService,
+    /// The root certificate.
+    pub ca: &'a Ca,
+}
+
+impl Around<'_> {
+    /// The entry of an APNs app with the stand-in's key.
+    pub fn apns_app(&self, id: &str) -> Vec<(&'static str, Value)> {
+        vec![
+            ("id", json!(id)),
+            ("type", json!("apns")),
+            ("topic", json!(TOPIC)),
+            ("environment", json!("production")),
+            ("endpoint", json!(self.apns.server.url())),
+            ("key_file", json!(text(&self.apns.write_key(self.folder)))),
+            ("key_id", json!(apns::KEY_ID)),
+            ("team_id", json!(apns::TEAM_ID)),
+        ]
+    }
+
+    /// The entry of an FCM app with the stand-in's service account.
+    pub fn fcm_app(&self, id: &str) -> Vec<(&'static str, Value)> {
+        vec![
+            ("id", json!(id)),
+            ("type", json!("fcm")),
+            ("project_id", json!(fcm::PROJECT)),
+            ("service_account_file", json!(text(&self.fcm.write_service_account(self.folder)))),
+            ("endpoint", json!(self.fcm.server.url())),
+        ]
+    }
+
+    /// The entry of a WebPush app.
+    pub fn webpush_app(&self, id: &str) -> Vec<(&'static str, Value)> {
+        vec![
+            ("id", json!(id)),
+            ("type", json!("webpush")),
+            ("vapid_key_file", json!(text(&self.webpush.write_vapid_key(self.folder)))),
+            ("vapid_contact", json!("mailto:push@example.org")),
+            ("allowed_endpoints", json!([HOST])),
+        ]
+    }
+}
+
+/// An app's entry with other or further keys.
+pub fn with(mut app: Vec<(&'static str, Value)>, keys: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
+    app.retain(|(key, _)| !keys.iter().any(|(other, _)| key == other));
+    app.extend_from_slice(keys);
+    app
+}
+
+impl TestGateway {
+    /// Starts a gateway with one app for each push service; full content goes to all of them.
+    pub async fn start() -> Self {
+        Self::start_with(|_, _| {}).await
+    }
+
+    /// The same, with quick time-outs: for tests in which a push service is in trouble.
+    pub async fn start_impatient() -> Self {
+        Self::start_with(|settings, _| {
+            settings.set("notify", "budget_secs", 3).set("notify", "attempt_timeout_secs", 1);
+        })
+        .await
+    }
+
+    /// Starts a gateway whose settings `change` had the last word on.
+    pub async fn start_with(change: impl FnOnce(&mut Settings, &Around<'_>)) -> Self {
+        Self::start_apps(|settings, around| {
+            let full = ("content", json!("full"));
+            for app in [around.apns_app(IOS), around.fcm_app(ANDROID), around.webpush_app(WEB)] {
+                settings.push("apps", &with(app, std::slice::from_ref(&full)));
+            }
+            change(settings, around);
+        })
+        .await
+    }
+
+    /// Starts a gateway with just the apps that `apps` adds.
+    pub async fn start_apps(apps: impl FnOnce(&mut Settings, &Around<'_>)) -> Self {
+        let ca = Ca::new();
+        let apns = Apns::start(&ca).await;
+        let fcm = Fcm::start(&ca).await;
+        let webpush = PushService::start(&ca).await;
+        let folder = TempFolder::new();
+        let mut settings = Settings::default();
+        settings
+            .set("listen", "public", "127.0.0.1:0")
+            .set("listen", "operations", "127.0.0.1:0")
+            .set("outbound", "allowed_ranges", vec!["127.0.0.0/8"])
+            .set("outbound", "extra_ca_file", text(&ca.write(folder.path())))
+            .set("outbound.hosts", HOST, "127.0.0.1")
+            .set("log", "level", "debug")
+            .set("log", "format", "json");
+        apps(&mut settings, &Around { folder: &folder, apns: &apns, fcm: &fcm, webpush: &webpush, ca: &ca });
+        let server = Server::start(PUSH_GATEWAY, folder, &settings.toml()).await;
+        let api = Api::new(&server.public);
+        Self { server, api, apns, fcm, webpush, ca }
+    }
+
+    /// Sends a notification.
+    pub async fn notify(&self, notification: &Value) -> Reply {
+        self.api.post(NOTIFY, None, &json!({"notification": notification})).await
+    }
+
+    /// Sends a notification that has to succeed; returns `rejected`.
+    pub async fn rejected(&self, notification: &Value) -> Value {
+        self.notify(notification).await.ok()["rejected"].clone()
+    }
+}
+
+/// The event of the specification's example, for `devices`.
+pub fn event(event_id: &str, devices: &[Value]) -> Value {
+    json!({
+        "event_id": event_id,
+        "room_id": "!slw48wfj34rtnrf:example.com",
+        "type": "m.room.message",
+        "sender": "@exampleuser:matrix.org",
+        "sender_display_name": "Major Tom",
+        "room_name": "Mission Control",
+        "room_alias": "#exampleroom:matrix.org",
+        "prio": "high",
+        "content": {"msgtype": "m.text", "body": "I'm floating in a most peculiar way."},
+        "counts": {"unread": 2, "missed_calls": 1},
+        "devices": devices,
+    })
+}
+
+/// What a homeserver sends for a pusher with the format `event_id_only`.
+pub fn event_id_only(event_id: &str, devices: &[Value]) -> Value {
+    json!({
+        "event_id": event_id,
+        "room_id": "!slw48wfj34rtnrf:example.com",
+        "prio": "high",
+        "counts": {"unread": 2},
+        "devices": devices,
+    })
+}
+
+/// A device of the APNs app, by the hexadecimal form of its token.
+pub fn ios(token: &str) -> Value {
+    json!({"app_id": IOS, "pushkey": token})
+}
+
+/// A device of the FCM app.
+pub fn android(token: &str) -> Value {
+    json!({"app_id": ANDROID, "pushkey": token})
+}
+
+/// An APNs device token in hexadecimal, made of one byte.
+pub fn apns_token(byte: u8) -> String {
+    format!("{byte:02x}").repeat(32)
+}

@@ -1,0 +1,284 @@
+//! An identity server with everything around it: mail, a homeserver, a private root certificate.
+
+use ::http::Method;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use bytes::Bytes;
+use ring::rand::{SecureRandom as _, SystemRandom};
+use serde_json::{Value, json};
+
+use crate::ca::Ca;
+use crate::database::Database;
+use crate::homeserver::Homeserver;
+use crate::http::{Api, Reply};
+use crate::matrix::lookup_hash;
+use crate::process::{IDENTITY, Server, TempFolder, text};
+use crate::settings::Settings;
+use crate::smtp::{Mail, Smtp};
+
+/// The identity server's name, in whose name it signs.
+pub const SERVER_NAME: &str = "id.test";
+/// The homeserver's name.
+pub const HOMESERVER: &str = "hs.test";
+/// The policies' addresses of a server that was started with [`terms`].
+pub const TERMS_URLS: [&str; 2] = ["https://id.test/privacy-en.html", "https://id.test/privacy-de.html"];
+
+/// Where every endpoint of the current version is.
+pub const V2: &str = "/_matrix/identity/v2";
+
+/// The keys of `[limits]`.
+const LIMITS: [&str; 6] = [
+    "register_per_source",
+    "lookup_per_account",
+    "mail_per_address",
+    "mail_per_account",
+    "mail_per_source",
+    "mail_total",
+];
+
+/// The running server and its surroundings.
+#[derive(Debug)]
+pub struct TestIdentity {
+    /// The server's process.
+    pub server: Server,
+    /// A client of its public listener.
+    pub api: Api,
+    /// Where its mails go.
+    pub smtp: Smtp,
+    /// The homeserver that it asks about OpenID tokens.
+    pub homeserver: Homeserver,
+    /// The root certificate that it trusts.
+    pub ca: Ca,
+}
+
+/// The parameters in the link of a validation mail.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The whole link.
+    pub url: String,
+    /// Path and query, to be called on the server under test.
+    pub path_and_query: String,
+    /// The path alone.
+    pub path: String,
+    /// The session.
+    pub sid: String,
+    /// The client's secret.
+    pub client_secret: String,
+    /// The token that proves that the mail was read.
+    pub token: String,
+}
+
+impl Link {
+    /// Takes a link apart.
+    ///
+    /// # Panics
+    ///
+    /// When one of the three parameters is missing.
+    pub fn parse(link: &str) -> Self {
+        let url = url::Url::parse(link).unwrap_or_else(|err| panic!("{link}: {err}"));
+        let parameter = |name: &str| {
+            url.query_pairs()
+                .find(|(key, _)| key == name)
+                .map(|(_, value)| value.into_owned())
+                .unwrap_or_else(|| panic!("the link has no {name}: {link}"))
+        };
+        Self {
+            url: link.to_owned(),
+            path_and_query: format!("{}?{}", url.path(), url.query().unwrap_or_default()),
+            path: url.path().to_owned(),
+            sid: parameter("sid"),
+            client_secret: parameter("client_secret"),
+            token: parameter("token"),
+        }
+    }
+}
+
+/// Gives a server one policy in two languages.
+pub fn terms(settings: &mut Settings) {
+    settings
+        .set("terms.policies.privacy_policy", "version", "1")
+        .set("terms.policies.privacy_policy.languages.en", "name", "Privacy Policy")
+        .set("terms.policies.privacy_policy.languages.en", "url", TERMS_URLS[0])
+        .set("terms.policies.privacy_policy.languages.de", "name", "Datenschutz")
+        .set("terms.policies.privacy_policy.languages.de", "url", TERMS_URLS[1]);
+}
+
+impl TestIdentity {
+    /// Starts a server without terms.
+    pub async fn start(database: Database) -> Self {
+        Self::start_with(database, |_| {}).await
+    }
+
+    /// Starts a server whose settings `change` had the last word on.
+    pub async fn start_with(database: Database, change: impl FnOnce(&mut Settings)) -> Self {
+        let ca = Ca::new();
+        let homeserver = Homeserver::start(&ca, &[HOMESERVER]).await;
+        Self::start_around(database, ca, homeserver, change).await
+    }
+
+    /// Starts a server around a homeserver that is already there.
+    pub async fn start_around(
+        database: Database,
+        ca: Ca,
+        homeserver: Homeserver,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
+        let smtp = Smtp::start().await;
+        let folder = TempFolder::new();
+        let mut settings = Settings::default();
+        settings
+            .set("listen", "public", "127.0.0.1:0")
+            .set("listen", "operations", "127.0.0.1:0")
+            .set("identity", "server_name", SERVER_NAME)
+            .set("identity", "data_dir", text(&folder.path().join("data")))
+            .set("database", "url", database.fresh_url().await)
+            .set("email", "transport", "smtp")
+            .set("email", "from", "Waypost <noreply@id.test>")
+            .set("email", "smtp_host", "127.0.0.1")
+            .set("email", "smtp_port", smtp.port())
+            .set("email", "smtp_tls", "none")
+            .set("homeservers.overrides", HOMESERVER, homeserver.server.address.to_string())
+            .set("outbound", "allowed_ranges", vec!["127.0.0.0/8"])
+            .set("outbound", "extra_ca_file", text(&ca.write(folder.path())))
+            .set("log", "level", "debug")
+            .set("log", "format", "json");
+        for limit in LIMITS {
+            // 0 is no limit; the tests of limits set their own.
+            settings.set(&format!("limits.{limit}"), "burst", 0);
+        }
+        if database == Database::Postgres {
+            // Replicas share their keys, so that with PostgreSQL none are made.
+            let (hash, seal, seed) = (random_base64(), random_base64(), random_base64());
+            let storage = folder.write("storage.key", &format!("hash {hash}\nseal 1 {seal}\n"));
+            let signing = folder.write("signing.key", &format!("ed25519 0 {seed}\n"));
+            settings.set("keys", "storage_key_file", text(&storage));
+            settings.set("keys", "signing_key_file", text(&signing));
+        }
+        change(&mut settings);
+        let server = Server::start(IDENTITY, folder, &settings.toml()).await;
+        let api = Api::new(&server.public);
+        Self { server, api, smtp, homeserver, ca }
+    }
+
+    /// Kills the server and starts it again on the same data.
+    pub async fn restart(self) -> Self {
+        let server = self.server.restart().await;
+        let api = Api::new(&server.public);
+        Self { server, api, ..self }
+    }
+
+    /// GET below `/_matrix/identity/v2`.
+    pub async fn get(&self, path: &str, token: Option<&str>) -> Reply {
+        self.api.get(&format!("{V2}{path}"), token).await
+    }
+
+    /// POST below `/_matrix/identity/v2`.
+    pub async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Reply {
+        self.api.post(&format!("{V2}{path}"), token, body).await
+    }
+
+    /// POST of any text below `/_matrix/identity/v2`.
+    pub async fn post_text(&self, path: &str, token: Option<&str>, body: &str) -> Reply {
+        let body = Bytes::copy_from_slice(body.as_bytes());
+        self.api.call(Method::POST, &format!("{V2}{path}"), token, body).await
+    }
+
+    /// Calls register with an OpenID token that the homeserver of `server_name` gave out.
+    pub async fn register_with(&self, openid: &str, server_name: &str) -> Reply {
+        let body = json!({
+            "access_token": openid,
+            "token_type": "Bearer",
+            "matrix_server_name": server_name,
+            "expires_in": 3600,
+        });
+        self.post("/account/register", None, &body).await
+    }
+
+    /// An access token for a user of the homeserver.
+    pub async fn register(&self, user_id: &str) -> String {
+        let openid = self.homeserver.issue(user_id);
+        let reply = self.register_with(&openid, HOMESERVER).await.ok();
+        reply["token"].as_str().expect("register answers a token").to_owned()
+    }
+
+    /// Accepts the policy of [`terms`] in English.
+    pub async fn accept_terms(&self, token: &str) {
+        let body = json!({"user_accepts": [TERMS_URLS[0]]});
+        assert_eq!(self.post("/terms", Some(token), &body).await.ok(), json!({}));
+    }
+
+    /// Calls requestToken.
+    pub async fn request_email(&self, token: &str, email: &str, secret: &str, attempt: u32) -> Reply {
+        let body = json!({"client_secret": secret, "email": email, "send_attempt": attempt});
+        self.post("/validate/email/requestToken", Some(token), &body).await
+    }
+
+    /// Asks for a mail to `email` and returns the session and the mail.
+    pub async fn open_session(&self, token: &str, email: &str, secret: &str) -> (String, Mail) {
+        let seen = self.smtp.count_for(email);
+        let reply = self.request_email(token, email, secret, 1).await.ok();
+        let sid = reply["sid"].as_str().expect("requestToken answers a sid").to_owned();
+        (sid, self.smtp.mail_for(email, seen + 1).await)
+    }
+
+    /// Presses the button of the page behind the mail's link.
+    pub async fn press_button(&self, link: &Link) -> Reply {
+        let fields = [
+            ("token", link.token.as_str()),
+            ("client_secret", link.client_secret.as_str()),
+            ("sid", link.sid.as_str()),
+        ];
+        self.api.post_form(&link.path, &fields).await
+    }
+
+    /// Proves `email` from the mail; returns the session.
+    pub async fn validate(&self, token: &str, email: &str, secret: &str) -> String {
+        let (sid, mail) = self.open_session(token, email, secret).await;
+        let link = Link::parse(&mail.link());
+        let page = self.press_button(&link).await;
+        assert_eq!(page.status, 200, "{}", page.text);
+        sid
+    }
+
+    /// Calls bind.
+    pub async fn bind(&self, token: &str, sid: &str, secret: &str, user_id: &str) -> Reply {
+        let body = json!({"sid": sid, "client_secret": secret, "mxid": user_id});
+        self.post("/3pid/bind", Some(token), &body).await
+    }
+
+    /// Proves `email` and publishes it as `user_id`'s.
+    pub async fn publish(&self, token: &str, email: &str, user_id: &str) -> Value {
+        // Each address has its own secret, as clients have it.
+        let secret = format!("secret.{}", email.len());
+        let sid = self.validate(token, email, &secret).await;
+        self.bind(token, &sid, &secret, user_id).await.ok()
+    }
+
+    /// The pepper that the server hashes with now.
+    pub async fn pepper(&self, token: &str) -> String {
+        let details = self.get("/hash_details", Some(token)).await.ok();
+        details["lookup_pepper"].as_str().expect("hash_details answers a pepper").to_owned()
+    }
+
+    /// Looks addresses up by hash: what the server answers as `mappings`.
+    pub async fn lookup(&self, token: &str, emails: &[&str]) -> Value {
+        let pepper = self.pepper(token).await;
+        let hashes: Vec<String> = emails.iter().map(|email| lookup_hash(email, "email", &pepper)).collect();
+        let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": hashes});
+        self.post("/lookup", Some(token), &body).await.ok()["mappings"].clone()
+    }
+
+    /// Who an email address is published as, if anybody.
+    pub async fn who_is(&self, token: &str, email: &str) -> Option<String> {
+        let mappings = self.lookup(token, &[email]).await;
+        let found = mappings.as_object().expect("mappings is an object").values().next();
+        found.map(|mxid| mxid.as_str().expect("a user id is a string").to_owned())
+    }
+}
+
+/// 32 random bytes, as key files have them.
+fn random_base64() -> String {
+    let mut bytes = [0; 32];
+    SystemRandom::new().fill(&mut bytes).unwrap();
+    STANDARD.encode(bytes)
+}

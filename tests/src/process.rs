@@ -1,0 +1,236 @@
+//! Runs the real programs, as an operator would: a configuration file, signals, and what they write to stderr.
+
+use std::io::{BufRead as _, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::record::{PATIENCE, Record};
+
+/// The identity server's program.
+pub const IDENTITY: &str = "waypost-identity";
+/// The push gateway's program.
+pub const PUSH_GATEWAY: &str = "waypost-push-gateway";
+
+/// Message of the line that the log ends with once stderr is closed, which means that the program is gone.
+const CLOSED: &str = "stderr closed";
+
+/// A folder that is removed with everything in it when it is dropped.
+#[derive(Debug)]
+pub struct TempFolder(PathBuf);
+
+impl Default for TempFolder {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl TempFolder {
+    /// Makes a new folder.
+    pub fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+        let path = std::env::temp_dir().join(format!(
+            "waypost-test-{}-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed),
+            now.as_nanos()
+        ));
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// Writes a file into it.
+    pub fn write(&self, name: &str, contents: &str) -> PathBuf {
+        let path = self.0.join(name);
+        std::fs::write(&path, contents).unwrap();
+        path
+    }
+}
+
+impl Drop for TempFolder {
+    fn drop(&mut self) {
+        // What cannot be removed is left to the system's own cleaning.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// A file's path as the text that a configuration wants.
+pub fn text(path: &Path) -> String {
+    path.to_str().expect("the folder for temporary files has a UTF-8 name").to_owned()
+}
+
+/// The program `name`, built beside this one.
+///
+/// # Panics
+///
+/// When it was not built.
+pub fn program(name: &str) -> PathBuf {
+    let this = std::env::current_exe().unwrap();
+    // target/<profile>/deps/all-… for a test, target/<profile>/demo for the demo.
+    let folder = this.parent().unwrap();
+    let profile = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
+    let program = profile.join(name);
+    assert!(program.is_file(), "{} is missing; build it first: cargo build --workspace", program.display());
+    program
+}
+
+/// A command that runs `name` without what the environment says about Waypost.
+pub fn command(name: &str) -> Command {
+    let mut command = Command::new(program(name));
+    for (key, _) in std::env::vars_os() {
+        if key.to_string_lossy().starts_with("WAYPOST_") {
+            command.env_remove(key);
+        }
+    }
+    command.env_remove("SSL_CERT_FILE").env_remove("SSL_CERT_DIR").stdin(Stdio::null());
+    command
+}
+
+/// Runs `name` to its end.
+pub fn run(name: &str, arguments: &[&str]) -> Output {
+    command(name).args(arguments).output().unwrap()
+}
+
+/// A running server. It is killed when it is dropped.
+#[derive(Debug)]
+pub struct Server {
+    /// The base URL of the public listener.
+    pub public: String,
+    /// The base URL of the operations listener.
+    pub operations: String,
+    /// The folder that it was started in, with its configuration and data.
+    pub folder: TempFolder,
+    name: &'static str,
+    child: Child,
+    log: Arc<Record<Value>>,
+}
+
+impl Server {
+    /// Starts `name` in `folder` with `config` (TOML) and waits until it listens.
+    ///
+    /// The configuration has to ask for logs in JSON, which is how the addresses become known.
+    ///
+    /// # Panics
+    ///
+    /// When it is not ready within 30 s; its log is printed then.
+    pub async fn start(name: &'static str, folder: TempFolder, config: &str) -> Self {
+        let file = folder.write("waypost.toml", config);
+        let mut child = command(name)
+            .arg("--config")
+            .arg(&file)
+            .arg("serve")
+            .current_dir(folder.path())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let log = Arc::new(Record::default());
+        let stderr = child.stderr.take().unwrap();
+        std::thread::spawn({
+            let log = Arc::clone(&log);
+            move || {
+                for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                    let line = String::from_utf8_lossy(&line).into_owned();
+                    log.push(serde_json::from_str(&line).unwrap_or_else(|_| json!({"raw": line})));
+                }
+                log.push(json!({"message": CLOSED}));
+            }
+        });
+        let mut server = Self { public: String::new(), operations: String::new(), folder, name, child, log };
+        let ready = server
+            .log
+            .find(PATIENCE, |line| line["message"] == "listening" || line["message"] == CLOSED)
+            .await
+            .filter(|line| line["message"] == "listening");
+        let Some(ready) = ready else {
+            panic!("{name} did not become ready. Configuration:\n{config}\nLog:\n{}", server.log_text());
+        };
+        server.public = base_url(&ready["public"]);
+        server.operations = base_url(&ready["operations"]);
+        server
+    }
+
+    /// What it has logged so far.
+    pub fn logs(&self) -> Vec<Value> {
+        self.log.all()
+    }
+
+    /// Waits for a line of the log.
+    pub async fn wait_for_log(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
+        self.log.wait_for(what, fits).await
+    }
+
+    /// What it has logged so far, as text.
+    pub fn log_text(&self) -> String {
+        let lines: Vec<String> = self.logs().iter().map(Value::to_string).collect();
+        lines.join("\n")
+    }
+
+    /// Its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Asks it to stop (SIGTERM).
+    pub fn terminate(&self) {
+        // The shell's own `kill` is there even where the program of that name is not.
+        let _ = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &self.child.id().to_string()]).status();
+    }
+
+    /// Asks it to stop and waits for its end.
+    ///
+    /// # Panics
+    ///
+    /// When it is still there after 30 s.
+    pub async fn stop(mut self) -> ExitStatus {
+        self.terminate();
+        self.log.wait_for(&format!("the end of {}", self.name), |line| line["message"] == CLOSED).await;
+        // Its stderr is closed, so that this takes no time worth mentioning.
+        self.child.wait().unwrap()
+    }
+
+    /// Kills it and starts it again in the same folder with the same configuration.
+    pub async fn restart(mut self) -> Self {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let folder = std::mem::take(&mut self.folder);
+        let config = std::fs::read_to_string(folder.path().join("waypost.toml")).unwrap();
+        Self::start(self.name, folder, &config).await
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- log of {} ---\n{}", self.name, self.log_text());
+        }
+    }
+}
+
+fn base_url(address: &Value) -> String {
+    let address: SocketAddr = address
+        .as_str()
+        .and_then(|address| address.parse().ok())
+        .unwrap_or_else(|| panic!("the ready line names no address but {address}"));
+    format!("http://{address}")
+}
+
+/// How long `work` took, beside its result.
+pub async fn timed<R>(work: impl Future<Output = R>) -> (R, Duration) {
+    let start = Instant::now();
+    let result = work.await;
+    (result, start.elapsed())
+}

@@ -1,0 +1,73 @@
+//! A list that one side appends to and the other waits on.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+/// How long a wait may take before its test fails. Long, because a busy machine is not a failure.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Everything that a stand-in was sent, in order.
+#[derive(Debug)]
+pub struct Record<T> {
+    items: Mutex<Vec<T>>,
+    count: watch::Sender<usize>,
+}
+
+impl<T> Default for Record<T> {
+    fn default() -> Self {
+        Self { items: Mutex::new(Vec::new()), count: watch::Sender::new(0) }
+    }
+}
+
+impl<T: Clone> Record<T> {
+    /// Appends and wakes whoever waits.
+    pub fn push(&self, item: T) {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+        self.count.send_modify(|count| *count += 1);
+    }
+
+    /// All so far.
+    pub fn all(&self) -> Vec<T> {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many so far.
+    pub fn len(&self) -> usize {
+        self.items.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether nothing came yet.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The first item that fits, as soon as it is there; `None` after `patience`.
+    pub async fn find(&self, patience: Duration, fits: impl Fn(&T) -> bool) -> Option<T> {
+        let mut count = self.count.subscribe();
+        let search = async {
+            let mut seen = 0;
+            loop {
+                count.mark_unchanged();
+                let all = self.all();
+                if let Some(found) = all[seen..].iter().find(|item| fits(item)) {
+                    return found.clone();
+                }
+                seen = all.len();
+                // The sender lives in `self`, so that this cannot fail while we wait.
+                count.changed().await.unwrap();
+            }
+        };
+        tokio::time::timeout(patience, search).await.ok()
+    }
+
+    /// The first item that fits.
+    ///
+    /// # Panics
+    ///
+    /// When none came within [`PATIENCE`]; `what` names it in the message.
+    pub async fn wait_for(&self, what: &str, fits: impl Fn(&T) -> bool) -> T {
+        self.find(PATIENCE, fits).await.unwrap_or_else(|| panic!("waited {} s in vain for {what}", PATIENCE.as_secs()))
+    }
+}

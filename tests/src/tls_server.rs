@@ -1,0 +1,262 @@
+//! An HTTP server over TLS that records what it is asked and answers as it is told.
+
+use std::future::pending;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ::http::{HeaderMap, Method, StatusCode, Version};
+use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use serde_json::Value;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
+
+use crate::record::Record;
+
+/// A request as it arrived.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The method.
+    pub method: Method,
+    /// The path, as sent.
+    pub path: String,
+    /// The query without its question mark, as sent; empty if there is none.
+    pub query: String,
+    /// The headers; names in lower case.
+    pub headers: HeaderMap,
+    /// The host asked for: the Host header, or HTTP/2's authority.
+    pub host: String,
+    /// The whole body.
+    pub body: Bytes,
+    /// HTTP/1.1 or HTTP/2.
+    pub version: Version,
+    /// The name that the client asked for in the TLS handshake; none when it connected to an address.
+    pub sni: Option<String>,
+    /// Whether the client showed a certificate, which was verified then.
+    pub client_certificate: bool,
+}
+
+impl Request {
+    /// A header as text; empty when absent.
+    pub fn header(&self, name: &str) -> &str {
+        self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
+    }
+
+    /// The body as JSON; `Null` when it is none.
+    pub fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap_or_default()
+    }
+
+    /// A parameter of the query, decoded.
+    pub fn parameter(&self, name: &str) -> Option<String> {
+        url::form_urlencoded::parse(self.query.as_bytes())
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.into_owned())
+    }
+}
+
+/// What to answer.
+#[derive(Clone, Debug)]
+pub enum Answer {
+    /// A status, headers and a body.
+    Reply {
+        /// The status.
+        status: StatusCode,
+        /// Headers beside the content type.
+        headers: Vec<(&'static str, String)>,
+        /// The body.
+        body: Bytes,
+    },
+    /// Never answer.
+    Hang,
+    /// Break the connection (HTTP/1.1) or reset the stream (HTTP/2).
+    Reset,
+    /// Answer so, but only after this time.
+    Late(Duration, Box<Answer>),
+}
+
+impl Answer {
+    /// A JSON answer.
+    pub fn json(status: u16, value: &Value) -> Self {
+        Self::text(status, &value.to_string()).header("content-type", "application/json")
+    }
+
+    /// An answer with this body.
+    pub fn text(status: u16, body: &str) -> Self {
+        Self::Reply {
+            status: StatusCode::from_u16(status).unwrap(),
+            headers: Vec::new(),
+            body: Bytes::copy_from_slice(body.as_bytes()),
+        }
+    }
+
+    /// An answer without a body.
+    pub fn empty(status: u16) -> Self {
+        Self::text(status, "")
+    }
+
+    /// The same answer with one more header.
+    #[must_use]
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
+        if let Self::Reply { headers, .. } = &mut self {
+            headers.push((name, value.to_owned()));
+        }
+        self
+    }
+}
+
+/// What decides about the answer to a request.
+pub type Handler = Arc<dyn Fn(Request) -> BoxFuture<'static, Answer> + Send + Sync>;
+
+/// A running server. It stops, and its connections break, when it is dropped.
+#[derive(Debug)]
+pub struct TlsServer {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// Every request, in order of arrival.
+    pub requests: Arc<Record<Request>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for TlsServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl TlsServer {
+    /// Listens on a free port of 127.0.0.1.
+    pub async fn start<F, Fut>(config: Arc<rustls::ServerConfig>, handler: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
+        Self::start_on(SocketAddr::from(([127, 0, 0, 1], 0)), config, handler).await
+    }
+
+    /// Listens on this address.
+    ///
+    /// # Panics
+    ///
+    /// When it cannot: ports below 1024 may need a permission.
+    pub async fn start_on<F, Fut>(address: SocketAddr, config: Arc<rustls::ServerConfig>, handler: F) -> Self
+    where
+        F: Fn(Request) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Answer> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap_or_else(|err| {
+            panic!("cannot listen on {address}: {err}. As root: sysctl net.ipv4.ip_unprivileged_port_start=443")
+        });
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(Record::default());
+        let handler: Handler = Arc::new(move |request| handler(request).boxed());
+        let task = tokio::spawn(accept(listener, TlsAcceptor::from(config), handler, Arc::clone(&requests)));
+        Self { address, requests, task }
+    }
+
+    /// The port it listens on.
+    pub fn port(&self) -> u16 {
+        self.address.port()
+    }
+
+    /// `https://127.0.0.1:PORT`.
+    pub fn url(&self) -> String {
+        format!("https://{}", self.address)
+    }
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, handler: Handler, requests: Arc<Record<Request>>) {
+    // Dropped with this task, and with it every connection.
+    let mut connections = JoinSet::new();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                connections.spawn(serve(
+                    stream,
+                    tls.clone(),
+                    Arc::clone(&handler),
+                    Arc::clone(&requests),
+                ));
+            }
+            Some(_) = connections.join_next(), if !connections.is_empty() => {}
+        }
+    }
+}
+
+/// Serves one connection. A failed handshake ends it: the client's side of the story is what tests look at.
+async fn serve(stream: TcpStream, tls: TlsAcceptor, handler: Handler, requests: Arc<Record<Request>>) {
+    let _ = stream.set_nodelay(true);
+    let Ok(stream) = tls.accept(stream).await else { return };
+    let session = stream.get_ref().1;
+    let sni = session.server_name().map(str::to_owned);
+    let client_certificate = session.peer_certificates().is_some();
+    let service = service_fn(move |request: ::http::Request<Incoming>| {
+        let handler = Arc::clone(&handler);
+        let requests = Arc::clone(&requests);
+        let sni = sni.clone();
+        async move {
+            let request = read(request, sni, client_certificate).await?;
+            requests.push(request.clone());
+            reply(handler(request).await).await
+        }
+    });
+    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn read(
+    request: ::http::Request<Incoming>,
+    sni: Option<String>,
+    client_certificate: bool,
+) -> Result<Request, io::Error> {
+    let (parts, body) = request.into_parts();
+    let body = body.collect().await.map_err(io::Error::other)?.to_bytes();
+    let host = match parts.uri.authority() {
+        Some(authority) => authority.to_string(),
+        None => parts.headers.get("host").and_then(|host| host.to_str().ok()).unwrap_or_default().to_owned(),
+    };
+    Ok(Request {
+        method: parts.method,
+        path: parts.uri.path().to_owned(),
+        query: parts.uri.query().unwrap_or_default().to_owned(),
+        headers: parts.headers,
+        host,
+        body,
+        version: parts.version,
+        sni,
+        client_certificate,
+    })
+}
+
+async fn reply(answer: Answer) -> Result<::http::Response<Full<Bytes>>, io::Error> {
+    let answer = match answer {
+        Answer::Late(delay, answer) => {
+            tokio::time::sleep(delay).await;
+            *answer
+        }
+        answer => answer,
+    };
+    match answer {
+        Answer::Reply { status, headers, body } => {
+            let mut response = ::http::Response::builder().status(status);
+            for (name, value) in headers {
+                response = response.header(name, value);
+            }
+            response.body(Full::new(body)).map_err(io::Error::other)
+        }
+        Answer::Hang => {
+            pending::<()>().await;
+            Err(io::Error::other("never reached"))
+        }
+        Answer::Reset | Answer::Late(..) => Err(io::Error::other("reset, as programmed")),
+    }
+}

@@ -1,0 +1,92 @@
+//! What an operator types, and what comes back.
+
+use std::process::Stdio;
+
+use waypost_tests::process::{IDENTITY, PUSH_GATEWAY, TempFolder, command, run, text};
+
+#[test]
+fn help_and_version_succeed() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let help = run(name, &["--help"]);
+        assert_eq!(help.status.code(), Some(0), "{name}");
+        let help = String::from_utf8(help.stdout).unwrap();
+        assert!(help.contains("serve") && help.contains("check-config"), "{help}");
+
+        let version = run(name, &["--version"]);
+        assert_eq!(version.status.code(), Some(0), "{name}");
+        let version = String::from_utf8(version.stdout).unwrap();
+        assert!(version.trim_end().ends_with(env!("CARGO_PKG_VERSION")), "{version}");
+    }
+}
+
+#[test]
+fn wrong_usage_exits_2() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        assert_eq!(run(name, &["no-such-command"]).status.code(), Some(2), "{name}");
+        assert_eq!(run(name, &["serve", "--no-such-option"]).status.code(), Some(2), "{name}");
+    }
+}
+
+#[test]
+fn the_embedded_defaults_are_a_good_configuration() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let folder = TempFolder::new();
+        let output = command(name).arg("check-config").current_dir(folder.path()).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn an_unknown_key_is_named_with_file_line_and_the_nearest_name() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        for verb in ["check-config", "serve"] {
+            let folder = TempFolder::new();
+            let file =
+                folder.write("waypost.toml", "[listen]\npublic = \"127.0.0.1:0\"\noperatoins = \"127.0.0.1:0\"\n");
+            let output = run(name, &["--config", &text(&file), verb]);
+            assert_eq!(output.status.code(), Some(2), "{name} {verb}");
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert!(message.contains("waypost.toml:3"), "{message}");
+            assert!(message.contains("operatoins"), "{message}");
+            assert!(message.contains("did you mean operations"), "{message}");
+        }
+    }
+}
+
+#[test]
+fn a_wrong_type_is_named_with_file_line_and_key() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let folder = TempFolder::new();
+        let file = folder.write("waypost.toml", "[server]\n\nmax_connections = \"many\"\n");
+        let output = run(name, &["--config", &text(&file), "check-config"]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("waypost.toml:3"), "{message}");
+        assert!(message.contains("max_connections"), "{message}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_missing_exits_2() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let output = run(name, &["--config", "/nowhere/waypost.toml", "check-config"]);
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("/nowhere/waypost.toml"), "{message}");
+    }
+}
+
+#[test]
+fn the_environment_overrides_a_key() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let output = command(name)
+            .env("WAYPOST_SERVER__MAX_CONNECTIONS", "many")
+            .arg("check-config")
+            .stdout(Stdio::null())
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2), "{name}");
+        let message = String::from_utf8(output.stderr).unwrap();
+        assert!(message.contains("WAYPOST_SERVER__MAX_CONNECTIONS"), "{message}");
+    }
+}

@@ -1,0 +1,153 @@
+//! register, account, logout.
+
+use serde_json::{Value, json};
+use waypost_tests::identity::{HOMESERVER, TestIdentity};
+use waypost_tests::on_each_database;
+use waypost_tests::tls_server::Answer;
+
+use super::{ALICE, BOB, failure};
+
+on_each_database! {
+    async fn register_answers_the_token_under_both_names(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let openid = t.homeserver.issue(ALICE);
+        let reply = t.register_with(&openid, HOMESERVER).await.ok();
+        let token = reply["token"].as_str().unwrap();
+        assert!(token.len() >= 22, "128 bits or more: {token}");
+        assert_eq!(reply, json!({"token": token, "access_token": token}));
+        let account = t.get("/account", Some(token)).await.ok();
+        assert_eq!(account, json!({"user_id": ALICE}));
+    }
+
+    async fn the_homeserver_is_asked_over_tls_for_its_name(database: Database) {
+        let t = TestIdentity::start(database).await;
+        t.register(ALICE).await;
+        let request = &t.homeserver.server.requests.all()[0];
+        assert_eq!(request.path, "/_matrix/federation/v1/openid/userinfo");
+        assert_eq!(request.sni.as_deref(), Some(HOMESERVER));
+        assert!(request.host.starts_with(HOMESERVER), "{}", request.host);
+    }
+
+    async fn the_token_may_come_in_the_query(database: Database) {
+        // Removed in v1.20, and Synapse still does it.
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let reply = t.get(&format!("/account?access_token={token}"), None).await;
+        assert_eq!(reply.ok(), json!({"user_id": ALICE}));
+    }
+
+    async fn tokens_are_their_own(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let (first, second, bob) = (t.register(ALICE).await, t.register(ALICE).await, t.register(BOB).await);
+        assert!(first != second && second != bob);
+        assert_eq!(t.post("/account/logout", Some(&first), &json!({})).await.ok(), json!({}));
+        assert_eq!(t.get("/account", Some(&first)).await.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert_eq!(t.get("/account", Some(&second)).await.ok(), json!({"user_id": ALICE}));
+        assert_eq!(t.get("/account", Some(&bob)).await.ok(), json!({"user_id": BOB}));
+    }
+
+    async fn logout_needs_no_body_and_a_known_token(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        assert_eq!(t.post_text("/account/logout", Some(&token), "").await.ok(), json!({}));
+        let again = t.post_text("/account/logout", Some(&token), "").await;
+        assert_eq!(again.failure(), failure(401, "M_UNKNOWN_TOKEN"));
+    }
+
+    async fn a_token_that_the_homeserver_does_not_know_gets_nothing(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let reply = t.register_with("never issued", HOMESERVER).await;
+        assert!(reply.status == 401 || reply.status == 403, "{}: {}", reply.status, reply.text);
+        assert!(reply.json().get("token").is_none());
+    }
+
+    async fn a_user_of_another_server_is_refused(database: Database) {
+        // OpenID replay: what hs.test says about other servers' users counts for nothing.
+        let t = TestIdentity::start(database).await;
+        let subjects = [
+            json!("@alice:other.test"),
+            json!("@alice:hs.test:8448"),
+            json!("@alice:hs.test.evil.test"),
+            json!("@alice"),
+            json!("alice:hs.test"),
+            json!(""),
+            json!(5),
+            json!(null),
+            json!(["@alice:hs.test"]),
+        ];
+        for sub in subjects {
+            let openid = t.homeserver.issue_answer(Answer::json(200, &json!({"sub": sub})));
+            let reply = t.register_with(&openid, HOMESERVER).await;
+            assert!((400..=502).contains(&reply.status), "{sub}: {}", reply.text);
+            assert_ne!(reply.status, 500, "{sub}: {}", reply.text);
+            assert!(reply.json().get("token").is_none(), "{sub}: {}", reply.text);
+        }
+    }
+
+    async fn a_homeserver_that_answers_nonsense_is_no_crash_of_ours(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let answers = [
+            Answer::text(200, "<html>"),
+            Answer::json(200, &json!([])),
+            Answer::json(200, &json!({})),
+            Answer::text(200, &"x".repeat(1024 * 1024)),
+            Answer::empty(500),
+            Answer::empty(302).header("location", "https://127.0.0.1/"),
+            Answer::Reset,
+        ];
+        for answer in answers {
+            let openid = t.homeserver.issue_answer(answer.clone());
+            let reply = t.register_with(&openid, HOMESERVER).await;
+            assert!(reply.status >= 400, "{answer:?}: {}", reply.text);
+            assert!(reply.errcode().starts_with("M_"), "{answer:?}: {}", reply.text);
+        }
+    }
+
+    async fn register_names_what_is_missing(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let reply = t.post("/account/register", None, &json!({})).await;
+        assert_eq!(reply.failure(), failure(400, "M_MISSING_PARAMS"));
+        let error = reply.json()["error"].as_str().unwrap_or_default().to_owned();
+        assert!(error.contains("access_token") && error.contains("matrix_server_name"), "{error}");
+        for (key, value) in [("access_token", json!(5)), ("matrix_server_name", json!(["hs.test"]))] {
+            let mut body = json!({"access_token": "a", "token_type": "Bearer", "matrix_server_name": "hs.test", "expires_in": 1});
+            body[key] = value;
+            let reply = t.post("/account/register", None, &body).await;
+            assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{key}");
+        }
+    }
+
+    async fn register_refuses_what_is_no_server_name(database: Database) {
+        let t = TestIdentity::start(database).await;
+        for name in ["", "a b", "https://hs.test", "hs.test/path", "hs.test:", "hs.test:99999", "hs.test?x", "user@hs.test"] {
+            let reply = t.register_with("openid", name).await;
+            assert_eq!(reply.status, 400, "{name:?}: {}", reply.text);
+        }
+        assert!(t.homeserver.server.requests.is_empty());
+    }
+
+    async fn only_allowed_homeservers_register_where_there_is_a_list(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("homeservers", "allow", vec!["elsewhere.test"]);
+        })
+        .await;
+        let openid = t.homeserver.issue(ALICE);
+        let reply = t.register_with(&openid, HOMESERVER).await;
+        assert_eq!(reply.status, 403, "{}", reply.text);
+        assert!(t.homeserver.server.requests.is_empty());
+    }
+
+    async fn every_other_endpoint_wants_a_token(database: Database) {
+        let t = TestIdentity::start(database).await;
+        for token in [None, Some("unknown"), Some("")] {
+            for path in ["/account", "/hash_details", "/3pid/getValidated3pid?sid=1&client_secret=a"] {
+                assert_eq!(t.get(path, token).await.failure(), failure(401, "M_UNAUTHORIZED"), "{path} {token:?}");
+            }
+            // The token is looked at before the body.
+            for path in ["/lookup", "/terms", "/3pid/bind", "/validate/email/requestToken"] {
+                let reply = t.post(path, token, &Value::Null).await;
+                assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"), "{path} {token:?}");
+            }
+        }
+    }
+}

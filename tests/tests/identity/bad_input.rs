@@ -1,0 +1,143 @@
+//! What is not a request gets a Matrix error and changes nothing (DESIGN.md, section 5).
+
+use ::http::Method;
+use bytes::Bytes;
+use serde_json::json;
+use waypost_tests::identity::{TestIdentity, V2};
+use waypost_tests::on_each_database;
+
+use super::{ALICE, failure};
+
+/// Every POST endpoint.
+const POSTS: [&str; 7] = [
+    "/account/register",
+    "/account/logout",
+    "/terms",
+    "/lookup",
+    "/validate/email/requestToken",
+    "/validate/email/submitToken",
+    "/3pid/bind",
+];
+
+on_each_database! {
+    async fn what_is_no_json_is_m_not_json(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        for path in POSTS.into_iter().filter(|path| *path != "/account/logout") {
+            for body in ["{", "not json", "{\"a\":1}x", "{'a':1}", "{\"a\":NaN}"] {
+                let reply = t.post_text(path, Some(&token), body).await;
+                assert_eq!(reply.failure(), failure(400, "M_NOT_JSON"), "{path} {body}");
+            }
+            for body in ["[]", "\"text\"", "1", "null"] {
+                let reply = t.post_text(path, Some(&token), body).await;
+                assert_eq!(reply.failure(), failure(400, "M_BAD_JSON"), "{path} {body}");
+            }
+        }
+        assert_eq!(t.get("/account", Some(&token)).await.ok(), json!({"user_id": ALICE}));
+    }
+
+    async fn invalid_utf_8_is_400(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let body = Bytes::from_static(b"{\"sid\":\"\xff\xfe\"}");
+        let reply = t.api.call(Method::POST, &format!("{V2}/3pid/bind"), Some(&token), body).await;
+        assert_eq!(reply.failure(), failure(400, "M_NOT_JSON"));
+    }
+
+    async fn deep_json_is_refused(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let deep = format!("{{\"addresses\":{}{}}}", "[".repeat(10_000), "]".repeat(10_000));
+        for path in POSTS.into_iter().filter(|path| *path != "/account/logout") {
+            let reply = t.post_text(path, Some(&token), &deep).await;
+            assert_eq!(reply.status, 400, "{path}: {}", reply.text);
+        }
+        assert_eq!(t.get("", None).await.ok(), json!({}));
+    }
+
+    async fn an_oversized_body_is_413(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("server", "max_body_bytes", 1024);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let reply = t.post("/lookup", Some(&token), &json!({"pepper": "x".repeat(4096)})).await;
+        assert_eq!(reply.failure(), failure(413, "M_TOO_LARGE"));
+        assert_eq!(t.get("/account", Some(&token)).await.status, 200);
+    }
+
+    async fn wrong_types_are_400_and_never_500(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let values = [json!(null), json!(5), json!(-1.5), json!(true), json!([]), json!({}), json!(["a"]), json!("\u{0}")];
+        let keys = [
+            "access_token", "token_type", "matrix_server_name", "expires_in", "user_accepts", "algorithm", "pepper",
+            "addresses", "client_secret", "email", "send_attempt", "next_link", "sid", "token", "mxid",
+        ];
+        for path in POSTS.into_iter().filter(|path| *path != "/account/logout") {
+            for value in &values {
+                if path == "/terms" && value.is_array() {
+                    // A list of nothing, or of URLs that nobody offers, is of the right type.
+                    continue;
+                }
+                let body: serde_json::Map<_, _> = keys.iter().map(|key| ((*key).to_owned(), value.clone())).collect();
+                let reply = t.post(path, Some(&token), &body.into()).await;
+                assert_eq!(reply.status, 400, "{path} {value}: {}", reply.text);
+                assert!(reply.errcode().starts_with("M_"), "{path} {value}: {}", reply.text);
+            }
+        }
+        assert!(t.smtp.mails.is_empty());
+        assert!(t.homeserver.server.requests.len() == 1, "only the registration at the start");
+    }
+
+    async fn unknown_paths_are_404(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let paths = [
+            "/", "/_matrix", "/_matrix/identity", "/_matrix/identity/v3", "/_matrix/identity/v2/nope",
+            "/_matrix/identity/v2/account/", "/_matrix/identity/v2/lookup/", "/_matrix/identity/v2//account",
+            "/_matrix/identity/api/v1/lookup", "/_matrix/identity/versions/", "/_matrix/identity/v2/pubkey",
+        ];
+        for path in paths {
+            let reply = t.api.get(path, None).await;
+            assert_eq!(reply.failure(), failure(404, "M_UNRECOGNIZED"), "{path}");
+            assert_eq!(reply.header("access-control-allow-origin"), "*", "{path}");
+        }
+    }
+
+    async fn wrong_methods_are_405(database: Database) {
+        let t = TestIdentity::start(database).await;
+        for (method, path) in [
+            (Method::GET, "/lookup"),
+            (Method::GET, "/3pid/bind"),
+            (Method::GET, "/account/register"),
+            (Method::POST, "/account"),
+            (Method::POST, "/hash_details"),
+            (Method::PUT, "/terms"),
+            (Method::DELETE, "/account"),
+            (Method::PATCH, ""),
+            (Method::POST, "/pubkey/ed25519:0"),
+        ] {
+            let reply = t.api.call(method.clone(), &format!("{V2}{path}"), None, Bytes::new()).await;
+            assert_eq!(reply.failure(), failure(405, "M_UNRECOGNIZED"), "{method} {path}");
+            assert_eq!(reply.header("access-control-allow-origin"), "*", "{method} {path}");
+        }
+    }
+
+    async fn options_need_no_token(database: Database) {
+        let t = TestIdentity::start(database).await;
+        for path in ["/lookup", "/account", "/3pid/bind", "/terms"] {
+            let reply = t.api.call(Method::OPTIONS, &format!("{V2}{path}"), None, Bytes::new()).await;
+            assert!([200, 204].contains(&reply.status), "{path}: {}", reply.status);
+            assert_eq!(reply.header("access-control-allow-origin"), "*", "{path}");
+            assert!(reply.header("access-control-allow-headers").to_ascii_lowercase().contains("authorization"), "{path}");
+        }
+    }
+
+    async fn errors_carry_cors_headers_too(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let reply = t.get("/account", None).await;
+        assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert_eq!(reply.header("access-control-allow-origin"), "*");
+        assert!(reply.header("content-type").starts_with("application/json"));
+    }
+}

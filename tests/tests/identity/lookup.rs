@@ -1,0 +1,107 @@
+//! hash_details and lookup.
+
+use serde_json::json;
+use waypost_tests::identity::TestIdentity;
+use waypost_tests::matrix::lookup_hash;
+use waypost_tests::on_each_database;
+
+use super::{ALICE, BOB, EMAIL, failure};
+
+on_each_database! {
+    async fn hash_details_offer_sha256_and_a_long_pepper(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let details = t.get("/hash_details", Some(&token)).await.ok();
+        let pepper = details["lookup_pepper"].as_str().unwrap();
+        assert_eq!(details, json!({"algorithms": ["sha256"], "lookup_pepper": pepper}));
+        assert!(pepper.len() >= 22, "128 bits or more: {pepper}");
+        // Every server has its own.
+        let other = TestIdentity::start(database).await;
+        let token = other.register(ALICE).await;
+        assert_ne!(other.pepper(&token).await, pepper);
+    }
+
+    async fn only_who_is_published_is_found(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+        t.publish(&alice, EMAIL, ALICE).await;
+        t.publish(&bob, "bob@example.com", BOB).await;
+        let pepper = t.pepper(&bob).await;
+        let emails = [EMAIL, "nobody@example.com", "bob@example.com", "ALICE@example.com"];
+        let found = t.lookup(&bob, &emails).await;
+        let (a, b) = (lookup_hash(EMAIL, "email", &pepper), lookup_hash("bob@example.com", "email", &pepper));
+        assert_eq!(found, json!({a: ALICE, b: BOB}));
+        // The medium is part of the hash.
+        let other = lookup_hash(EMAIL, "msisdn", &pepper);
+        let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": [other]});
+        assert_eq!(t.post("/lookup", Some(&bob), &body).await.ok(), json!({"mappings": {}}));
+    }
+
+    async fn nobody_asks_for_nobody(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        assert_eq!(t.lookup(&token, &[]).await, json!({}));
+    }
+
+    async fn the_same_hash_twice_is_one_answer(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        t.publish(&token, EMAIL, ALICE).await;
+        assert_eq!(t.lookup(&token, &[EMAIL, EMAIL]).await.as_object().unwrap().len(), 1);
+    }
+
+    async fn a_wrong_pepper_is_answered_with_the_right_one(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let pepper = t.pepper(&token).await;
+        let body = json!({"algorithm": "sha256", "pepper": "matrixrocks", "addresses": ["a"]});
+        let reply = t.post("/lookup", Some(&token), &body).await;
+        assert_eq!(reply.failure(), failure(400, "M_INVALID_PEPPER"));
+        // Android reads it from here.
+        assert_eq!(reply.json()["algorithm"], "sha256");
+        assert_eq!(reply.json()["lookup_pepper"], pepper.as_str());
+    }
+
+    async fn other_algorithms_are_refused(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let pepper = t.pepper(&token).await;
+        for algorithm in ["none", "sha1", "SHA256", ""] {
+            let body = json!({"algorithm": algorithm, "pepper": pepper, "addresses": ["alice@example.com email"]});
+            let reply = t.post("/lookup", Some(&token), &body).await;
+            assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{algorithm:?}");
+        }
+    }
+
+    async fn checks_come_in_their_order(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let many = vec!["a"; 20_000];
+        // Each request is wrong in this respect and in all later ones: list, algorithm, count, pepper.
+        let cases = [
+            (json!({"algorithm": "x", "pepper": "x", "addresses": "x"}), failure(400, "M_INVALID_PARAM")),
+            (json!({"algorithm": "x", "pepper": "x", "addresses": many}), failure(400, "M_INVALID_PARAM")),
+            (json!({"algorithm": "sha256", "pepper": "x", "addresses": many}), failure(400, "M_TOO_LARGE")),
+            (json!({"algorithm": "sha256", "pepper": "x", "addresses": ["a"]}), failure(400, "M_INVALID_PEPPER")),
+        ];
+        for (body, expected) in cases {
+            assert_eq!(t.post("/lookup", Some(&token), &body).await.failure(), expected);
+        }
+    }
+
+    async fn what_is_missing_or_wrong_is_named(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let reply = t.post("/lookup", Some(&token), &json!({})).await;
+        assert_eq!(reply.failure(), failure(400, "M_MISSING_PARAMS"));
+        for name in ["algorithm", "pepper", "addresses"] {
+            assert!(reply.text.contains(name), "{name}: {}", reply.text);
+        }
+        let pepper = t.pepper(&token).await;
+        for addresses in [json!("a"), json!({}), json!(5), json!([5]), json!([{}]), json!([null])] {
+            let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": addresses});
+            let reply = t.post("/lookup", Some(&token), &body).await;
+            assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{addresses}");
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! A homeserver repeats itself; devices must not notice (COMPAT.md, P8 and P9; DESIGN.md, decision 7).
+
+use serde_json::json;
+use waypost_tests::apns::refusal;
+use waypost_tests::fcm;
+use waypost_tests::gateway::{IOS, TestGateway, android, apns_token, event, ios};
+
+use super::assert_try_again;
+
+#[tokio::test]
+async fn the_same_event_wakes_a_device_once() {
+    let gateway = TestGateway::start().await;
+    for _ in 0..3 {
+        assert_eq!(gateway.rejected(&event("$1", &[ios(&apns_token(1))])).await, json!([]));
+    }
+    assert_eq!(gateway.apns.pushes().len(), 1);
+    // Another device, and another event, are something else.
+    gateway.rejected(&event("$1", &[ios(&apns_token(2))])).await;
+    gateway.rejected(&event("$2", &[ios(&apns_token(1))])).await;
+    assert_eq!(gateway.apns.pushes().len(), 3);
+}
+
+#[tokio::test]
+async fn after_a_503_only_the_rest_is_sent_again() {
+    let gateway = TestGateway::start_impatient().await;
+    let gone = apns_token(2);
+    gateway.apns.script().always(&gone, refusal(410, "Unregistered"));
+    gateway.fcm.script().always("device", fcm::refusal(503, "UNAVAILABLE", Some("UNAVAILABLE")));
+    let notification = event("$1", &[ios(&apns_token(1)), ios(&gone), android("device")]);
+    assert_try_again(&gateway.notify(&notification).await);
+
+    gateway.fcm.script().forget("device");
+    let mut reply = gateway.notify(&notification).await;
+    for _ in 0..10 {
+        if reply.status == 200 {
+            break;
+        }
+        reply = gateway.notify(&notification).await;
+    }
+    // It still learns of the dead one, and nobody was woken twice.
+    assert_eq!(reply.ok(), json!({"rejected": [gone]}));
+    assert_eq!(gateway.apns.pushes_for(&apns_token(1)).len(), 1);
+    assert_eq!(gateway.apns.pushes_for(&gone).len(), 1);
+}
+
+#[tokio::test]
+async fn counts_are_never_taken_for_a_repetition() {
+    let gateway = TestGateway::start().await;
+    for _ in 0..2 {
+        let notification = json!({"counts": {"unread": 1}, "devices": [ios(&apns_token(1))]});
+        assert_eq!(gateway.rejected(&notification).await, json!([]));
+    }
+    assert_eq!(gateway.apns.pushes().len(), 2);
+}
+
+#[tokio::test]
+async fn element_xs_test_may_be_pressed_again() {
+    let gateway = TestGateway::start().await;
+    for _ in 0..2 {
+        gateway.rejected(&event("$THIS_IS_A_FAKE_EVENT_ID", &[ios(&apns_token(1))])).await;
+    }
+    assert_eq!(gateway.apns.pushes().len(), 2);
+}
+
+#[tokio::test]
+async fn a_dead_pushkey_is_remembered_until_it_is_registered_anew() {
+    let gateway = TestGateway::start().await;
+    let gone = apns_token(1);
+    let device = |registered: i64| json!({"app_id": IOS, "pushkey": gone, "pushkey_ts": registered});
+    gateway.apns.script().once(&gone, refusal(410, "Unregistered"));
+    assert_eq!(gateway.rejected(&event("$1", &[device(1_000)])).await, json!([gone]));
+    // Continuwuity ignores `rejected` and goes on.
+    assert_eq!(gateway.rejected(&event("$2", &[device(1_000)])).await, json!([gone]));
+    assert_eq!(gateway.apns.pushes().len(), 1);
+    // The app registered the same token again.
+    let later = waypost_tests::jwt::now_secs() + 60;
+    assert_eq!(gateway.rejected(&event("$3", &[device(later)])).await, json!([]));
+    assert_eq!(gateway.apns.pushes().len(), 2);
+}
+
+#[tokio::test]
+async fn the_same_event_at_the_same_moment_wakes_a_device_once() {
+    let gateway = TestGateway::start().await;
+    let notification = event("$1", &[ios(&apns_token(1))]);
+    let replies = futures_util::future::join_all((0..10).map(|_| gateway.notify(&notification))).await;
+    for reply in &replies {
+        // Who came second may be told to come again, but never that it was delivered when it was not.
+        assert!(reply.status == 200 || reply.status == 503, "{}", reply.text);
+    }
+    assert!(replies.iter().any(|reply| reply.status == 200));
+    assert_eq!(gateway.apns.pushes().len(), 1);
+}
