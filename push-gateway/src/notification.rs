@@ -150,9 +150,6 @@ impl Notification {
             None | Some(Value::Null) => return Err(InvalidNotification::Missing("notification.devices".to_owned())),
             Some(_) => return Err(invalid("notification.devices", "must be a list of devices")),
         };
-        if devices.is_empty() {
-            return Err(invalid("notification.devices", "must name at least one device"));
-        }
         if devices.len() > limits.max_devices {
             return Err(InvalidNotification::TooManyDevices(limits.max_devices));
         }
@@ -229,10 +226,12 @@ impl Notification {
 
     /// How much of this notification `device` gets from an app that is configured to relay `content`.
     pub(crate) fn kind(&self, content: Content, device: &Device) -> Kind {
+        // What is encrypted may be an event, and only the app can tell a sentence about it.
+        if self.text("ciphertext").is_some() {
+            return Kind::IdsOnly;
+        }
         if self.text("event_id").is_none() {
-            // What is encrypted may be an event.
-            let encrypted = self.text("ciphertext").is_some();
-            return if encrypted { Kind::IdsOnly } else { Kind::CountsOnly };
+            return Kind::CountsOnly;
         }
         let wants_ids = device.data.get("format").and_then(Value::as_str) == Some("event_id_only");
         match content {
@@ -248,6 +247,9 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
     };
     let app_id = required(&mut device, place, "app_id")?;
     let pushkey = required(&mut device, place, "pushkey")?;
+    if pushkey.is_empty() {
+        return Err(invalid(&format!("{place}.pushkey"), "must not be empty"));
+    }
     let pushkey_ts_ms = match device.get("pushkey_ts") {
         None | Some(Value::Null) => None,
         Some(value) => {
@@ -274,8 +276,8 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
 fn required(device: &mut Map<String, Value>, place: &str, key: &str) -> Result<String, InvalidNotification> {
     match device.remove(key) {
         None | Some(Value::Null) => Err(InvalidNotification::Missing(format!("{place}.{key}"))),
-        Some(Value::String(text)) if !text.is_empty() => Ok(text),
-        Some(_) => Err(invalid(&format!("{place}.{key}"), "must be a string that is not empty")),
+        Some(Value::String(text)) => Ok(text),
+        Some(_) => Err(invalid(&format!("{place}.{key}"), "must be a string")),
     }
 }
 

@@ -88,13 +88,13 @@ fn an_error_names_the_field_and_not_its_value() {
         (json!(null), "Missing parameters: notification"),
         (json!({}), "Missing parameters: notification.devices"),
         (json!({"devices": {}}), "`notification.devices` must be a list of devices"),
-        (json!({"devices": []}), "`notification.devices` must name at least one device"),
         (json!({"devices": [device, 5]}), "`notification.devices[1]` must be an object"),
         (json!({"devices": [{"app_id": "a"}]}), "Missing parameters: notification.devices[0].pushkey"),
         (
             json!({"devices": [{"app_id": "a", "pushkey": {"secret": 1}}]}),
-            "`notification.devices[0].pushkey` must be a string that is not empty",
+            "`notification.devices[0].pushkey` must be a string",
         ),
+        (json!({"devices": [{"app_id": "a", "pushkey": ""}]}), "`notification.devices[0].pushkey` must not be empty"),
         (
             json!({"devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": "now"}]}),
             "`notification.devices[0].pushkey_ts` must be an integer",

@@ -299,18 +299,18 @@ where
 }
 
 /// Turns a failure into its answer and logs it, here and nowhere else: our own faults as errors with all causes,
-/// the caller's quietly.
+/// those of servers that we depend on as warnings, the caller's quietly.
 fn failed<E>(error: &E, request_id: &str) -> Response
 where
     E: std::error::Error,
     for<'a> MatrixError: From<&'a E>,
 {
     let answer = MatrixError::from(error);
-    if answer.status.is_server_error() {
-        let causes = causes(error);
-        tracing::error!(request_id, status = answer.status.as_u16(), errcode = answer.errcode, %error, causes, "request failed");
-    } else {
-        tracing::debug!(request_id, status = answer.status.as_u16(), errcode = answer.errcode, "request refused");
+    let (status, errcode) = (answer.status.as_u16(), answer.errcode);
+    match status {
+        500 => tracing::error!(request_id, status, errcode, %error, causes = causes(error), "request failed"),
+        501.. => tracing::warn!(request_id, status, errcode, %error, causes = causes(error), "request failed for now"),
+        _ => tracing::debug!(request_id, status, errcode, "request refused"),
     }
     answer.into_response()
 }

@@ -48,7 +48,7 @@ fn an_unknown_key_is_named_with_file_line_and_the_nearest_name() {
             let message = String::from_utf8(output.stderr).unwrap();
             assert!(message.contains("waypost.toml:3"), "{message}");
             assert!(message.contains("operatoins"), "{message}");
-            assert!(message.contains("did you mean operations"), "{message}");
+            assert!(message.contains("did you mean `operations`?"), "{message}");
         }
     }
 }
