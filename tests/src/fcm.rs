@@ -92,17 +92,7 @@ impl Fcm {
 
     /// Writes the service account's file into `folder`, as Google's console gives it out.
     pub fn write_service_account(&self, folder: &TempFolder) -> PathBuf {
-        let account = json!({
-            "type": "service_account",
-            "project_id": PROJECT,
-            "private_key_id": "0123456789abcdef0123456789abcdef01234567",
-            "private_key": PRIVATE_KEY,
-            "client_email": ACCOUNT,
-            "client_id": "123456789012345678901",
-            "auth_uri": "https://accounts.google.com/o/oauth2/auth",
-            "token_uri": self.token_uri(),
-        });
-        folder.write("service-account.json", &account.to_string())
+        folder.write("service-account.json", &service_account(&self.token_uri()).to_string())
     }
 
     /// The messages with a good bearer token, whatever was answered.
@@ -236,4 +226,18 @@ impl State {
             Ok(())
         }
     }
+}
+
+/// A service account's file, whose tokens come from `token_uri`.
+pub fn service_account(token_uri: &str) -> Value {
+    json!({
+        "type": "service_account",
+        "project_id": PROJECT,
+        "private_key_id": "0123456789abcdef0123456789abcdef01234567",
+        "private_key": PRIVATE_KEY,
+        "client_email": ACCOUNT,
+        "client_id": "123456789012345678901",
+        "auth_uri": "https://accounts.google.com/o/oauth2/auth",
+        "token_uri": token_uri,
+    })
 }
