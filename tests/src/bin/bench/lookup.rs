@@ -98,9 +98,7 @@ async fn fill(t: &TestIdentity, associations: u32) {
     };
     let (hash_key, seal_key) = (key("hash"), key("seal 1"));
     let cipher = XChaCha20Poly1305::new_from_slice(&seal_key).unwrap();
-    let config = fs::read_to_string(t.server.folder.path().join("waypost.toml")).unwrap();
-    let url = config.lines().find_map(|line| line.strip_prefix("url = ")).unwrap().trim_matches('"').to_owned();
-    let pool = sqlx::SqlitePool::connect(&url).await.unwrap();
+    let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", text(&data.join("identity.sqlite")))).await.unwrap();
     let mut tx = pool.begin().await.unwrap();
     for number in 0..associations {
         let address = format!("user{number}@example.com");
