@@ -35,7 +35,7 @@ use crate::{
     },
     federation::Homeservers,
     metrics::Metrics,
-    storage::{Store, StoreError, associations::Seen},
+    storage::{self, Store, StoreError, associations::Seen},
 };
 
 /// The server's state; copies are cheap.
@@ -103,6 +103,9 @@ pub(crate) enum StartError {
          (without it the addresses in the database cannot be read)"
     )]
     OtherStorageKey(String),
+    /// A key file that was made with the database is gone.
+    #[error("{0} is missing, and the database was written with it; put it back from your backup")]
+    LostKey(String),
     /// The database.
     #[error("{0}")]
     Store(#[from] StoreError),
@@ -125,17 +128,19 @@ impl AppState {
     /// [`StartError`].
     pub(crate) async fn build(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
         make_data_dir(&config)?;
-        let storage_key = read_or_make(&config.storage_key_file(), StorageKeys::generate)?;
-        let keys = StorageKeys::parse(&storage_key.text)
-            .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
-        let signing_key = read_or_make(&config.signing_key_file(), SigningKey::generate)?;
-        let signing_key = SigningKey::parse(&signing_key.text)
-            .map_err(|source| StartError::SigningKey { path: signing_key.path, source })?;
-
         let url = config.database_url().map_err(|error| StartError::File {
             path: "database.url_file".to_owned(),
             source: io::Error::other(error),
         })?;
+        // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
+        let is_new = prepare_database_file(&url)?;
+        let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
+        let keys = StorageKeys::parse(&storage_key.text)
+            .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
+        let signing_key = read_or_make(&config.signing_key_file(), is_new, SigningKey::generate)?;
+        let signing_key = SigningKey::parse(&signing_key.text)
+            .map_err(|source| StartError::SigningKey { path: signing_key.path, source })?;
+
         let store = Store::open(&url, config.database.max_connections).await?;
         if !store.belongs_to(&keys).await? {
             return Err(StartError::OtherStorageKey(storage_key.path));
@@ -237,22 +242,34 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
         .map_err(|source| StartError::File { path: dir.display().to_string(), source })
 }
 
+/// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get
+/// the same permissions.
+fn prepare_database_file(url: &str) -> Result<bool, StartError> {
+    let Some(path) = storage::sqlite_file(url) else { return Ok(false) };
+    let failed = |source| StartError::File { path: path.display().to_string(), source };
+    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    Ok(file.metadata().map_err(failed)?.len() == 0)
+}
+
 struct KeyText {
     path: String,
     text: zeroize::Zeroizing<String>,
 }
 
-/// Reads a key file; makes it if it is not there and the operator did not name it.
-fn read_or_make(file: &KeyFile, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, StartError> {
+/// Reads a key file; makes it if it is not there, the operator did not name it, and the database is new.
+fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, StartError> {
     let path = file.path.display().to_string();
     let failed = |source| StartError::File { path: path.clone(), source };
     let text = match fs::read_to_string(&file.path) {
         Ok(text) => text.into(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured => {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured && is_new => {
             let text = make();
             write_new(&file.path, text.as_bytes()).map_err(failed)?;
             tracing::info!(file = %path, "made a new key: back it up");
             text
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured => {
+            return Err(StartError::LostKey(path));
         }
         Err(error) => return Err(failed(error)),
     };

@@ -103,7 +103,8 @@ pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Re
     if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
 }
 
-fn token(app: &AppState, request: &Incoming) -> Option<String> {
+/// The request's token, whether or not anybody has it.
+pub(crate) fn token(app: &AppState, request: &Incoming) -> Option<String> {
     let in_query = || if app.config.tokens.allow_in_query { request.query_param("access_token") } else { None };
     request.bearer().map(str::to_owned).or_else(in_query).filter(|token| !token.is_empty())
 }

@@ -319,7 +319,7 @@ impl Config {
     ///
     /// [`ConfigError`] with all that is wrong, each with its place.
     pub(crate) fn load(path: Option<&Path>) -> Result<Loaded<Self>, ConfigError> {
-        let loaded: Loaded<Self> = config_file::load(path, std::env::vars())?;
+        let loaded: Loaded<Self> = config_file::load(path, config_file::environment())?;
         let problems = loaded.config.problems(&loaded.source);
         if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::merge(problems)) }
     }
@@ -335,11 +335,15 @@ impl Config {
         {
             problem("identity.public_base_url", "must be an http or https URL without a query".to_owned());
         }
-        if self.database.max_connections == 0 {
-            problem("database.max_connections", "must be at least 1".to_owned());
+        if !(2..=1000).contains(&self.database.max_connections) {
+            // With PostgreSQL one of them listens for changes of other replicas.
+            problem("database.max_connections", "must be from 2 to 1000".to_owned());
+        }
+        if self.tokens.unused_days == 0 {
+            problem("tokens.unused_days", "must be at least 1, or no token would ever be good".to_owned());
         }
         match self.database_url() {
-            Err(error) => problem("database.url", error.to_string()),
+            Err(error) => problem(&error.key("database.url"), error.to_string()),
             Ok(url) if is_postgres(&url) => {
                 if self.keys.storage_key_file.is_none() {
                     problem(
@@ -364,7 +368,7 @@ impl Config {
             Ok(_) => {}
         }
         if let Err(error) = self.smtp_password() {
-            problem("email.smtp_password", error.to_string());
+            problem(&error.key("email.smtp_password"), error.to_string());
         }
         if self.email.from.parse::<lettre::message::Mailbox>().is_err() {
             problem("email.from", "must be a sender, such as \"Example <noreply@example.com>\"".to_owned());

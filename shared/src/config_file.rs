@@ -116,8 +116,15 @@ pub fn load<T: DeserializeOwned>(
     Ok(Loaded { config, source })
 }
 
+/// The process's environment; variables that are not text are nobody's.
+pub fn environment() -> impl Iterator<Item = (String, String)> {
+    std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+}
+
+/// Every key is in a section, so its variable has two underscores. Others that begin alike are somebody else's:
+/// Kubernetes makes `WAYPOST_IDENTITY_PORT` for a Service of that name.
 fn is_ours(name: &str) -> bool {
-    name.starts_with(PREFIX) && name != CONFIG_VARIABLE && !name.starts_with("WAYPOST_TEST_")
+    name.starts_with(PREFIX) && name.contains("__")
 }
 
 /// Sets one key and reads the whole configuration again, so that the variable can be blamed for what it breaks.
@@ -221,12 +228,19 @@ fn line(text: &str, at: usize) -> usize {
     text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// serde's "unknown field `x`, expected one of `a`, `b`", said with the nearest right name.
+/// serde's "unknown field `x`, expected one of `a`, `b`", said with the nearest right name; and "invalid type: string
+/// "x", expected u32" without the value, which may be a secret that stands at the wrong key.
 fn helpful(message: &str) -> String {
-    let mut quoted = message.split('`').skip(1).step_by(2);
+    let wrong = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
+    if let Some((found, expected)) = wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
+        let found = found.split(['"', '`']).next().unwrap_or_default().trim_end();
+        let article = if found.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
+        return format!("must be {}, and is {article} {found}", expected.trim_end());
+    }
     if !message.starts_with("unknown field") {
         return message.trim_end().to_owned();
     }
+    let mut quoted = message.split('`').skip(1).step_by(2);
     let unknown = quoted.next().unwrap_or_default();
     let known: Vec<_> = quoted.collect();
     let nearest = known
@@ -308,11 +322,11 @@ mod tests {
             ),
             (
                 "[database]\nmax_connections = 'many'",
-                "waypost.toml:2: database.max_connections: invalid type: string \"many\", expected u32",
+                "waypost.toml:2: database.max_connections: must be u32, and is a string",
             ),
             (
                 "[database]\nmax_connections = -1",
-                "waypost.toml:2: database.max_connections: invalid value: integer `-1`, expected u32",
+                "waypost.toml:2: database.max_connections: must be u32, and is an integer",
             ),
             (
                 "[database]\nzzzzzzzzz = 1",
@@ -334,6 +348,7 @@ mod tests {
                 ("WAYPOST_DATABASE__PASSWORD", "12345"),
                 ("WAYPOST_APPS__0__KEY_FILE", "key.p8"),
                 ("WAYPOST_CONFIG", "ignored"),
+                ("WAYPOST_IDENTITY_PORT", "tcp://10.0.0.1:80"),
                 ("HOME", "ignored"),
             ],
         )
@@ -350,11 +365,24 @@ mod tests {
     fn a_mistake_in_the_environment_names_the_variable() {
         for (name, value, expected) in [
             ("WAYPOST_DATABASE__URLL", "a", "unknown key `urll`; did you mean `url`?"),
-            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "invalid type: string \"many\", expected u32"),
+            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "must be u32, and is a string"),
             ("WAYPOST_APPS__0__ID", "a", "the list has 0 entries, counted from 0"),
         ] {
             let error = load_text("apps = []", &[(name, value)]).unwrap_err();
             assert_eq!(error, format!("environment variable {name}: {expected}"));
+        }
+    }
+
+    #[test]
+    fn a_value_is_not_printed() {
+        for (text, environment) in [
+            ("database = 'postgres://user:swordfish@db'", ("HOME", "")),
+            ("[database]\nmax_connections = 'swordfish'", ("HOME", "")),
+            ("", ("WAYPOST_DATABASE__MAX_CONNECTIONS", "swordfish")),
+        ] {
+            let error = load_text(text, &[environment]).unwrap_err();
+            assert!(error.contains("database") || error.contains("DATABASE"), "{error}");
+            assert!(!error.contains("swordfish"), "{error}");
         }
     }
 

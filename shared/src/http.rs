@@ -274,9 +274,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
 }
 
 fn decoded(segment: &str) -> String {
-    // A form's plus sign is a space, a path's is itself.
-    let escaped = segment.replace('+', "%2B");
-    url::form_urlencoded::parse(escaped.as_bytes()).next().map(|(text, _)| text.into_owned()).unwrap_or_default()
+    percent_encoding::percent_decode_str(segment).decode_utf8_lossy().into_owned()
 }
 
 fn boxed<S, F, Fut, E>(handler: F) -> Handler<S>
@@ -404,6 +402,8 @@ mod tests {
     async fn path_parameters_are_decoded() {
         let response = call(Method::GET, "/key/ed25519%3A0").await;
         assert_eq!(response.body(), r#"[["keyId","ed25519:0"]]"#);
+        let response = call(Method::GET, "/key/a=b&c+d").await;
+        assert_eq!(response.body(), r#"[["keyId","a=b&c+d"]]"#);
     }
 
     #[tokio::test]

@@ -1,19 +1,27 @@
 //! Budgets that are counted in this process. Those that must hold across replicas are rows of a database.
 
-use std::{hash::Hash, num::NonZeroU32, time::Duration};
+use std::{
+    hash::Hash,
+    net::{IpAddr, Ipv6Addr},
+    num::NonZeroU32,
+    sync::atomic::{AtomicUsize, Ordering},
+    time::Duration,
+};
 
 use governor::{
     DefaultKeyedRateLimiter, Quota,
     clock::{Clock as _, DefaultClock},
 };
 
-/// How many keys may be remembered before those whose budget is full again are forgotten.
-const SWEEP_ABOVE: usize = 16_384;
+/// How many keys may be remembered before those whose budget is full again are forgotten for the first time.
+const FIRST_SWEEP: usize = 16_384;
 
 /// A budget for each key: so many at once, and then one more in each interval.
 #[derive(Debug)]
 pub struct Limiter<K: Hash + Eq + Clone> {
     inner: Option<DefaultKeyedRateLimiter<K>>,
+    /// So many keys, and those that are full again are forgotten.
+    sweep_above: AtomicUsize,
 }
 
 impl<K: Hash + Eq + Clone> Limiter<K> {
@@ -21,7 +29,7 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     #[must_use]
     pub fn new(burst: u32, per: Duration) -> Self {
         let quota = NonZeroU32::new(burst).and_then(|burst| Some(Quota::with_period(per)?.allow_burst(burst)));
-        Self { inner: quota.map(DefaultKeyedRateLimiter::keyed) }
+        Self { inner: quota.map(DefaultKeyedRateLimiter::keyed), sweep_above: AtomicUsize::new(FIRST_SWEEP) }
     }
 
     /// Takes one from the key's budget.
@@ -32,16 +40,41 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     pub fn check(&self, key: &K) -> Result<(), Duration> {
         let Some(limiter) = &self.inner else { return Ok(()) };
         // governor keeps keys until it is asked not to, and strangers choose the keys.
-        if limiter.len() > SWEEP_ABOVE {
+        if limiter.len() > self.sweep_above.load(Ordering::Relaxed) {
             limiter.retain_recent();
+            // A sweep looks at all keys, so the next one waits until there are twice as many.
+            self.sweep_above.store(limiter.len().saturating_mul(2).max(FIRST_SWEEP), Ordering::Relaxed);
         }
         limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now()))
     }
 }
 
+/// Whom to count for an address: one IPv6 customer has a whole /64, so its addresses are one.
+#[must_use]
+pub fn source_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
+
+    #[test]
+    fn the_addresses_of_one_ipv6_network_are_one_source() {
+        let key = |text: &str| source_key(text.parse().unwrap());
+        assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
+        assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
+        assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+    }
 
     #[test]
     fn a_key_that_used_its_budget_waits_and_others_do_not() {

@@ -23,6 +23,17 @@ pub enum SecretError {
     Empty(String),
 }
 
+impl SecretError {
+    /// The key to blame for a secret at `key`: its `_file` twin when it is the file that is wrong.
+    #[must_use]
+    pub fn key(&self, key: &str) -> String {
+        match self {
+            Self::Both => key.to_owned(),
+            Self::Unreadable { .. } | Self::Empty(_) => format!("{key}_file"),
+        }
+    }
+}
+
 /// The secret that stands in the configuration itself, or in the file that it names (a trailing line end is cut).
 ///
 /// # Errors

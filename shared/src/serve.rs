@@ -9,13 +9,17 @@ use std::{
     pin::pin,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
+    task::{Context, Poll},
     time::Duration,
 };
 
 use bytes::{Buf, Bytes, BytesMut};
-use futures_util::{Stream, StreamExt as _};
+use futures_util::{
+    Stream, StreamExt as _,
+    future::{Either, Ready, ready},
+};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
@@ -26,7 +30,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{Semaphore, SemaphorePermit, watch},
     time::{Instant, timeout},
 };
 use tower_service::Service;
@@ -45,12 +49,15 @@ const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Seconds for a request's headers to arrive, and for an idle connection to stay. Default 60.
+    /// Seconds for a request's headers to arrive, for an answer to be taken, and for an idle connection to stay.
+    /// Default 60.
     pub header_timeout_secs: u64,
     /// Seconds for a request's body to arrive. Default 30.
     pub body_timeout_secs: u64,
     /// Bytes of a body at the most. Default 1048576.
     pub max_body_bytes: usize,
+    /// Bytes of all bodies together at the most; requests that have no room wait. Default 67108864.
+    pub max_buffered_bytes: usize,
     /// Open connections at the most; further ones wait to be accepted. Default 4096.
     pub max_connections: usize,
     /// Seconds that requests in flight get to end when the service stops. Default 30.
@@ -65,6 +72,7 @@ impl Default for ServerConfig {
             header_timeout_secs: 60,
             body_timeout_secs: 30,
             max_body_bytes: 1024 * 1024,
+            max_buffered_bytes: 64 * 1024 * 1024,
             max_connections: 4096,
             shutdown_grace_secs: 30,
             trusted_proxies: Vec::new(),
@@ -137,7 +145,8 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     metrics: Option<HttpMetrics>,
     stop: Stop,
 ) -> io::Result<()> {
-    let service = Arc::new(Public { router, state, config: config.clone(), metrics });
+    let room = Room::new(config);
+    let service = Arc::new(Public { router, state, config: config.clone(), metrics, room });
     let header_timeout = Duration::from_secs(config.header_timeout_secs);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
@@ -148,7 +157,7 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
         .keep_alive_interval(header_timeout)
         .keep_alive_timeout(header_timeout);
     let builder = Arc::new(builder);
-    let connections = Arc::new(Semaphore::new(config.max_connections));
+    let connections = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
     let graceful = GracefulShutdown::new();
 
     loop {
@@ -197,18 +206,90 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     header_timeout: Duration,
 ) {
     drop(stream.set_nodelay(true));
-    let begun = Arc::new(AtomicBool::new(false));
-    let service = TowerToHyperService::new(warp_service(service, peer.ip(), begun.clone()));
+    let activity = Arc::new(Activity::new());
+    let filtered = warp_service(service, peer.ip(), activity.clone());
+    let service = TowerToHyperService::new(NoAuthorityForm(filtered));
     let serving = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut serving = pin!(serving);
-    // hyper's own header time-out begins when it knows the protocol's version, so a client that sends nothing at
-    // all, or one byte, would stay for ever.
-    tokio::select! {
-        ended = &mut serving => return log_ended(ended),
-        () = tokio::time::sleep(header_timeout) => {}
+    // hyper's own header time-out begins when it knows the protocol's version, and ends nothing that a client keeps
+    // alive by reading slowly or by pings.
+    loop {
+        let check = activity.quiet_since() + header_timeout;
+        tokio::select! {
+            ended = &mut serving => return log_ended(ended),
+            () = tokio::time::sleep_until(check.max(Instant::now() + SHORTEST_CHECK)) => {}
+        }
+        if activity.is_quiet_for(header_timeout) {
+            return;
+        }
     }
-    if begun.load(Ordering::Relaxed) {
-        log_ended(serving.await);
+}
+
+/// How often a connection is looked at, at the most.
+const SHORTEST_CHECK: Duration = Duration::from_millis(100);
+
+/// Whether a connection has requests under way, and since when it has none.
+struct Activity {
+    opened: Instant,
+    under_way: AtomicUsize,
+    /// Milliseconds from `opened` to the end of the last request.
+    quiet_since_ms: AtomicU64,
+}
+
+impl Activity {
+    fn new() -> Self {
+        Self { opened: Instant::now(), under_way: AtomicUsize::new(0), quiet_since_ms: AtomicU64::new(0) }
+    }
+
+    fn begin(self: &Arc<Self>) -> Busy {
+        self.under_way.fetch_add(1, Ordering::SeqCst);
+        Busy(self.clone())
+    }
+
+    fn quiet_since(&self) -> Instant {
+        self.opened + Duration::from_millis(self.quiet_since_ms.load(Ordering::SeqCst))
+    }
+
+    fn is_quiet_for(&self, time: Duration) -> bool {
+        self.under_way.load(Ordering::SeqCst) == 0 && self.quiet_since().elapsed() >= time
+    }
+}
+
+/// One request under way, until it is dropped.
+struct Busy(Arc<Activity>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        let now_ms = u64::try_from(self.0.opened.elapsed().as_millis()).unwrap_or(u64::MAX);
+        self.0.quiet_since_ms.store(now_ms, Ordering::SeqCst);
+        self.0.under_way.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Refuses requests without a path (`CONNECT host:port`), at which warp panics.
+#[derive(Clone)]
+struct NoAuthorityForm<T>(T);
+
+impl<T, B> Service<http::Request<B>> for NoAuthorityForm<T>
+where
+    T: Service<http::Request<B>, Response = warp::reply::Response, Error = std::convert::Infallible>,
+    T::Future: Send + 'static,
+{
+    type Response = T::Response;
+    type Error = T::Error;
+    type Future = Either<T::Future, Ready<Result<Self::Response, Self::Error>>>;
+
+    fn poll_ready(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.0.poll_ready(context)
+    }
+
+    fn call(&mut self, request: http::Request<B>) -> Self::Future {
+        if request.uri().path_and_query().is_some() {
+            return Either::Left(self.0.call(request));
+        }
+        let text = "This server is no proxy";
+        let refused = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text).into_response();
+        Either::Right(ready(Ok(warp::Reply::into_response(refused))))
     }
 }
 
@@ -224,13 +305,37 @@ struct Public<S> {
     state: S,
     config: ServerConfig,
     metrics: Option<HttpMetrics>,
+    room: Room,
+}
+
+/// Room for bodies. Without it, connections times streams times the largest body would be the memory that strangers
+/// can take.
+struct Room {
+    kib: Semaphore,
+    largest_kib: u32,
+}
+
+impl Room {
+    fn new(config: &ServerConfig) -> Self {
+        let kib = |bytes: usize| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
+        let largest_kib = kib(config.max_body_bytes);
+        // One body must always fit.
+        let all = kib(config.max_buffered_bytes).max(largest_kib) as usize;
+        Self { kib: Semaphore::new(all.min(Semaphore::MAX_PERMITS)), largest_kib }
+    }
+
+    /// Waits until there is room for a body of `announced` bytes, or of the largest size when nothing is announced.
+    async fn take(&self, announced: Option<usize>) -> Option<SemaphorePermit<'_>> {
+        let kib = announced.map_or(self.largest_kib, |bytes| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX));
+        self.kib.acquire_many(kib.min(self.largest_kib)).await.ok()
+    }
 }
 
 /// warp's service for one connection: one filter that extracts, and the table that matches.
 fn warp_service<S: Clone + Send + Sync + 'static>(
     public: Arc<Public<S>>,
     peer: IpAddr,
-    begun: Arc<AtomicBool>,
+    activity: Arc<Activity>,
 ) -> impl Service<
     http::Request<hyper::body::Incoming>,
     Response = warp::reply::Response,
@@ -244,10 +349,13 @@ fn warp_service<S: Clone + Send + Sync + 'static>(
         .and(warp::header::headers_cloned())
         .and(warp::body::stream())
         .then(move |method, path: warp::path::FullPath, query, headers, body| {
-            begun.store(true, Ordering::Relaxed);
+            let busy = activity.begin();
             let public = public.clone();
             let head = Head { method, path: path.as_str().to_owned(), query, headers, peer };
-            async move { public.respond(head, body).await }
+            async move {
+                let _busy = busy;
+                public.respond(head, body).await
+            }
         });
     warp::service(filter)
 }
@@ -268,12 +376,13 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         let request_id = request_id(&head.headers);
         let (matched, path_params) = self.router.find(&head.method, &head.path);
         let body = match matched {
-            Matched::Handler(..) => self.read(&head.headers, body).await,
+            Matched::Handler(..) => self.read(&head.method, &head.headers, body).await,
             // Whatever came with it does not matter.
-            Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => Ok(Bytes::new()),
+            Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => Ok((Bytes::new(), None)),
         };
         let mut response = match body {
-            Ok(body) => {
+            // The room is given back when the answer is there.
+            Ok((body, _room)) => {
                 let request = Incoming {
                     source: source(&head.headers, head.peer, &self.config.trusted_proxies),
                     method: head.method,
@@ -305,16 +414,23 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
     /// Reads the body within its limits of time and size, chunked or not.
     async fn read<B: Buf>(
         &self,
+        method: &Method,
         headers: &HeaderMap,
         body: impl Stream<Item = Result<B, warp::Error>>,
-    ) -> Result<Bytes, MatrixError> {
+    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), MatrixError> {
         let limit = self.config.max_body_bytes;
         let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: usize| length > limit) {
             return Err(too_large(limit));
         }
+        // HTTP/2 need not announce a body, so only GET and HEAD are known to have none.
+        let announced = announced.or_else(|| matches!(*method, Method::GET | Method::HEAD).then_some(0));
         let wait = Duration::from_secs(self.config.body_timeout_secs);
-        timeout(wait, collect(body, limit)).await.unwrap_or_else(|_| {
+        let read = async {
+            let room = self.room.take(announced).await;
+            Ok((collect(body, limit).await?, room))
+        };
+        timeout(wait, read).await.unwrap_or_else(|_| {
             let text = format!("The body did not arrive within {} seconds", wait.as_secs());
             Err(MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", text))
         })
@@ -437,6 +553,34 @@ mod tests {
             // Reading ends only because the server cut the connection.
             drop(exchange(address, begun).await);
         }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_does_not_take_its_answers_is_cut() {
+        let config = ServerConfig { header_timeout_secs: 1, ..ServerConfig::default() };
+        let (address, _stop, _served) = start(config).await;
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".repeat(1000);
+        // Writing fails only because the server cut the connection.
+        while stream.write_all(&request).await.is_ok() {}
+    }
+
+    #[tokio::test]
+    async fn a_request_without_a_path_is_refused() {
+        let (address, _stop, _served) = start(ServerConfig::default()).await;
+        let answer = exchange(address, "CONNECT a:1 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").await;
+        assert!(answer.starts_with("HTTP/1.1 405"), "{answer}");
+    }
+
+    #[tokio::test]
+    async fn bodies_wait_for_room_and_all_get_it() {
+        let config = ServerConfig { max_body_bytes: 2048, max_buffered_bytes: 1024, ..ServerConfig::default() };
+        let (address, _stop, _served) = start(config).await;
+        let body = "a".repeat(2048);
+        let request =
+            format!("POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2048\r\n\r\n{body}");
+        let answers = futures_util::future::join_all((0..20).map(|_| exchange(address, &request))).await;
+        assert!(answers.iter().all(|answer| answer.ends_with("2048")), "{answers:?}");
     }
 
     #[tokio::test]

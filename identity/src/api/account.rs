@@ -38,7 +38,7 @@ pub(crate) async fn account(app: App, request: Incoming) -> Result<Response, Api
 /// `POST /_matrix/identity/v2/account/logout`: ends this token.
 pub(crate) async fn logout(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = match auth::account(&app, &request).await {
-        Err(ApiError::Unauthorized) if request.bearer().is_some() => return Err(ApiError::UnknownToken),
+        Err(ApiError::Unauthorized) if auth::token(&app, &request).is_some() => return Err(ApiError::UnknownToken),
         account => account?,
     };
     app.tokens.forget(&account.token_hash);

@@ -50,7 +50,9 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 /// `POST /_matrix/identity/v2/lookup`: whose addresses have these hashes. Answered from memory.
 pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let Ok(lookup) = serde_json::from_slice::<LookupRequest<'_>>(&request.body) else {
+    // serde would also take a list of the three values.
+    let is_object = request.body.trim_ascii_start().starts_with(b"{");
+    let Some(lookup) = serde_json::from_slice::<LookupRequest<'_>>(&request.body).ok().filter(|_| is_object) else {
         return Err(explain(&request));
     };
     if !(lookup.algorithm.0 == SHA256 || lookup.algorithm.0 == NONE && app.config.lookup.allow_none) {

@@ -1,6 +1,6 @@
 //! Sending mail.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, os::unix::fs::DirBuilderExt as _, path::PathBuf, time::Duration};
 
 use lettre::{
     Address, AsyncSmtpTransport, AsyncTransport as _, Message, Tokio1Executor,
@@ -14,7 +14,7 @@ use lettre::{
         client::{Certificate, Tls, TlsParameters},
     },
 };
-use tokio::sync::Semaphore;
+use tokio::{io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 use waypost_shared::{
     random,
     secret::{ExposeSecret as _, SecretError},
@@ -34,6 +34,9 @@ pub(crate) enum MailError {
     /// The mail server could not be reached, or refused.
     #[error("the mail server did not take the mail{}", permanent(.0))]
     Smtp(Box<lettre::transport::smtp::Error>),
+    /// The mail server was too slow, or too many mails are under way.
+    #[error("the mail was not sent within {0} seconds")]
+    Timeout(u64),
     /// The mail could not be written to the folder.
     #[error("the mail could not be written")]
     Folder(#[from] io::Error),
@@ -86,6 +89,7 @@ pub(crate) struct Mail {
 #[derive(Debug)]
 pub(crate) struct Mailer {
     from: Mailbox,
+    timeout_secs: u64,
     transport: Transport,
 }
 
@@ -113,12 +117,15 @@ impl Mailer {
             }
             EmailTransport::Folder => {
                 let folder = email.folder.clone().unwrap_or_else(|| config.identity.data_dir.join("mail"));
-                std::fs::create_dir_all(&folder)
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(0o700)
+                    .create(&folder)
                     .map_err(|source| MailerError::File { path: folder.display().to_string(), source })?;
                 Transport::Folder(folder)
             }
         };
-        Ok(Self { from: email.from.parse()?, transport })
+        Ok(Self { from: email.from.parse()?, timeout_secs: email.smtp_timeout_secs, transport })
     }
 
     /// Sends a mail to one address; returns when the mail server has taken it.
@@ -129,16 +136,37 @@ impl Mailer {
     ///
     /// [`MailError`].
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
+        let sent = self.try_send(to, mail, link).await;
+        // To the client this is a 400, but it is the operator who can mend it.
+        if let Err(error) = &sent {
+            tracing::warn!(%error, "a mail could not be sent");
+        }
+        sent
+    }
+
+    async fn try_send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
         match &self.transport {
             Transport::Smtp { smtp, at_once } => {
-                let _one = at_once.acquire().await;
-                smtp.send(message).await.map_err(|error| MailError::Smtp(Box::new(error)))?;
+                // lettre's own time-out is for each command.
+                let sending = async {
+                    let _one = at_once.acquire().await;
+                    smtp.send(message).await.map_err(|error| MailError::Smtp(Box::new(error)))
+                };
+                let sent = timeout(Duration::from_secs(self.timeout_secs), sending).await;
+                sent.unwrap_or(Err(MailError::Timeout(self.timeout_secs)))?;
             }
             Transport::Folder(folder) => {
                 let file = folder.join(format!("{}.eml", random::token()));
-                tokio::fs::write(&file, message.formatted()).await?;
+                let mut open = tokio::fs::OpenOptions::new();
+                open.write(true)
+                    .create_new(true)
+                    .mode(0o600)
+                    .open(&file)
+                    .await?
+                    .write_all(&message.formatted())
+                    .await?;
                 tracing::info!(file = %file.display(), link, "mail written to a file, since email.transport is \"folder\"");
             }
         }
@@ -197,7 +225,11 @@ mod tests {
     use super::*;
 
     fn mailer() -> Mailer {
-        Mailer { from: "Exämple <noreply@id.test>".parse().unwrap(), transport: Transport::Folder(PathBuf::new()) }
+        Mailer {
+            from: "Exämple <noreply@id.test>".parse().unwrap(),
+            timeout_secs: 1,
+            transport: Transport::Folder(PathBuf::new()),
+        }
     }
 
     fn formatted(subject: &str) -> String {

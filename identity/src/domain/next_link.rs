@@ -9,7 +9,7 @@ pub(crate) struct Pattern {
     scheme: String,
     /// With at most one `*`, which stands for one character or more.
     host: String,
-    port: Option<u16>,
+    port: u16,
     path: String,
 }
 
@@ -19,9 +19,10 @@ impl Pattern {
         let (scheme, rest) = text.split_once("://")?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, "*"));
         let path = path.strip_suffix('*')?;
+        let default_port = if scheme == "http" { 80 } else { 443 };
         let (host, port) = match authority.split_once(':') {
-            Some((host, port)) => (host, Some(port.parse().ok()?)),
-            None => (authority, None),
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (authority, default_port),
         };
         let plain = !host.is_empty() && !host.contains(['@', '?', '#', ' ']) && !path.contains('*');
         (matches!(scheme, "http" | "https") && plain).then(|| Self {
@@ -42,7 +43,7 @@ impl Pattern {
         };
         url.scheme() == self.scheme
             && host_matches
-            && url.port() == self.port
+            && url.port_or_known_default() == Some(self.port)
             && url.path().starts_with(&self.path)
             && url.username().is_empty()
             && url.password().is_none()
@@ -66,6 +67,8 @@ mod tests {
             .filter_map(Pattern::parse)
             .collect();
         assert_eq!(patterns.len(), 3);
+        let with_port: Vec<_> = Pattern::parse("https://a.example:443").into_iter().collect();
+        assert!(allowed(&with_port, "https://a.example/x").is_some());
         for link in [
             "https://app.example.com",
             "https://app.example.com/a?b#c",

@@ -156,6 +156,11 @@ impl StorageKeys {
         self.keyed_hash(b"budget", &[who.as_bytes()])
     }
 
+    /// What the key of fingerprints is recognised by.
+    pub(crate) fn check_hash(&self) -> Fingerprint {
+        self.keyed_hash(b"key check", &[])
+    }
+
     /// The validation token of a session. It is derived and not stored, so a mail that is sent again carries the
     /// same one. 192 bits, 32 characters.
     pub(crate) fn validation_token(&self, sid: &str) -> String {

@@ -77,8 +77,9 @@ fn is_dns_name(host: &str) -> bool {
 
 /// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
 pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
-    // The colon belongs to the name, and the localpart may not hold one; ruma checks the rest.
-    <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
+    // Nothing that a log or a terminal would take for something else; all user ids ever were printable ASCII.
+    let is_printable = mxid.bytes().all(|byte| byte.is_ascii_graphic());
+    is_printable && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
 }
 
 #[cfg(test)]
@@ -140,6 +141,8 @@ mod tests {
             ("@alice:evil.test:hs.test", "hs.test", false),
             ("alice:hs.test", "hs.test", false),
             ("@alice", "hs.test", false),
+            ("@alice\nFAKE:hs.test", "hs.test", false),
+            ("@al ice:hs.test", "hs.test", false),
             ("", "", false),
         ] {
             assert_eq!(is_user_of(mxid, server_name), belongs, "{mxid} {server_name}");

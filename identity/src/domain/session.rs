@@ -62,7 +62,8 @@ impl Session {
 
     /// What the session is worth at `now_ms`.
     pub(crate) fn state(&self, rules: SessionRules, now_ms: i64) -> SessionState {
-        let since = self.validated_ms.unwrap_or(0).max(self.requested_ms);
+        // Asking again must not keep an old proof alive: the mailbox may have changed hands.
+        let since = self.validated_ms.unwrap_or(self.requested_ms);
         if now_ms.saturating_sub(since) >= rules.lifetime_ms {
             return SessionState::Expired;
         }
@@ -103,6 +104,7 @@ mod tests {
             (3, None, 1000, SessionState::Expired),
             (3, Some(1500), 2499, SessionState::Validated(1500)),
             (0, Some(1500), 2500, SessionState::Expired),
+            (0, Some(500), 1500, SessionState::Expired),
         ] {
             assert_eq!(session(attempts, 1000, validated_ms).state(RULES, now_ms), state);
         }

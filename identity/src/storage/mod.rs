@@ -3,7 +3,11 @@
 //! One SQL for both databases: `$1` parameters, `ON CONFLICT`, `RETURNING`, BIGINT, TEXT, BLOB or BYTEA. Where they
 //! differ, the method says so in a `match`.
 
-use std::{path::Path, str::FromStr as _, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    str::FromStr as _,
+    time::Duration,
+};
 
 use sqlx::{
     ConnectOptions as _, PgPool, SqlSafeStr as _, SqlitePool,
@@ -162,6 +166,13 @@ fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
 /// The URL of an SQLite file; a `?` or `%` in its path must not be read as part of the URL.
 pub(crate) fn sqlite_url(file: &Path) -> String {
     format!("sqlite:{}", file.display().to_string().replace('%', "%25").replace('?', "%3F"))
+}
+
+/// The file that an SQLite URL names; none for PostgreSQL.
+pub(crate) fn sqlite_file(url: &str) -> Option<PathBuf> {
+    url.starts_with("sqlite:")
+        .then(|| SqliteConnectOptions::from_str(url).ok())?
+        .map(|options| options.get_filename().to_owned())
 }
 
 /// A fixed-size hash out of a row.

@@ -23,7 +23,7 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) next_link: Option<&'a str>,
     /// The time.
     pub(crate) now_ms: i64,
-    /// Sessions that were asked for before this are no more.
+    /// Sessions that were proven, or else asked for, before this are no more.
     pub(crate) expired_ms: i64,
 }
 
@@ -53,7 +53,8 @@ impl Store {
         Ok(on_db!(self, pool => {
             sqlx::query_scalar(
                 "SELECT sid FROM validation_sessions
-                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND send_attempt >= $3 AND requested_ms >= $4",
+                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND send_attempt >= $3
+                    AND COALESCE(validated_ms, requested_ms) >= $4",
             )
             .bind(&keys.fingerprint(request.threepid)[..])
             .bind(&request.client_secret_hash[..])
@@ -82,7 +83,7 @@ impl Store {
         Ok(in_tx!(self, tx => {
             sqlx::query(
                 "DELETE FROM validation_sessions
-                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND requested_ms < $3",
+                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND COALESCE(validated_ms, requested_ms) < $3",
             )
             .bind(&fingerprint[..])
             .bind(&request.client_secret_hash[..])

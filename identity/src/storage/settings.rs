@@ -14,15 +14,22 @@ impl Store {
     ///
     /// [`StoreError::Database`]. Wrong keys are `Ok(false)`.
     pub(crate) async fn belongs_to(&self, keys: &StorageKeys) -> Result<bool, StoreError> {
-        let mine = keys.seal(Sealed::KeyCheck, KEY_CHECK);
-        let stored: Vec<u8> = in_tx!(self, tx => {
-            sqlx::query("INSERT INTO settings (name, value) VALUES ('key_check', $1) ON CONFLICT (name) DO NOTHING")
-                .bind(&mine)
-                .execute(&mut *tx)
-                .await?;
-            sqlx::query_scalar("SELECT value FROM settings WHERE name = 'key_check'").fetch_one(&mut *tx).await?
+        let mine = [("seal_check", keys.seal(Sealed::KeyCheck, KEY_CHECK)), ("hash_check", keys.check_hash().to_vec())];
+        let (sealed, hash): (Vec<u8>, Vec<u8>) = in_tx!(self, tx => {
+            for (name, value) in &mine {
+                sqlx::query("INSERT INTO settings (name, value) VALUES ($1, $2) ON CONFLICT (name) DO NOTHING")
+                    .bind(*name)
+                    .bind(value)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            sqlx::query_as(
+                "SELECT s.value, h.value FROM settings s, settings h WHERE s.name = 'seal_check' AND h.name = 'hash_check'",
+            )
+            .fetch_one(&mut *tx)
+            .await?
         });
-        Ok(keys.open(Sealed::KeyCheck, &stored).is_ok_and(|text| text == KEY_CHECK))
+        Ok(hash == keys.check_hash() && keys.open(Sealed::KeyCheck, &sealed).is_ok_and(|text| text == KEY_CHECK))
     }
 
     /// The pepper in force: the newest one.
