@@ -30,7 +30,7 @@ use crate::{
         next_link,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
-        signing::{InvalidSigningKey, SigningKey},
+        signing::{InvalidSigningKey, SigningKey, SigningKeys},
         terms::Terms,
     },
     federation::Homeservers,
@@ -47,7 +47,7 @@ pub(crate) struct AppState {
     pub(crate) clock: Clock,
     pub(crate) store: Store,
     pub(crate) keys: StorageKeys,
-    pub(crate) signing_key: SigningKey,
+    pub(crate) signing_keys: SigningKeys,
     pub(crate) pepper: String,
     pub(crate) index: LookupIndex,
     pub(crate) tokens: TokenCache,
@@ -89,7 +89,7 @@ pub(crate) enum StartError {
         /// What is wrong with it.
         source: StorageKeyError,
     },
-    /// The signing key.
+    /// The signing keys.
     #[error("{path}: {source}")]
     SigningKey {
         /// The file.
@@ -128,9 +128,9 @@ impl AppState {
         let storage_key = read_or_make(&config.storage_key_file(), StorageKeys::generate)?;
         let keys = StorageKeys::parse(&storage_key.text)
             .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
-        let signing_key = read_or_make(&config.signing_key_file(), SigningKey::generate)?;
-        let signing_key = SigningKey::parse(&signing_key.text)
-            .map_err(|source| StartError::SigningKey { path: signing_key.path, source })?;
+        let signing_keys = read_or_make(&config.signing_key_file(), SigningKey::generate)?;
+        let signing_keys = SigningKeys::parse(&signing_keys.text)
+            .map_err(|source| StartError::SigningKey { path: signing_keys.path, source })?;
 
         let url = config.database_url().map_err(|error| StartError::File {
             path: "database.url_file".to_owned(),
@@ -170,7 +170,7 @@ impl AppState {
             clock,
             store,
             keys,
-            signing_key,
+            signing_keys,
             pepper,
             limits,
         })
