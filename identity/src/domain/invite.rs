@@ -136,6 +136,16 @@ pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
     Some(format!("{}{LEFT_OUT}", begin.trim_end()))
 }
 
+/// A Matrix id as a mail may show it. Its server is verified; what that server let somebody put before the colon is
+/// left out where it could be taken for something else.
+pub(crate) fn shown_mxid(mxid: &str) -> String {
+    let plain = mxid.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(mxid);
+    match mxid.split_once(':') {
+        Some((_, server)) if !plain => format!("@{LEFT_OUT}:{server}"),
+        _ => mxid.to_owned(),
+    }
+}
+
 /// What changes the direction of text or hides in it. (The joiners stay: Persian and emoji need them.)
 fn is_invisible(c: char) -> bool {
     matches!(
@@ -154,8 +164,7 @@ fn is_invisible(c: char) -> bool {
 
 /// Whether a mail program might make a link of a word: it has a scheme, or a dot between a name and two letters.
 fn may_become_link(word: &str) -> bool {
-    let lower = word.to_ascii_lowercase();
-    if lower.contains("://") || lower.contains("www.") || lower.contains("mailto:") {
+    if may_start_link(word) {
         return true;
     }
     let chars: Vec<char> = word.chars().collect();
@@ -164,6 +173,11 @@ fn may_become_link(word: &str) -> bool {
     chars
         .windows(4)
         .any(|four| four[0].is_alphanumeric() && is_dot(four[1]) && four[2].is_alphabetic() && four[3].is_alphabetic())
+}
+
+fn may_start_link(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    ["://", "www.", "mailto:"].iter().any(|start| lower.contains(start))
 }
 
 /// The place of a room in a web client (`https://app.element.io/#/room/…`), with the parameters that the client reads
@@ -221,6 +235,19 @@ mod tests {
             ("0123456789012345678901", Some("0123456789012345678…")),
         ] {
             assert_eq!(shown_name(name, MAX_SENDER_NAME).as_deref(), shown, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_matrix_id_is_shown_unless_it_pretends() {
+        for (mxid, shown) in [
+            ("@bob:hs.test", "@bob:hs.test"),
+            ("@b.o-b=:hs.test:8448", "@b.o-b=:hs.test:8448"),
+            ("@www.evil.test/x:hs.test", "@…:hs.test"),
+            ("@bob\r\nHello:hs.test", "@…:hs.test"),
+            ("@bob the builder:hs.test", "@…:hs.test"),
+        ] {
+            assert_eq!(shown_mxid(mxid), shown);
         }
     }
 

@@ -51,12 +51,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn lease_letters(
-        &self,
-        now_ms: i64,
-        until_ms: i64,
-        most: i64,
-    ) -> Result<Vec<Letter>, StoreError> {
+    pub(crate) async fn lease_letters(&self, now_ms: i64, until_ms: i64, most: i64) -> Result<Vec<Letter>, StoreError> {
         let rows: Vec<LetterRow> = match self {
             // One writer: the statement is alone.
             Self::Sqlite { write, .. } => {
