@@ -9,7 +9,7 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, MutexGuard};
+use tokio::sync::{Mutex, MutexGuard, Notify};
 use url::Url;
 use waypost_shared::{
     clock::Clock,
@@ -30,7 +30,7 @@ use crate::{
         next_link,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
-        signing::{InvalidSigningKey, SigningKey},
+        signing::{InvalidSigningKey, SigningKey, SigningKeys},
         terms::Terms,
     },
     federation::Homeservers,
@@ -47,7 +47,7 @@ pub(crate) struct AppState {
     pub(crate) clock: Clock,
     pub(crate) store: Store,
     pub(crate) keys: StorageKeys,
-    pub(crate) signing_key: SigningKey,
+    pub(crate) signing_keys: SigningKeys,
     pub(crate) pepper: String,
     pub(crate) index: LookupIndex,
     pub(crate) tokens: TokenCache,
@@ -60,6 +60,10 @@ pub(crate) struct AppState {
     pub(crate) metrics: Metrics,
     /// As people reach the server, without a final slash.
     pub(crate) base_url: String,
+    /// What homeservers may call this server in what they sign: its name, and the address that people reach it by.
+    pub(crate) own_names: Vec<String>,
+    /// Told when something was put into the outbox.
+    pub(crate) outbox_filled: Notify,
     binding: [Mutex<()>; 64],
 }
 
@@ -68,6 +72,7 @@ pub(crate) struct AppState {
 pub(crate) struct Limits {
     pub(crate) register: Limiter<std::net::IpAddr>,
     pub(crate) lookup: Limiter<Arc<str>>,
+    pub(crate) unbind: Limiter<std::net::IpAddr>,
 }
 
 /// Why the server cannot start.
@@ -89,7 +94,7 @@ pub(crate) enum StartError {
         /// What is wrong with it.
         source: StorageKeyError,
     },
-    /// The signing key.
+    /// The signing keys.
     #[error("{path}: {source}")]
     SigningKey {
         /// The file.
@@ -127,24 +132,7 @@ impl AppState {
     ///
     /// [`StartError`].
     pub(crate) async fn build(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
-        make_data_dir(&config)?;
-        let url = config.database_url().map_err(|error| StartError::File {
-            path: "database.url_file".to_owned(),
-            source: io::Error::other(error),
-        })?;
-        // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
-        let is_new = prepare_database_file(&url)?;
-        let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
-        let keys = StorageKeys::parse(&storage_key.text)
-            .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
-        let signing_key = read_or_make(&config.signing_key_file(), is_new, SigningKey::generate)?;
-        let signing_key = SigningKey::parse(&signing_key.text)
-            .map_err(|source| StartError::SigningKey { path: signing_key.path, source })?;
-
-        let store = Store::open(&url, config.database.max_connections).await?;
-        if !store.belongs_to(&keys).await? {
-            return Err(StartError::OtherStorageKey(storage_key.path));
-        }
+        let Opened { keys, signing_keys, store } = open(&config).await?;
         let pepper = match store.pepper().await? {
             Some(pepper) => pepper,
             None => store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?,
@@ -154,6 +142,7 @@ impl AppState {
         let limits = Limits {
             register: limiter(config.limits.register_per_source),
             lookup: limiter(config.limits.lookup_per_account),
+            unbind: limiter(config.limits.unbind_per_source),
         };
         Ok(Self {
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
@@ -168,14 +157,16 @@ impl AppState {
             tokens: TokenCache::new(std::time::Duration::from_secs(config.tokens.cache_secs)),
             terms: Terms(config.terms.policies.clone()),
             base_url: base_url(config.identity.public_base_url.as_ref(), config.listen.public),
+            own_names: own_names(&config),
             metrics: Metrics::register(registry),
             index: LookupIndex::new(),
+            outbox_filled: Notify::new(),
             binding: std::array::from_fn(|_| Mutex::new(())),
             config,
             clock,
             store,
             keys,
-            signing_key,
+            signing_keys,
             pepper,
             limits,
         })
@@ -220,6 +211,38 @@ impl AppState {
     }
 }
 
+/// The database, and the keys that belong to it.
+pub(crate) struct Opened {
+    pub(crate) keys: StorageKeys,
+    pub(crate) signing_keys: SigningKeys,
+    pub(crate) store: Store,
+}
+
+/// Opens the database, and reads or makes its keys: all that a command needs which does not serve.
+///
+/// # Errors
+///
+/// [`StartError`].
+pub(crate) async fn open(config: &Config) -> Result<Opened, StartError> {
+    make_data_dir(config)?;
+    let url = config
+        .database_url()
+        .map_err(|error| StartError::File { path: "database.url_file".to_owned(), source: io::Error::other(error) })?;
+    // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
+    let is_new = prepare_database_file(&url)?;
+    let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
+    let keys = StorageKeys::parse(&storage_key.text)
+        .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
+    let signing_keys = read_or_make(&config.signing_key_file(), is_new, SigningKey::generate)?;
+    let signing_keys = SigningKeys::parse(&signing_keys.text)
+        .map_err(|source| StartError::SigningKey { path: signing_keys.path, source })?;
+    let store = Store::open(&url, config.database.max_connections).await?;
+    if !store.belongs_to(&keys).await? {
+        return Err(StartError::OtherStorageKey(storage_key.path));
+    }
+    Ok(Opened { keys, signing_keys, store })
+}
+
 fn limiter<K: std::hash::Hash + Eq + Clone>(rate: crate::config::Rate) -> Limiter<K> {
     let budget = rate.budget();
     Limiter::new(budget.burst, budget.per)
@@ -230,6 +253,15 @@ fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
         Some(url) => url.as_str().trim_end_matches('/').to_owned(),
         None => format!("http://{public}"),
     }
+}
+
+/// Synapse signs for the server by the name that its users gave it, which may have a port and a path.
+fn own_names(config: &Config) -> Vec<String> {
+    let mut names = vec![config.identity.server_name.clone()];
+    if let Some((_, name)) = config.identity.public_base_url.as_ref().and_then(|url| url.as_str().split_once("://")) {
+        names.push(name.trim_end_matches('/').to_owned());
+    }
+    names
 }
 
 /// The folder of keys is nobody else's to read.

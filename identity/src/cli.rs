@@ -1,5 +1,8 @@
 //! The command line.
 
+mod invites;
+mod outbox;
+
 use std::{path::PathBuf, process::ExitCode, sync::Arc};
 
 use clap::{Parser, Subcommand};
@@ -44,6 +47,16 @@ enum Command {
     Serve,
     /// Read the configuration, say what is wrong with it or what it means, and stop.
     CheckConfig,
+    /// Look at and take back invites that wait for their address to be bound.
+    Invites {
+        #[command(subcommand)]
+        action: invites::Action,
+    },
+    /// Look at and try again what homeservers could not be told.
+    Outbox {
+        #[command(subcommand)]
+        action: outbox::Action,
+    },
     /// Print a new key, for a file or a secret.
     Keys {
         #[command(subcommand)]
@@ -81,6 +94,8 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
             check_config(&config);
             ExitCode::SUCCESS
         }
+        Command::Invites { action } => ended(invites::run(&config, action).await),
+        Command::Outbox { action } => ended(outbox::run(&config, action).await),
         Command::Serve | Command::Keys { .. } => {
             telemetry::init(&config.log);
             match serve(config).await {
@@ -90,6 +105,18 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
                     ExitCode::FAILURE
                 }
             }
+        }
+    }
+}
+
+/// The exit code of a command that works on the database and prints what it did.
+fn ended(result: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            let causes = waypost_shared::http::causes(&*error);
+            eprintln!("{error}{}{causes}", if causes.is_empty() { "" } else { ": " });
+            ExitCode::FAILURE
         }
     }
 }
@@ -141,6 +168,7 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let jobs = [
         tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
         tokio::spawn(jobs::clean(app.clone(), stop.clone())),
+        tokio::spawn(jobs::outbox::deliver(app.clone(), stop.clone())),
     ];
     readiness.set(true);
     tracing::info!(%public, %operations, associations = app.index.len(), "listening");

@@ -18,7 +18,7 @@ use waypost_shared::{
 };
 
 use crate::{
-    domain::{server_name::ServerName, terms::Policy},
+    domain::{invite::Blocked, server_name::ServerName, terms::Policy},
     storage::{self, rate_limits::Budget},
 };
 
@@ -33,6 +33,8 @@ pub(crate) struct Config {
     pub(crate) email: EmailConfig,
     pub(crate) validation: ValidationConfig,
     pub(crate) lookup: LookupConfig,
+    pub(crate) invites: InvitesConfig,
+    pub(crate) outbox: OutboxConfig,
     pub(crate) tokens: TokensConfig,
     pub(crate) terms: TermsConfig,
     pub(crate) homeservers: HomeserversConfig,
@@ -101,7 +103,8 @@ pub(crate) struct KeysConfig {
     /// What addresses are sealed with. Default `storage.key` in the data folder, made at the first start (with SQLite
     /// only: replicas must share one).
     pub(crate) storage_key_file: Option<PathBuf>,
-    /// What associations are signed with, in the format of Synapse and Sydent. Default `signing.key` in the data
+    /// What associations are signed with, in the format of Synapse and Sydent; of several lines the first one signs,
+    /// and all are known. Default `signing.key` in the data
     /// folder, made likewise.
     pub(crate) signing_key_file: Option<PathBuf>,
 }
@@ -225,6 +228,60 @@ impl Default for LookupConfig {
     }
 }
 
+/// How people are invited who are not on Matrix yet.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct InvitesConfig {
+    /// Days that an invite waits for its address to be bound. Default 180.
+    pub(crate) lifetime_days: u32,
+    /// The web client that mails lead to. Default `https://app.element.io`.
+    pub(crate) web_client_url: Url,
+    /// Web clients that a homeserver may name instead (`org.matrix.web_client_location`), as `next_link_allowed` has
+    /// them. Default none: the link holds what the invite is accepted with.
+    pub(crate) web_clients_allowed: Vec<String>,
+    /// Characters before the @ of an invited address that the room sees. Default 3.
+    pub(crate) redact_local_chars: usize,
+    /// Characters after it. Default 3.
+    pub(crate) redact_domain_chars: usize,
+    /// Invites that are not taken. Default none.
+    pub(crate) blocked: Blocked,
+}
+
+impl Default for InvitesConfig {
+    fn default() -> Self {
+        Self {
+            lifetime_days: 180,
+            web_client_url: Url::parse("https://app.element.io").expect("this is a URL"),
+            web_clients_allowed: Vec::new(),
+            redact_local_chars: 3,
+            redact_domain_chars: 3,
+            blocked: Blocked::default(),
+        }
+    }
+}
+
+/// How homeservers are told of bindings (onbind).
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct OutboxConfig {
+    /// Calls under way at once, in each replica. Default 32.
+    pub(crate) at_once: usize,
+    /// Seconds until the second try; then twice as long each time. Default 1.
+    pub(crate) first_retry_secs: u64,
+    /// Seconds between two tries at the most. Default 3600.
+    pub(crate) max_retry_secs: u64,
+    /// Seconds after which a call is given up. Default 604800, a week.
+    pub(crate) retry_for_secs: u64,
+    /// Days that a call is kept after it was given up, for `outbox retry`. Default 30.
+    pub(crate) keep_dead_days: u32,
+}
+
+impl Default for OutboxConfig {
+    fn default() -> Self {
+        Self { at_once: 32, first_retry_secs: 1, max_retry_secs: 3600, retry_for_secs: 604_800, keep_dead_days: 30 }
+    }
+}
+
 /// How long access tokens are good for.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -279,6 +336,16 @@ pub(crate) struct LimitsConfig {
     pub(crate) mail_per_source: Rate,
     /// Mails in all. Default 500, then one a second.
     pub(crate) mail_total: Rate,
+    /// Invites to one address. Default 5, then one in an hour.
+    pub(crate) invite_per_address: Rate,
+    /// Invites that one account sends. Default 20, then one in a minute.
+    pub(crate) invite_per_account: Rate,
+    /// Invites that come from one source address, which is a homeserver with all its users. Default 200, then one in 5
+    /// seconds.
+    pub(crate) invite_per_source: Rate,
+    /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
+    /// their keys. Default 50, then one a second.
+    pub(crate) unbind_per_source: Rate,
 }
 
 impl Default for LimitsConfig {
@@ -291,6 +358,10 @@ impl Default for LimitsConfig {
             mail_per_account: rate(10, 60.0),
             mail_per_source: rate(20, 30.0),
             mail_total: rate(500, 1.0),
+            invite_per_address: rate(5, 3600.0),
+            invite_per_account: rate(20, 60.0),
+            invite_per_source: rate(200, 5.0),
+            unbind_per_source: rate(50, 1.0),
         }
     }
 }
@@ -384,6 +455,23 @@ impl Config {
                 );
             }
         }
+        if self.invites.lifetime_days == 0 {
+            problem("invites.lifetime_days", "must be at least 1".to_owned());
+        }
+        if !matches!(self.invites.web_client_url.scheme(), "http" | "https") {
+            problem("invites.web_client_url", "must be an http or https URL".to_owned());
+        }
+        for (number, pattern) in self.invites.web_clients_allowed.iter().enumerate() {
+            if crate::domain::next_link::Pattern::parse(pattern).is_none() {
+                problem(
+                    &format!("invites.web_clients_allowed.{number}"),
+                    "must be an origin such as \"https://app.example.com\", or a URL that ends in `*`".to_owned(),
+                );
+            }
+        }
+        if self.outbox.at_once == 0 {
+            problem("outbox.at_once", "must be at least 1".to_owned());
+        }
         for (id, policy) in &self.terms.policies {
             if policy.version.is_empty() {
                 problem(&format!("terms.policies.{id}.version"), "is needed".to_owned());
@@ -413,6 +501,10 @@ impl Config {
             ("mail_per_account", self.limits.mail_per_account),
             ("mail_per_source", self.limits.mail_per_source),
             ("mail_total", self.limits.mail_total),
+            ("invite_per_address", self.limits.invite_per_address),
+            ("invite_per_account", self.limits.invite_per_account),
+            ("invite_per_source", self.limits.invite_per_source),
+            ("unbind_per_source", self.limits.unbind_per_source),
         ] {
             if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
                 problem(

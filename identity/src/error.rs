@@ -77,6 +77,30 @@ pub(crate) enum ApiError {
         /// The pepper in force.
         lookup_pepper: String,
     },
+    /// An invite to something else than an email address.
+    #[error("Only email addresses can be invited")]
+    UnsupportedMedium,
+    /// An invite that the configuration refuses.
+    #[error("This invite is not allowed")]
+    InviteNotAllowed,
+    /// An invite to an address that belongs to this user.
+    #[error("This address is already bound")]
+    ThreepidInUse(String),
+    /// No invite that waits has this token.
+    #[error("No pending invite has this token")]
+    UnknownInvite,
+    /// A private key that was not made for the invite.
+    #[error("The private key is not that of this invite")]
+    WrongPrivateKey,
+    /// An unbind with neither a session nor a signature.
+    #[error("Either `sid` and `client_secret`, or a homeserver's X-Matrix signature is needed")]
+    NoProof,
+    /// An unbind with a session of another address.
+    #[error("The session is not one of this address")]
+    OtherAddress,
+    /// A homeserver's signature that does not hold for this request.
+    #[error("The homeserver's signature does not hold for this user and this request")]
+    InvalidSignature,
     /// No key has this id.
     #[error("There is no key with this id")]
     UnknownKey,
@@ -114,6 +138,12 @@ impl From<&ApiError> for MatrixError {
             E::SessionNotValidated => (StatusCode::BAD_REQUEST, "M_SESSION_NOT_VALIDATED"),
             E::TooManyAddresses(_) => (StatusCode::BAD_REQUEST, "M_TOO_LARGE"),
             E::InvalidPepper { .. } => (StatusCode::BAD_REQUEST, "M_INVALID_PEPPER"),
+            E::UnsupportedMedium => (StatusCode::BAD_REQUEST, "M_UNRECOGNIZED"),
+            E::InviteNotAllowed => (StatusCode::FORBIDDEN, "M_UNAUTHORIZED"),
+            E::ThreepidInUse(_) => (StatusCode::BAD_REQUEST, "M_THREEPID_IN_USE"),
+            E::UnknownInvite => (StatusCode::NOT_FOUND, "M_UNRECOGNIZED"),
+            E::NoProof => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
+            E::WrongPrivateKey | E::OtherAddress | E::InvalidSignature => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
             E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
@@ -123,6 +153,7 @@ impl From<&ApiError> for MatrixError {
             E::InvalidPepper { algorithm, lookup_pepper } => {
                 answer.with("algorithm", algorithm.as_str()).with("lookup_pepper", lookup_pepper.as_str())
             }
+            E::ThreepidInUse(mxid) => answer.with("mxid", mxid.as_str()),
             E::LimitExceeded(wait) => answer.retry_after(*wait),
             _ => answer,
         }
@@ -133,6 +164,8 @@ fn homeserver(error: &HomeserverError) -> (StatusCode, &'static str) {
     match error {
         HomeserverError::InvalidName => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
         HomeserverError::TokenRefused | HomeserverError::WrongServer => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
-        HomeserverError::Unreachable(_) | HomeserverError::BadAnswer => (StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
+        HomeserverError::Unreachable(_) | HomeserverError::BadAnswer | HomeserverError::Refused(_) => {
+            (StatusCode::BAD_GATEWAY, "M_UNKNOWN")
+        }
     }
 }

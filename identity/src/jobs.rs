@@ -1,5 +1,7 @@
 //! What goes on beside requests: following other replicas, and removing what is over.
 
+pub(crate) mod outbox;
+
 use std::time::Duration;
 
 use waypost_shared::serve::Stop;
@@ -20,6 +22,8 @@ const CLEAN_EVERY: Duration = Duration::from_secs(600);
 const CLEAN_BATCH: i64 = 500;
 /// How long a session is kept after it expired, so that its owner is told `M_SESSION_EXPIRED` and not that it never was.
 const KEEP_EXPIRED_MS: i64 = 24 * 60 * 60 * 1000;
+/// How long an address that was unbound keeps its row, from which other replicas hear of it.
+const KEEP_UNBOUND_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Follows what other replicas bind and unbind, until `stop`. SQLite has one process, so there is nothing to follow.
 pub(crate) async fn follow(app: App, since: Seen, stop: Stop) {
@@ -62,7 +66,7 @@ async fn follow_while_connected(app: &App, since: &mut Seen) -> Result<(), Store
     }
 }
 
-/// Removes expired sessions, unused tokens and full budgets, until `stop`.
+/// Removes expired sessions and invites, unused tokens and all else that is over, until `stop`.
 pub(crate) async fn clean(app: App, stop: Stop) {
     loop {
         tokio::select! {
@@ -87,5 +91,9 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     while app.store.delete_expired_sessions(expired_ms, CLEAN_BATCH).await? > 0 {}
     while app.store.delete_unused_tokens(unused_ms, CLEAN_BATCH).await? > 0 {}
     while app.store.delete_full_budgets(now_ms, CLEAN_BATCH).await? > 0 {}
+    while app.store.delete_expired_invites(now_ms, CLEAN_BATCH).await? > 0 {}
+    let dead_ms = now_ms.saturating_sub(i64::from(app.config.outbox.keep_dead_days) * 24 * 60 * 60 * 1000);
+    while app.store.delete_dead_letters(dead_ms, CLEAN_BATCH).await? > 0 {}
+    while app.store.delete_unbound(now_ms.saturating_sub(KEEP_UNBOUND_MS), CLEAN_BATCH).await? > 0 {}
     Ok(())
 }

@@ -13,6 +13,23 @@ struct MailLabels {
     outcome: &'static str,
 }
 
+/// How a call of a homeserver (onbind) ended.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct OnbindLabels {
+    outcome: &'static str,
+}
+
+/// What became of one try to tell a homeserver of a binding.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Onbind {
+    /// It was taken.
+    Delivered,
+    /// It failed and will be tried again.
+    Failed,
+    /// It failed and was given up.
+    Dead,
+}
+
 /// What is counted.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -27,6 +44,15 @@ pub(crate) struct Metrics {
     pub(crate) associations: Gauge,
     /// Bindings made.
     pub(crate) binds: Counter,
+    /// Bindings removed.
+    pub(crate) unbinds: Counter,
+    /// Invites stored.
+    pub(crate) invites: Counter,
+    /// Calls of homeservers that wait.
+    pub(crate) outbox_waiting: Gauge,
+    /// Calls of homeservers that were given up.
+    pub(crate) outbox_dead: Gauge,
+    onbinds: Family<OnbindLabels, Counter>,
 }
 
 impl Metrics {
@@ -40,13 +66,33 @@ impl Metrics {
             found: Counter::default(),
             associations: Gauge::default(),
             binds: Counter::default(),
+            unbinds: Counter::default(),
+            invites: Counter::default(),
+            outbox_waiting: Gauge::default(),
+            outbox_dead: Gauge::default(),
+            onbinds: Family::default(),
         };
         registry.register("mails", "Mails by how they ended", metrics.mails.clone());
         registry.register("addresses_looked_up", "Addresses in lookups", metrics.looked_up.clone());
         registry.register("addresses_found", "Addresses in lookups that were found", metrics.found.clone());
         registry.register("associations", "Associations in the lookup index", metrics.associations.clone());
         registry.register("binds", "Bindings made", metrics.binds.clone());
+        registry.register("unbinds", "Bindings removed", metrics.unbinds.clone());
+        registry.register("invites", "Invites stored", metrics.invites.clone());
+        registry.register("outbox_waiting", "Calls of homeservers that wait", metrics.outbox_waiting.clone());
+        registry.register("outbox_dead", "Calls of homeservers that were given up", metrics.outbox_dead.clone());
+        registry.register("onbinds", "Tries to tell a homeserver of a binding", metrics.onbinds.clone());
         metrics
+    }
+
+    /// Counts a try to tell a homeserver of a binding.
+    pub(crate) fn onbind(&self, outcome: Onbind) {
+        let outcome = match outcome {
+            Onbind::Delivered => "delivered",
+            Onbind::Failed => "failed",
+            Onbind::Dead => "dead",
+        };
+        self.onbinds.get_or_create(&OnbindLabels { outcome }).inc();
     }
 
     /// Counts a mail.

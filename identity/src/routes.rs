@@ -3,7 +3,7 @@
 use waypost_shared::http::Router;
 
 use crate::{
-    api::{account, associations, lookup, pubkey, status, terms, validation},
+    api::{account, associations, invitations, lookup, pubkey, status, terms, validation},
     app::App,
 };
 
@@ -22,6 +22,7 @@ pub(crate) fn routes() -> Router<App> {
         .post("/_matrix/identity/v2/terms", terms::accept)
         // Key management
         .get("/_matrix/identity/v2/pubkey/isvalid", pubkey::is_valid)
+        .get("/_matrix/identity/v2/pubkey/ephemeral/isvalid", pubkey::is_ephemeral_valid)
         .get("/_matrix/identity/v2/pubkey/{keyId}", pubkey::pubkey)
         // Association lookup
         .get("/_matrix/identity/v2/hash_details", lookup::hash_details)
@@ -33,4 +34,8 @@ pub(crate) fn routes() -> Router<App> {
         // General
         .get("/_matrix/identity/v2/3pid/getValidated3pid", validation::validated_threepid)
         .post("/_matrix/identity/v2/3pid/bind", associations::bind)
+        .post("/_matrix/identity/v2/3pid/unbind", associations::unbind)
+        // Invitation storage, ephemeral invitation signing
+        .post("/_matrix/identity/v2/store-invite", invitations::store_invite)
+        .post("/_matrix/identity/v2/sign-ed25519", invitations::sign_ed25519)
 }

@@ -87,6 +87,15 @@ impl Params {
         texts.unwrap_or_else(|| self.wrong(name, "must be a list of strings"))
     }
 
+    /// An object that must be there, to be read like a request of its own.
+    pub fn object(&mut self, name: &'static str) -> Map<String, Value> {
+        match self.values.remove(name) {
+            None | Some(Value::Null) => self.lacks(name),
+            Some(Value::Object(object)) => object,
+            Some(_) => self.wrong(name, "must be an object"),
+        }
+    }
+
     /// Says what was wrong, if anything: first all that is missing, then the first that has the wrong type.
     ///
     /// # Errors

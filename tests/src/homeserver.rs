@@ -6,14 +6,30 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::Method;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD_NO_PAD;
+use ed25519_dalek::SigningKey;
 use serde_json::{Value, json};
 
 use crate::ca::{Alpn, Ca};
+use crate::jwt::now_secs;
+use crate::matrix::signature;
 use crate::record::Record;
+use crate::script::Script;
 use crate::tls_server::{Answer, Request, TlsServer};
+
+/// The id of the homeserver's signing key.
+pub const KEY_ID: &str = "ed25519:a_hs";
+/// What it is made of.
+const KEY_SEED: [u8; 32] = [42; 32];
 
 #[derive(Debug, Default)]
 struct State {
+    /// What the keys are asked with, until a test says otherwise.
+    name: String,
+    keys: Mutex<Option<Answer>>,
+    /// Answers of onbind by method.
+    onbind_script: Script,
     /// OpenID token to what userinfo says.
     tokens: Mutex<HashMap<String, Answer>>,
     well_known: Mutex<Option<Answer>>,
@@ -36,7 +52,8 @@ impl Homeserver {
 
     /// Starts one on this address.
     pub async fn start_on(address: SocketAddr, ca: &Ca, names: &[&str]) -> Self {
-        let state = Arc::new(State::default());
+        let name = names.first().copied().unwrap_or_default().to_owned();
+        let state = Arc::new(State { name, ..State::default() });
         let server = TlsServer::start_on(address, ca.leaf(names, Alpn::Both), {
             let state = Arc::clone(&state);
             move |request| {
@@ -72,7 +89,26 @@ impl Homeserver {
         *self.state.well_known.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
     }
 
-    /// The bodies that came to onbind.
+    /// What `/_matrix/key/v2/server` answers from now on.
+    pub fn keys(&self, answer: Answer) {
+        *self.state.keys.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+    }
+
+    /// The headers with which it signs `content` for `destination`, which the signed object calls `destination_name`.
+    pub fn x_matrix(&self, uri: &str, content: &Value, destination_name: &str, destination: &str) -> String {
+        let origin = &self.state.name;
+        let mut request = json!({"method": "POST", "uri": uri, "origin": origin, "content": content});
+        request[destination_name] = json!(destination);
+        let signature = signature(&request, &SigningKey::from_bytes(&KEY_SEED));
+        format!(r#"X-Matrix origin="{origin}",key="{KEY_ID}",sig="{signature}",destination="{destination}""#)
+    }
+
+    /// What onbind answers, by method (`POST`, `PUT`). Unless told otherwise it takes both.
+    pub fn onbind_script(&self) -> &Script {
+        &self.state.onbind_script
+    }
+
+    /// The bodies that came to onbind, whatever it answered.
     pub fn onbind(&self) -> &Record<Value> {
         &self.state.onbind
     }
@@ -90,7 +126,11 @@ fn answer(state: &State, request: &Request) -> Answer {
         }
         (&Method::POST | &Method::PUT, "/_matrix/federation/v1/3pid/onbind") => {
             state.onbind.push(request.json());
-            Answer::json(200, &json!({}))
+            state.onbind_script.next(request.method.as_str()).unwrap_or_else(|| Answer::json(200, &json!({})))
+        }
+        (&Method::GET, "/_matrix/key/v2/server") => {
+            let keys = state.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            keys.clone().unwrap_or_else(|| key_answer(&state.name, (now_secs() + 86_400) * 1000))
         }
         (&Method::GET, "/.well-known/matrix/server") => {
             let well_known = state.well_known.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,6 +138,20 @@ fn answer(state: &State, request: &Request) -> Answer {
         }
         _ => not_found(),
     }
+}
+
+/// The keys of a homeserver as it signs them, valid until then (milliseconds since the epoch).
+pub fn key_answer(name: &str, valid_until_ms: i64) -> Answer {
+    let key = SigningKey::from_bytes(&KEY_SEED);
+    let public_key = STANDARD_NO_PAD.encode(key.verifying_key().as_bytes());
+    let mut keys = json!({
+        "server_name": name,
+        "valid_until_ts": valid_until_ms,
+        "verify_keys": {KEY_ID: {"key": public_key}},
+        "old_verify_keys": {},
+    });
+    keys["signatures"] = json!({name: {KEY_ID: signature(&keys, &key)}});
+    Answer::json(200, &keys)
 }
 
 fn not_found() -> Answer {

@@ -12,7 +12,7 @@ use crate::database::Database;
 use crate::homeserver::Homeserver;
 use crate::http::{Api, Reply};
 use crate::matrix::lookup_hash;
-use crate::process::{IDENTITY, Server, TempFolder, text};
+use crate::process::{IDENTITY, Server, TempFolder, run, text};
 use crate::settings::Settings;
 use crate::smtp::{Mail, Smtp};
 
@@ -27,13 +27,17 @@ pub const TERMS_URLS: [&str; 2] = ["https://id.test/privacy-en.html", "https://i
 pub const V2: &str = "/_matrix/identity/v2";
 
 /// The keys of `[limits]`.
-const LIMITS: [&str; 6] = [
+const LIMITS: [&str; 10] = [
     "register_per_source",
     "lookup_per_account",
     "mail_per_address",
     "mail_per_account",
     "mail_per_source",
     "mail_total",
+    "invite_per_address",
+    "invite_per_account",
+    "invite_per_source",
+    "unbind_per_source",
 ];
 
 /// The running server and its surroundings.
@@ -165,6 +169,15 @@ impl TestIdentity {
         let server = self.server.restart().await;
         let api = Api::new(&server.public);
         Self { server, api, ..self }
+    }
+
+    /// Runs the program with the server's configuration: its exit code, and what it printed.
+    pub fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
+        let config = text(&self.server.folder.path().join("waypost.toml"));
+        let mut all = vec!["--config", config.as_str()];
+        all.extend_from_slice(arguments);
+        let output = run(IDENTITY, &all);
+        (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// GET below `/_matrix/identity/v2`.

@@ -2,7 +2,7 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
-use ed25519_dalek::{Signature, VerifyingKey};
+use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
@@ -35,6 +35,11 @@ pub fn canonical_json(value: &Value) -> String {
         }
         other => other.to_string(),
     }
+}
+
+/// The signature under `object`, which has none yet.
+pub fn signature(object: &Value, key: &SigningKey) -> String {
+    STANDARD_NO_PAD.encode(key.sign(canonical_json(object).as_bytes()).to_bytes())
 }
 
 /// Verifies the signature of `server` with key `key_id` on `signed`.

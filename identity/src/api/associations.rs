@@ -1,16 +1,22 @@
 //! Source: Identity Service API, "Establishing associations".
 
+use ruma_common::UserId;
+use serde_json::{Map, Value};
 use waypost_shared::{
     http::{Incoming, Response, json},
+    matrix_error::MatrixError,
     params::Params,
 };
 
 use crate::{
-    app::App,
+    app::{App, AppState},
     auth,
-    domain::{association::Association, hashing},
+    domain::threepid::{Medium, Threepid},
     error::ApiError,
+    federation::request_auth::{SignedRequest, x_matrix},
 };
+
+const UNBIND_PATH: &str = "/_matrix/identity/v2/3pid/unbind";
 
 /// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
 pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiError> {
@@ -24,19 +30,83 @@ pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiErr
         return Err(ApiError::NotYourMxid);
     }
     let (threepid, _) = app.validated_session(&sid, &client_secret).await?;
+    Ok(json(&super::publish(&app, threepid, mxid).await?))
+}
 
-    let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
-    let signed = app
-        .signing_key
-        .sign(&app.config.identity.server_name, association.to_json())
-        .map_err(|error| ApiError::Internal(error.into()))?;
-    {
-        let _order = app.binding(&app.keys.fingerprint(&association.threepid)).await;
-        app.store.bind(&app.keys, &association).await?;
-        app.index.insert(&hashing::lookup_hash(&association.threepid, &app.pepper), &association.mxid);
+/// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
+/// reads what is sent to the address, or by the user's homeserver; neither needs an access token. What is not bound is
+/// no mistake.
+pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let content = request.json_object()?;
+    let mut params = Params::new(content.clone());
+    let mxid = params.text("mxid");
+    let threepid = params.object("threepid");
+    let sid = params.optional_text("sid");
+    let client_secret = params.optional_text("client_secret");
+    params.finish()?;
+    let threepid = read_threepid(threepid)?;
+    if <&UserId>::try_from(mxid.as_str()).is_err() {
+        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
     }
-    app.metrics.binds.inc();
-    app.count_associations();
-    tracing::info!(mxid = %association.mxid, medium = association.threepid.medium().as_str(), "threepid bound");
-    Ok(json(&signed))
+
+    match (sid, client_secret) {
+        (Some(sid), Some(client_secret)) => {
+            let (proven, _) = app.validated_session(&sid, &client_secret).await?;
+            if proven != threepid {
+                return Err(ApiError::OtherAddress);
+            }
+        }
+        (None, None) => signed_by_homeserver(&app, &request, &mxid, &content).await?,
+        (Some(_), None) => return Err(missing("client_secret")),
+        (None, Some(_)) => return Err(missing("sid")),
+    }
+    super::withdraw(&app, &threepid, &mxid).await?;
+    Ok(json(&Map::new()))
+}
+
+fn missing(name: &str) -> ApiError {
+    MatrixError::bad_request("M_MISSING_PARAMS", format!("Missing parameters: {name}")).into()
+}
+
+fn read_threepid(object: Map<String, Value>) -> Result<Threepid, ApiError> {
+    let mut params = Params::new(object);
+    let medium = params.text("medium");
+    let address = params.text("address");
+    params.finish()?;
+    match Medium::parse(&medium) {
+        Some(Medium::Email) => Ok(Threepid::email(&address)?),
+        // A number that was bound is stored as the digits of E.164; anything else is not bound.
+        Some(Medium::Msisdn) => Ok(Threepid::stored(Medium::Msisdn, address.trim_start_matches('+').to_owned())),
+        None => Err(MatrixError::invalid_param("medium", "must be `email` or `msisdn`").into()),
+    }
+}
+
+/// The homeserver of `mxid`, and no other, signed this request for this server.
+async fn signed_by_homeserver(
+    app: &AppState,
+    request: &Incoming,
+    mxid: &str,
+    content: &Map<String, Value>,
+) -> Result<(), ApiError> {
+    let signatures = x_matrix(&request.headers);
+    if signatures.is_empty() {
+        return Err(ApiError::NoProof);
+    }
+    let origin = mxid.split_once(':').map(|(_, server)| server).ok_or(ApiError::InvalidSignature)?;
+    let for_us = |name: &String| app.own_names.contains(name);
+    let all_fit =
+        signatures.iter().all(|header| header.origin == origin && header.destination.as_ref().is_none_or(for_us));
+    if !all_fit {
+        return Err(ApiError::InvalidSignature);
+    }
+    // Last, since it makes us call a server that a stranger names.
+    app.limits.unbind.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    let signed = SignedRequest {
+        method: request.method.as_str(),
+        uri: UNBIND_PATH,
+        content,
+        destinations: &app.own_names,
+        signatures: &signatures,
+    };
+    if app.homeservers.signed(origin, &signed).await? { Ok(()) } else { Err(ApiError::InvalidSignature) }
 }

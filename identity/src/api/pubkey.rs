@@ -3,24 +3,38 @@
 use serde_json::json;
 use waypost_shared::{
     http::{Incoming, Response, json},
+    matrix_error::MatrixError,
     params::Params,
 };
 
-use crate::{app::App, error::ApiError};
+use crate::{app::App, domain::signing, error::ApiError};
 
 /// `GET /_matrix/identity/v2/pubkey/{keyId}`: the public key that signatures of this id are checked with.
 pub(crate) async fn pubkey(app: App, request: Incoming) -> Result<Response, ApiError> {
-    if request.path_param("keyId") != Some(app.signing_key.key_id()) {
-        return Err(ApiError::UnknownKey);
-    }
-    Ok(json(&json!({ "public_key": app.signing_key.public_key() })))
+    let key_id = request.path_param("keyId").unwrap_or_default();
+    let key = app.signing_keys.by_id(key_id).ok_or(ApiError::UnknownKey)?;
+    Ok(json(&json!({ "public_key": key.public_key() })))
 }
 
 /// `GET /_matrix/identity/v2/pubkey/isvalid`: whether a long-term key is ours, in either base64 alphabet.
 pub(crate) async fn is_valid(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let public_key = public_key(&request)?;
+    Ok(json(&json!({ "valid": app.signing_keys.is_public_key(&public_key) })))
+}
+
+/// `GET /_matrix/identity/v2/pubkey/ephemeral/isvalid`: whether a key was made for an invite that was not revoked and
+/// did not expire, in either base64 alphabet.
+pub(crate) async fn is_ephemeral_valid(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let valid = match signing::key_bytes(&public_key(&request)?) {
+        Some(public_key) => app.store.is_ephemeral_key(&public_key, app.clock.now_ms()).await?,
+        None => false,
+    };
+    Ok(json(&json!({ "valid": valid })))
+}
+
+fn public_key(request: &Incoming) -> Result<String, MatrixError> {
     let mut params = Params::from_pairs(&request.query);
     let public_key = params.text("public_key");
     params.finish()?;
-    // A plus sign that was not encoded came out of the query as a space.
-    Ok(json(&json!({ "valid": app.signing_key.is_public_key(&public_key.replace(' ', "+")) })))
+    Ok(public_key)
 }

@@ -6,11 +6,14 @@ use minijinja::{AutoEscape, Environment, Output, State, UndefinedBehavior, Value
 use serde::Serialize;
 
 /// Names and texts of all templates. Those that end in `.html` are escaped.
-const BUILT_IN: [(&str, &str); 7] = [
+const BUILT_IN: [(&str, &str); 10] = [
     ("mail_layout.html", include_str!("../../templates/mail_layout.html")),
     ("verification_subject.txt", include_str!("../../templates/verification_subject.txt")),
     ("verification_mail.txt", include_str!("../../templates/verification_mail.txt")),
     ("verification_mail.html", include_str!("../../templates/verification_mail.html")),
+    ("invitation_subject.txt", include_str!("../../templates/invitation_subject.txt")),
+    ("invitation_mail.txt", include_str!("../../templates/invitation_mail.txt")),
+    ("invitation_mail.html", include_str!("../../templates/invitation_mail.html")),
     ("page_layout.html", include_str!("../../templates/page_layout.html")),
     ("page_confirm.html", include_str!("../../templates/page_confirm.html")),
     ("page_message.html", include_str!("../../templates/page_message.html")),

@@ -2,6 +2,7 @@
 
 pub(crate) mod association;
 pub(crate) mod hashing;
+pub(crate) mod invite;
 pub(crate) mod lookup_index;
 pub(crate) mod next_link;
 pub(crate) mod sealing;

@@ -39,6 +39,12 @@ pub(crate) enum Sealed {
     Session,
     /// The `next_link` of a validation session.
     NextLink,
+    /// The token of an invite.
+    InviteToken,
+    /// The address that was invited.
+    InviteAddress,
+    /// What the outbox has for a homeserver.
+    Outbox,
     /// A known text that shows whether the keys are those of this database.
     KeyCheck,
 }
@@ -49,6 +55,9 @@ impl Sealed {
             Self::Association => b"association",
             Self::Session => b"session",
             Self::NextLink => b"next_link",
+            Self::InviteToken => b"invite token",
+            Self::InviteAddress => b"invite address",
+            Self::Outbox => b"outbox",
             Self::KeyCheck => b"key check",
         }
     }
@@ -149,6 +158,11 @@ impl StorageKeys {
     /// What stands for a session's client secret.
     pub(crate) fn client_secret_hash(&self, client_secret: &str) -> Fingerprint {
         self.keyed_hash(b"client secret", &[client_secret.as_bytes()])
+    }
+
+    /// What stands for the token of an invite.
+    pub(crate) fn invite_token_hash(&self, token: &str) -> Fingerprint {
+        self.keyed_hash(b"invite token", &[token.as_bytes()])
     }
 
     /// What stands for the one whose requests are counted.

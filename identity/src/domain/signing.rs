@@ -1,7 +1,7 @@
 //! Signatures under JSON, by the server's ed25519 key.
 //!
 //! Source: Appendices, "Signing JSON". Keys are read and written in the format of Synapse and Sydent:
-//! `ed25519 VERSION SEED`, the seed of 32 bytes in unpadded standard base64.
+//! `ed25519 VERSION SEED`, the seed of 32 bytes in unpadded standard base64; a file may hold several.
 
 use std::fmt;
 
@@ -28,11 +28,116 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 );
 
 /// A signing key file that cannot be used.
-#[derive(Debug, thiserror::Error)]
-#[error("there is no line `ed25519 VERSION SEED` with a seed of 32 bytes in base64")]
-pub(crate) struct InvalidSigningKey;
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum InvalidSigningKey {
+    /// A line that is no key.
+    #[error("line {0} is not `ed25519 VERSION SEED` with a seed of 32 bytes in base64")]
+    Line(usize),
+    /// Two keys would have one id.
+    #[error("line {0} repeats the version of a line above it")]
+    Twice(usize),
+    /// There is no key at all.
+    #[error("there is no line `ed25519 VERSION SEED`")]
+    Missing,
+}
 
-/// The server's signing key.
+/// The server's signing keys: the first one signs, all of them stay known, since what the older ones signed is still
+/// checked.
+#[derive(Debug)]
+pub(crate) struct SigningKeys {
+    first: SigningKey,
+    older: Vec<SigningKey>,
+}
+
+impl SigningKeys {
+    /// Reads a key file: a key in each line, the one that signs first. A line may also be what early versions of
+    /// Sydent wrote, the seed alone in 64 hexadecimal digits, which is version 0.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidSigningKey`] that names the line.
+    pub(crate) fn parse(text: &str) -> Result<Self, InvalidSigningKey> {
+        let mut keys: Vec<SigningKey> = Vec::new();
+        for (number, line) in (1..).zip(text.lines()) {
+            let line = line.trim();
+            if line.is_empty() || line.starts_with('#') {
+                continue;
+            }
+            let key = SigningKey::parse(line).ok_or(InvalidSigningKey::Line(number))?;
+            if keys.iter().any(|known| known.key_id == key.key_id) {
+                return Err(InvalidSigningKey::Twice(number));
+            }
+            keys.push(key);
+        }
+        let mut keys = keys.into_iter();
+        let first = keys.next().ok_or(InvalidSigningKey::Missing)?;
+        Ok(Self { first, older: keys.collect() })
+    }
+
+    /// The key that signs.
+    pub(crate) fn first(&self) -> &SigningKey {
+        &self.first
+    }
+
+    /// The key with this id.
+    pub(crate) fn by_id(&self, key_id: &str) -> Option<&SigningKey> {
+        self.all().find(|key| key.key_id == key_id)
+    }
+
+    /// Whether `text` is the public half of one of them, in either base64 alphabet, padded or not.
+    pub(crate) fn is_public_key(&self, text: &str) -> bool {
+        key_bytes(text).is_some_and(|bytes| self.all().any(|key| key.public_bytes() == bytes))
+    }
+
+    fn all(&self) -> impl Iterator<Item = &SigningKey> {
+        std::iter::once(&self.first).chain(&self.older)
+    }
+}
+
+/// 32 bytes of a key in either base64 alphabet, padded or not. A space is read as the plus sign that it was before it
+/// stood, not encoded, in a query.
+pub(crate) fn key_bytes(text: &str) -> Option<[u8; 32]> {
+    let standard: String = text
+        .chars()
+        .map(|c| match c {
+            '-' | ' ' => '+',
+            '_' => '/',
+            c => c,
+        })
+        .collect();
+    LENIENT.decode(standard).ok()?.try_into().ok()
+}
+
+/// Whether `signature` under `object` is that of `public_key`, both in base64.
+pub(crate) fn holds(public_key: &str, signature: &str, object: &Map<String, Value>) -> bool {
+    let verify = || {
+        let key = ed25519_dalek::VerifyingKey::from_bytes(&key_bytes(public_key)?).ok()?;
+        let signature = ed25519_dalek::Signature::from_slice(&LENIENT.decode(signature).ok()?).ok()?;
+        let text = signed_text(object.clone()).ok()?;
+        key.verify_strict(text.as_bytes(), &signature).ok()
+    };
+    verify().is_some()
+}
+
+/// The canonical form of everything but `signatures` and `unsigned`.
+fn signed_text(mut object: Map<String, Value>) -> Result<String, CanonicalJsonError> {
+    object.remove("signatures");
+    object.remove("unsigned");
+    Ok(CanonicalJsonValue::Object(try_from_json_map(object)?).to_string())
+}
+
+fn hex_seed(text: &str) -> Option<Zeroizing<[u8; 32]>> {
+    let mut seed = Zeroizing::new([0; 32]);
+    if text.len() != 2 * seed.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    for (at, byte) in seed.iter_mut().enumerate() {
+        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
+    }
+    Some(seed)
+}
+
+/// One signing key.
 pub(crate) struct SigningKey {
     /// `ed25519:0`
     key_id: String,
@@ -52,22 +157,28 @@ impl SigningKey {
         Zeroizing::new(format!("ed25519 0 {}\n", STANDARD_NO_PAD.encode(*seed)))
     }
 
-    /// Reads the first key of a key file.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidSigningKey`] when there is none.
-    pub(crate) fn parse(text: &str) -> Result<Self, InvalidSigningKey> {
-        let line = text.lines().map(str::trim).find(|line| !line.is_empty() && !line.starts_with('#'));
-        let mut words = line.unwrap_or_default().split_whitespace();
-        let (Some("ed25519"), Some(version), Some(seed), None) =
-            (words.next(), words.next(), words.next(), words.next())
-        else {
-            return Err(InvalidSigningKey);
-        };
-        let seed = Zeroizing::new(LENIENT.decode(seed).map_err(|_| InvalidSigningKey)?);
-        let seed: Zeroizing<[u8; 32]> = Zeroizing::new(seed.as_slice().try_into().map_err(|_| InvalidSigningKey)?);
-        Ok(Self { key_id: format!("ed25519:{version}"), key: ed25519_dalek::SigningKey::from_bytes(&seed) })
+    /// Reads a line of a key file.
+    fn parse(line: &str) -> Option<Self> {
+        let words: Vec<_> = line.split_whitespace().collect();
+        match words[..] {
+            ["ed25519", version, seed] => {
+                let seed = Zeroizing::new(LENIENT.decode(seed).ok()?);
+                let seed: Zeroizing<[u8; 32]> = Zeroizing::new(seed.as_slice().try_into().ok()?);
+                Some(Self::from_seed(format!("ed25519:{version}"), &seed))
+            }
+            [seed] => Some(Self::from_seed("ed25519:0".to_owned(), &*hex_seed(seed)?)),
+            _ => None,
+        }
+    }
+
+    /// The key of this seed.
+    pub(crate) fn from_seed(key_id: String, seed: &[u8; 32]) -> Self {
+        Self { key_id, key: ed25519_dalek::SigningKey::from_bytes(seed) }
+    }
+
+    /// The public key.
+    pub(crate) fn public_bytes(&self) -> [u8; 32] {
+        self.key.verifying_key().to_bytes()
     }
 
     /// `ed25519:<version>`
@@ -80,12 +191,6 @@ impl SigningKey {
         STANDARD_NO_PAD.encode(self.key.verifying_key().as_bytes())
     }
 
-    /// Whether `text` is this key's public half, in either base64 alphabet, padded or not.
-    pub(crate) fn is_public_key(&self, text: &str) -> bool {
-        let standard = text.replace('-', "+").replace('_', "/");
-        LENIENT.decode(standard).is_ok_and(|bytes| bytes == self.key.verifying_key().as_bytes())
-    }
-
     /// Adds `signatures` of `server_name` over everything but `signatures` and `unsigned`.
     ///
     /// # Errors
@@ -96,11 +201,7 @@ impl SigningKey {
         server_name: &str,
         mut object: Map<String, Value>,
     ) -> Result<Map<String, Value>, CanonicalJsonError> {
-        let mut signed = object.clone();
-        signed.remove("signatures");
-        signed.remove("unsigned");
-        let canonical = try_from_json_map(signed)?;
-        let text = CanonicalJsonValue::Object(canonical).to_string();
+        let text = signed_text(object.clone())?;
         let signature = STANDARD_NO_PAD.encode(self.key.sign(text.as_bytes()).to_bytes());
         object.insert("signatures".to_owned(), serde_json::json!({ server_name: { self.key_id.as_str(): signature } }));
         Ok(object)
@@ -118,7 +219,8 @@ mod tests {
     /// Key, objects and signatures of the specification: Appendices, "Cryptographic Test Vectors".
     #[test]
     fn signatures_are_those_of_the_specification() {
-        let key = SigningKey::parse("ed25519 1 YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n").unwrap();
+        let keys = SigningKeys::parse("ed25519 1 YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n").unwrap();
+        let key = keys.first();
         for (object, signature) in [
             (json!({}), "K8280/U9SSy9IVtjBuVeLr+HpOB4BQFWbg+UZaADMtTdGYI7Geitb76LTrr5QV/7Xg4ahLwYGYZzuHGZKM5ZAQ"),
             (
@@ -128,30 +230,52 @@ mod tests {
         ] {
             let signed = key.sign("domain", object.as_object().unwrap().clone()).unwrap();
             assert_eq!(signed["signatures"], json!({"domain": {"ed25519:1": signature}}));
+            assert!(holds(&key.public_key(), signature, &signed));
+            let mut altered = signed.clone();
+            altered.insert("two".to_owned(), json!("Three"));
+            assert!(!holds(&key.public_key(), signature, &altered));
         }
     }
 
     #[test]
     fn a_public_key_is_known_in_either_alphabet() {
         // A key whose public half has both characters in which the alphabets differ.
-        let key = (0..=255_u8)
-            .map(|seed| SigningKey::parse(&format!("ed25519 0 {}", STANDARD_NO_PAD.encode([seed; 32]))).unwrap())
-            .find(|key| key.public_key().contains('+') && key.public_key().contains('/'))
+        let keys = (0..=255_u8)
+            .map(|seed| SigningKeys::parse(&format!("ed25519 0 {}", STANDARD_NO_PAD.encode([seed; 32]))).unwrap())
+            .find(|keys| keys.first().public_key().contains('+') && keys.first().public_key().contains('/'))
             .unwrap();
-        let standard = key.public_key();
+        let standard = keys.first().public_key();
         let url_safe = standard.replace('+', "-").replace('/', "_");
-        for text in [&standard, &url_safe, &format!("{standard}=")] {
-            assert!(key.is_public_key(text), "{text}");
+        for text in [&standard, &url_safe, &format!("{standard}="), &standard.replace('+', " ")] {
+            assert!(keys.is_public_key(text), "{text}");
         }
-        assert!(!key.is_public_key("VXuGitF39UH5iRfvbIknlvlAVKgD1BsLDMvBf0pmp7c"));
-        assert!(!key.is_public_key(""));
+        assert!(!keys.is_public_key("VXuGitF39UH5iRfvbIknlvlAVKgD1BsLDMvBf0pmp7c"));
+        assert!(!keys.is_public_key(""));
+    }
+
+    #[test]
+    fn the_first_key_signs_and_all_are_known() {
+        let (new, old) = (STANDARD_NO_PAD.encode([1; 32]), STANDARD_NO_PAD.encode([2; 32]));
+        // As Synapse writes them, and the earliest form of Sydent's.
+        let text = format!("# keys\ned25519 a_AbCd {new}\n\ned25519 1 {old}\n{}\n", "03".repeat(32));
+        let keys = SigningKeys::parse(&text).unwrap();
+        assert_eq!(keys.first().key_id(), "ed25519:a_AbCd");
+        for (id, seed) in [("ed25519:a_AbCd", [1; 32]), ("ed25519:1", [2; 32]), ("ed25519:0", [3; 32])] {
+            let key = keys.by_id(id).unwrap();
+            assert_eq!(key.public_bytes(), SigningKey::from_seed(id.to_owned(), &seed).public_bytes());
+            assert!(keys.is_public_key(&key.public_key()));
+        }
+        assert!(keys.by_id("ed25519:2").is_none());
     }
 
     #[test]
     fn a_key_file_that_is_none_is_refused() {
-        for text in ["", "ed25519 0", "rsa 0 AAAA", "ed25519 0 AAAA", "ed25519 0 ????"] {
-            assert!(SigningKey::parse(text).is_err(), "{text}");
+        for text in ["ed25519 0", "rsa 0 AAAA", "ed25519 0 AAAA", "ed25519 0 ????", "0303"] {
+            assert_eq!(SigningKeys::parse(text).err(), Some(InvalidSigningKey::Line(1)), "{text}");
         }
-        assert_eq!(SigningKey::parse(&SigningKey::generate()).unwrap().key_id(), "ed25519:0");
+        assert_eq!(SigningKeys::parse("# none\n").err(), Some(InvalidSigningKey::Missing));
+        let twice = SigningKey::generate().repeat(2);
+        assert_eq!(SigningKeys::parse(&twice).err(), Some(InvalidSigningKey::Twice(2)));
+        assert_eq!(SigningKeys::parse(&SigningKey::generate()).unwrap().first().key_id(), "ed25519:0");
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response, header::CONTENT_TYPE};
 use waypost_shared::http_client::{CallLimits, HttpClient, Outbound, Reach, Targets};
 
 use super::{Destination, HomeserverError};
@@ -27,6 +27,24 @@ impl Client {
         self.targets.set(&destination.authority, destination.targets);
         let request = Request::get(format!("https://{}{path}", destination.authority))
             .body(Bytes::new())
+            .map_err(|_| HomeserverError::InvalidName)?;
+        self.http.send(request, LIMITS).await.map_err(HomeserverError::Unreachable)
+    }
+
+    /// Sends JSON.
+    pub(super) async fn send(
+        &self,
+        method: Method,
+        destination: Destination,
+        path: &str,
+        body: Bytes,
+    ) -> Result<Response<Bytes>, HomeserverError> {
+        self.targets.set(&destination.authority, destination.targets);
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("https://{}{path}", destination.authority))
+            .header(CONTENT_TYPE, "application/json")
+            .body(body)
             .map_err(|_| HomeserverError::InvalidName)?;
         self.http.send(request, LIMITS).await.map_err(HomeserverError::Unreachable)
     }

@@ -1,11 +1,14 @@
-//! Talking to homeservers: finding them, and asking them who somebody is.
+//! Talking to homeservers: finding them, asking them who somebody is, checking what they signed, and telling them of
+//! bindings.
 
 mod client;
 mod discovery;
+pub(crate) mod request_auth;
 
 use std::collections::BTreeMap;
 
-use http::StatusCode;
+use bytes::Bytes;
+use http::{Method, StatusCode};
 use serde_json::Value;
 use waypost_shared::{
     clock::Clock,
@@ -16,6 +19,9 @@ use crate::domain::server_name::{ServerName, is_user_of};
 
 use client::Client;
 use discovery::Discovery;
+use request_auth::{KeyCache, ServerKeys, SignedRequest};
+
+const ONBIND_PATH: &str = "/_matrix/federation/v1/3pid/onbind";
 
 /// Where to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,6 +47,9 @@ pub(crate) enum HomeserverError {
     /// An answer that is not what the specification has.
     #[error("The homeserver's answer was not understood")]
     BadAnswer,
+    /// It answered with this status, and nothing good.
+    #[error("The homeserver answered {0}")]
+    Refused(StatusCode),
     /// The token belongs to a user of another server, so it may have been collected there.
     #[error("The OpenID token does not belong to a user of that homeserver")]
     WrongServer,
@@ -51,6 +60,8 @@ pub(crate) struct Homeservers {
     client: Client,
     discovery: Discovery,
     overrides: BTreeMap<String, Destination>,
+    keys: KeyCache,
+    clock: Clock,
 }
 
 impl Homeservers {
@@ -63,8 +74,10 @@ impl Homeservers {
         });
         Self {
             client: Client::new(outbound),
-            discovery: Discovery::new(outbound.client(Reach::PublicOnly), outbound.resolver().clone(), clock),
+            discovery: Discovery::new(outbound.client(Reach::PublicOnly), outbound.resolver().clone(), clock.clone()),
             overrides: overrides.collect(),
+            keys: KeyCache::default(),
+            clock,
         }
     }
 
@@ -89,6 +102,56 @@ impl Homeservers {
         let body: Value = serde_json::from_slice(answer.body()).map_err(|_| HomeserverError::BadAnswer)?;
         let sub = body.get("sub").and_then(Value::as_str).ok_or(HomeserverError::BadAnswer)?;
         if is_user_of(sub, server_name) { Ok(sub.to_owned()) } else { Err(HomeserverError::WrongServer) }
+    }
+
+    /// Tells a homeserver that an address was bound to one of its users. Deployed servers take POST, the specification
+    /// has PUT.
+    ///
+    /// Source: Server-Server API, `PUT /_matrix/federation/v1/3pid/onbind`.
+    ///
+    /// # Errors
+    ///
+    /// [`HomeserverError`]; it may have arrived all the same.
+    pub(crate) async fn onbind(&self, server_name: &str, body: Bytes) -> Result<(), HomeserverError> {
+        let name = ServerName::parse(server_name).map_err(|_| HomeserverError::InvalidName)?;
+        let destination = self.destination(&name).await;
+        let posted = self.client.send(Method::POST, destination.clone(), ONBIND_PATH, body.clone()).await?;
+        let status = match posted.status() {
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                self.client.send(Method::PUT, destination, ONBIND_PATH, body).await?.status()
+            }
+            status => status,
+        };
+        if status.is_success() { Ok(()) } else { Err(HomeserverError::Refused(status)) }
+    }
+
+    /// Whether `origin` signed this request with a key that is valid now.
+    ///
+    /// # Errors
+    ///
+    /// [`HomeserverError`] when its keys cannot be fetched.
+    pub(crate) async fn signed(&self, origin: &str, request: &SignedRequest<'_>) -> Result<bool, HomeserverError> {
+        let name = ServerName::parse(origin).map_err(|_| HomeserverError::InvalidName)?;
+        let now_ms = self.clock.now_ms();
+        let keys = match self.keys.get(origin, request, now_ms) {
+            Some(keys) => keys,
+            None => {
+                let keys = self.fetch_keys(&name, now_ms).await?;
+                self.keys.put(origin, keys.clone(), now_ms);
+                keys
+            }
+        };
+        Ok(request.holds(origin, &keys))
+    }
+
+    /// Source: Server-Server API, `GET /_matrix/key/v2/server`.
+    async fn fetch_keys(&self, name: &ServerName, now_ms: i64) -> Result<ServerKeys, HomeserverError> {
+        let answer = self.client.get(self.destination(name).await, "/_matrix/key/v2/server").await?;
+        if answer.status() != StatusCode::OK {
+            return Err(HomeserverError::Refused(answer.status()));
+        }
+        let body = serde_json::from_slice(answer.body()).map_err(|_| HomeserverError::BadAnswer)?;
+        ServerKeys::read(name.as_str(), body, now_ms).ok_or(HomeserverError::BadAnswer)
     }
 
     async fn destination(&self, name: &ServerName) -> Destination {

@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ruma_common::canonical_json::CanonicalJsonError;
 use sqlx::{
     ConnectOptions as _, PgPool, SqlSafeStr as _, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
@@ -16,8 +17,12 @@ use sqlx::{
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
 
+use crate::domain::sealing::Fingerprint;
+
 pub(crate) mod accounts;
 pub(crate) mod associations;
+pub(crate) mod invites;
+pub(crate) mod outbox;
 pub(crate) mod rate_limits;
 pub(crate) mod sessions;
 pub(crate) mod settings;
@@ -51,6 +56,9 @@ pub(crate) enum StoreError {
     /// A sealed value does not open.
     #[error("a stored value cannot be read")]
     Sealed(#[from] crate::domain::sealing::CannotOpen),
+    /// A row could not be put together, so nothing was stored.
+    #[error("what was to be stored could not be put together")]
+    Unsigned(#[from] CanonicalJsonError),
     /// A row holds what this program never writes.
     #[error("a stored {0} is not understood")]
     Nonsense(&'static str),
@@ -98,7 +106,40 @@ macro_rules! in_tx {
     };
 }
 
-pub(crate) use {in_tx, on_db, write_db};
+/// Like `in_tx!`, and alone among all such blocks for the same fingerprint, so that a block which reads one table and
+/// writes another cannot cross one that does it the other way round.
+macro_rules! in_tx_for {
+    ($store:expr, $fingerprint:expr, $tx:ident => $body:expr) => {
+        match $store {
+            // One writer, so it is alone.
+            $crate::storage::Store::Sqlite { write, .. } => {
+                let mut $tx = write.begin_with("BEGIN IMMEDIATE").await?;
+                let done = $body;
+                $tx.commit().await?;
+                done
+            }
+            $crate::storage::Store::Postgres(pool) => {
+                let mut $tx = pool.begin().await?;
+                sqlx::query("SELECT pg_advisory_xact_lock($1)")
+                    .bind($crate::storage::lock_number($fingerprint))
+                    .execute(&mut *$tx)
+                    .await?;
+                let done = $body;
+                $tx.commit().await?;
+                done
+            }
+        }
+    };
+}
+
+pub(crate) use {in_tx, in_tx_for, on_db, write_db};
+
+/// The number of the lock for a fingerprint. Two that share one wait for each other now and then.
+fn lock_number(fingerprint: &Fingerprint) -> i64 {
+    let mut first = [0; 8];
+    first.copy_from_slice(&fingerprint[..8]);
+    i64::from_le_bytes(first)
+}
 
 impl Store {
     /// Opens the database that `url` names (`sqlite:FILE` or `postgres://…`) and brings its tables up to date.
@@ -135,10 +176,20 @@ impl Store {
     async fn migrate(&self) -> Result<(), StoreError> {
         match self {
             Self::Sqlite { write, .. } => {
-                migrator(&[(1, "first", include_str!("../../migrations/sqlite/0001_first.sql"))]).run(write).await?;
+                migrator(&[
+                    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+                    (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
+                ])
+                .run(write)
+                .await?;
             }
             Self::Postgres(pool) => {
-                migrator(&[(1, "first", include_str!("../../migrations/postgres/0001_first.sql"))]).run(pool).await?;
+                migrator(&[
+                    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+                    (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
+                ])
+                .run(pool)
+                .await?;
             }
         }
         Ok(())

@@ -9,7 +9,7 @@ use waypost_tests::on_each_database;
 use super::{ALICE, failure};
 
 /// Every POST endpoint.
-const POSTS: [&str; 7] = [
+const POSTS: [&str; 10] = [
     "/account/register",
     "/account/logout",
     "/terms",
@@ -17,6 +17,9 @@ const POSTS: [&str; 7] = [
     "/validate/email/requestToken",
     "/validate/email/submitToken",
     "/3pid/bind",
+    "/3pid/unbind",
+    "/store-invite",
+    "/sign-ed25519",
 ];
 
 on_each_database! {

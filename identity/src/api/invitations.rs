@@ -1,0 +1,274 @@
+//! Inviting people by an address that is not bound yet.
+//!
+//! Source: Identity Service API, "Invitation storage" and "Ephemeral invitation signing".
+
+use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use ruma_common::UserId;
+use serde_json::{Map, Value, json};
+use subtle::ConstantTimeEq as _;
+use url::Url;
+use waypost_shared::{
+    http::{Incoming, Response, json},
+    matrix_error::MatrixError,
+    params::Params,
+    random,
+};
+use zeroize::Zeroizing;
+
+use crate::{
+    app::{App, AppState},
+    auth::{self, Account},
+    delivery::email::Mail,
+    domain::{
+        invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
+        next_link,
+        signing::{self, SigningKey},
+        threepid::{Medium, Threepid},
+    },
+    error::ApiError,
+    storage::invites::NewInvite,
+};
+
+const SIGN_PATH: &str = "/_matrix/identity/v2/sign-ed25519";
+const IS_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/isvalid";
+const IS_EPHEMERAL_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/ephemeral/isvalid";
+/// The id of a key that was made for one invite, in the signatures that it makes.
+const EPHEMERAL_KEY_ID: &str = "ed25519:0";
+/// The longest room id and avatar URL that is taken, in bytes: a Matrix id has no more.
+const MAX_ID: usize = 255;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// An invitation as it was asked for.
+struct Invitation {
+    /// As it was typed: the room sees its beginnings.
+    address: String,
+    threepid: Threepid,
+    room_id: String,
+    sender: String,
+    sender_name: Option<String>,
+    room_name: Option<String>,
+    room_avatar_url: Option<String>,
+    room_type: Option<String>,
+    web_client: Option<Url>,
+}
+
+/// What an invitation's mail holds and nobody else may see.
+struct Ephemeral {
+    token: String,
+    seed: Zeroizing<[u8; 32]>,
+    key: SigningKey,
+}
+
+/// `POST /_matrix/identity/v2/store-invite`: keep an invite until its address is bound, and write to the address.
+pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let account = auth::account_with_terms(&app, &request).await?;
+    let object = request.json_object()?;
+    let texts = object.clone();
+    let invitation = Invitation::read(&app, object)?;
+    if invitation.sender != *account.mxid {
+        return Err(ApiError::NotYourMxid);
+    }
+    let texts = texts.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
+    if app.config.invites.blocked.refuses(&invitation.sender, &invitation.room_id, texts) {
+        return Err(ApiError::InviteNotAllowed);
+    }
+    // Before it is told whether somebody has the address: this is no way to find that out for many.
+    charge(&app, &account, &request, &invitation.threepid).await?;
+    if let Some(mxid) = app.store.owner(&app.keys.fingerprint(&invitation.threepid)).await? {
+        return Err(ApiError::ThreepidInUse(mxid));
+    }
+
+    let seed = Zeroizing::new(random::bytes::<32>());
+    let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
+    let ephemeral = Ephemeral { token: random::token(), seed, key };
+    let now_ms = app.clock.now_ms();
+    let new = NewInvite {
+        token: &ephemeral.token,
+        threepid: &invitation.threepid,
+        room_id: &invitation.room_id,
+        sender: &invitation.sender,
+        key_id: app.signing_keys.first().key_id(),
+        ephemeral_key: ephemeral.key.public_bytes(),
+        now_ms,
+        expires_ms: now_ms.saturating_add(i64::from(app.config.invites.lifetime_days) * DAY_MS),
+    };
+    // It may have been bound since it was looked at.
+    if let Some(mxid) = app.store.add_invite(&app.keys, &new).await? {
+        return Err(ApiError::ThreepidInUse(mxid));
+    }
+    let sent = send_mail(&app, &invitation, &ephemeral).await;
+    app.metrics.mail(sent.is_ok());
+    if let Err(error) = sent {
+        // Nobody knows of it, so nobody shall be let in by it.
+        app.store.revoke_invite(&app.keys, &ephemeral.token).await?;
+        return Err(error);
+    }
+    app.metrics.invites.inc();
+    tracing::info!(sender = %invitation.sender, "invite stored");
+    Ok(json(&answer(&app, &invitation, &ephemeral)))
+}
+
+impl Invitation {
+    fn read(app: &AppState, object: Map<String, Value>) -> Result<Self, ApiError> {
+        let mut params = Params::new(object);
+        let medium = params.text("medium");
+        let address = params.text("address");
+        let room_id = params.text("room_id");
+        let sender = params.text("sender");
+        // Synapse sends an empty text for what a room or a user does not have.
+        let mut optional = |name| params.optional_text(name).filter(|text| !text.is_empty());
+        let sender_name = optional("sender_display_name");
+        let room_name = optional("room_name");
+        let room_avatar_url = optional("room_avatar_url");
+        let room_type = optional("room_type");
+        let web_client = optional(WEB_CLIENT_LOCATION);
+        params.finish()?;
+        if Medium::parse(&medium) != Some(Medium::Email) {
+            return Err(ApiError::UnsupportedMedium);
+        }
+        let plain = !room_id.chars().any(|c| c.is_whitespace() || c.is_control());
+        if !room_id.starts_with('!') || room_id.len() > MAX_ID || !plain {
+            return Err(MatrixError::invalid_param("room_id", "must be a Matrix room id").into());
+        }
+        Ok(Self {
+            threepid: Threepid::email(&address)?,
+            address,
+            room_id,
+            sender,
+            sender_name: sender_name.and_then(|name| invite::shown_name(&name, MAX_SENDER_NAME)),
+            room_name: room_name.and_then(|name| invite::shown_name(&name, MAX_ROOM_NAME)),
+            room_avatar_url: room_avatar_url.filter(|url| url.starts_with("mxc://") && url.len() <= MAX_ID),
+            room_type,
+            web_client: web_client.and_then(|location| allowed_client(app, &location)),
+        })
+    }
+}
+
+/// The web client that a homeserver names, if the operator trusts it with what invites are accepted with.
+fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
+    let patterns = app.config.invites.web_clients_allowed.iter();
+    let patterns: Vec<_> = patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect();
+    next_link::allowed(&patterns, location)
+}
+
+/// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
+async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid: &Threepid) -> Result<(), ApiError> {
+    let limits = &app.config.limits;
+    let source = request.source.to_string();
+    for (bucket, key, rate) in [
+        ("invite_per_account", app.keys.budget_hash(&account.mxid), limits.invite_per_account),
+        ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
+        ("invite_per_address", app.keys.fingerprint(threepid), limits.invite_per_address),
+        ("mail_total", app.keys.budget_hash(""), limits.mail_total),
+    ] {
+        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
+    }
+    Ok(())
+}
+
+async fn send_mail(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Result<(), ApiError> {
+    let client = invitation.web_client.as_ref().unwrap_or(&app.config.invites.web_client_url);
+    let private_key = Zeroizing::new(URL_SAFE_NO_PAD.encode(*ephemeral.seed));
+    let sign_url = Zeroizing::new(format!(
+        "{}{SIGN_PATH}?token={}&private_key={}",
+        app.base_url,
+        invite::encoded(&ephemeral.token),
+        invite::encoded(&private_key)
+    ));
+    let (room_name, sender_name) = (invitation.room_name.as_deref(), invitation.sender_name.as_deref());
+    // What Element Web, iOS and Android read from the link.
+    let link = invite::room_link(
+        client.as_str(),
+        &invitation.room_id,
+        &[
+            ("email", invitation.threepid.address()),
+            ("signurl", sign_url.as_str()),
+            ("room_name", room_name.unwrap_or_default()),
+            ("room_avatar_url", invitation.room_avatar_url.as_deref().unwrap_or_default()),
+            ("inviter_name", sender_name.unwrap_or_default()),
+            ("room_type", invitation.room_type.as_deref().unwrap_or_default()),
+        ],
+    );
+    let sender = invite::shown_mxid(&invitation.sender);
+    let values = json!({
+        "link": link,
+        "server_name": app.config.identity.server_name,
+        "sender": sender,
+        "inviter": sender_name.unwrap_or(&sender),
+        "room_name": room_name.unwrap_or_default(),
+        "is_space": invitation.room_type.as_deref() == Some("m.space"),
+        "client": client.host_str().unwrap_or_default(),
+        "days": app.config.invites.lifetime_days,
+    });
+    let render = |template| app.templates.render(template, &values).map_err(|error| ApiError::Internal(error.into()));
+    let mail = Mail {
+        subject: render("invitation_subject.txt")?.trim().to_owned(),
+        text: render("invitation_mail.txt")?,
+        html: render("invitation_mail.html")?,
+    };
+    // The folder transport logs its link, and the private key is for nobody but the one who is invited.
+    let without_key = invite::room_link(client.as_str(), &invitation.room_id, &[]);
+    Ok(app.mailer.send(invitation.threepid.address(), mail, &without_key).await?)
+}
+
+fn answer(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Value {
+    let long_term = app.signing_keys.first().public_key();
+    let invites = &app.config.invites;
+    json!({
+        "token": ephemeral.token,
+        "public_key": long_term,
+        "public_keys": [
+            { "public_key": long_term, "key_validity_url": format!("{}{IS_VALID_PATH}", app.base_url) },
+            {
+                "public_key": URL_SAFE_NO_PAD.encode(ephemeral.key.public_bytes()),
+                "key_validity_url": format!("{}{IS_EPHEMERAL_VALID_PATH}", app.base_url),
+            },
+        ],
+        "display_name":
+            invite::redacted(&invitation.address, invites.redact_local_chars, invites.redact_domain_chars),
+    })
+}
+
+/// `POST /_matrix/identity/v2/sign-ed25519`: signs, with the key from an invite's mail, that `mxid` accepts it.
+///
+/// Element Web and iOS POST the mail's `signurl` as it is, with `mxid` added and without a token: who has the private
+/// key needs no other proof. With the key in the body it is a call of the present specification, with a token.
+pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let mut values = Map::new();
+    if request.query_param("private_key").is_none() {
+        auth::account_with_terms(&app, &request).await?;
+        values = request.json_object()?;
+    } else if let Ok(object) = request.json_object() {
+        values = object;
+    }
+    for (name, value) in url::form_urlencoded::parse(request.query.as_bytes()) {
+        values.insert(name.into_owned(), Value::from(value.into_owned()));
+    }
+    let mut params = Params::new(values);
+    let mxid = params.text("mxid");
+    let token = params.text("token");
+    let private_key = Zeroizing::new(params.text("private_key"));
+    params.finish()?;
+    if <&UserId>::try_from(mxid.as_str()).is_err() {
+        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
+    }
+    let seed = signing::key_bytes(&private_key).map(Zeroizing::new);
+    let seed = seed.ok_or(MatrixError::invalid_param("private_key", "must be 32 bytes in base64"))?;
+
+    let now_ms = app.clock.now_ms();
+    let terms = app.store.invite(&app.keys, &token, now_ms).await?.ok_or(ApiError::UnknownInvite)?;
+    let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
+    let public_key = key.public_bytes();
+    let is_its_own: bool = match terms.ephemeral_key {
+        Some(known) => known.ct_eq(&public_key).into(),
+        None => app.store.is_ephemeral_key(&public_key, now_ms).await?,
+    };
+    if !is_its_own {
+        return Err(ApiError::WrongPrivateKey);
+    }
+    let fields = [("mxid", mxid), ("sender", terms.sender), ("token", token)];
+    let object = fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
+    let signed =
+        key.sign(&app.config.identity.server_name, object).map_err(|error| ApiError::Internal(error.into()))?;
+    Ok(json(&signed))
+}

@@ -1,0 +1,60 @@
+//! `waypost-identity invites`
+
+use clap::Subcommand;
+use waypost_shared::clock::Clock;
+
+use crate::{app, config::Config, domain::invite};
+
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// What to do with invites.
+#[derive(Debug, Subcommand)]
+pub(super) enum Action {
+    /// Print those that wait, a line each: token, room, sender, address (its beginnings), age and days left.
+    List,
+    /// Take one back: nobody is let in by it any more, and its key is not valid.
+    Revoke {
+        /// As `invites list` prints it, and as the room's `m.room.third_party_invite` has it for its state key.
+        token: String,
+    },
+    /// Take all back that are older than the configured lifetime.
+    Expire {
+        /// Days that they may be old, instead of the configured lifetime.
+        #[arg(long, value_name = "DAYS")]
+        older_than_days: Option<u32>,
+    },
+}
+
+/// Does it.
+pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn std::error::Error>> {
+    let app::Opened { keys, store, .. } = app::open(config).await?;
+    let now_ms = Clock::System.now_ms();
+    match action {
+        Action::List => {
+            for listed in store.invites(&keys, now_ms).await? {
+                println!(
+                    "{}\t{}\t{}\t{}\t{} d old\t{} d left",
+                    listed.token,
+                    listed.room_id,
+                    listed.sender,
+                    invite::redacted(&listed.address, 3, 3),
+                    now_ms.saturating_sub(listed.created_ms) / DAY_MS,
+                    listed.expires_ms.saturating_sub(now_ms) / DAY_MS
+                );
+            }
+        }
+        Action::Revoke { token } => {
+            if !store.revoke_invite(&keys, &token).await? {
+                return Err("no invite that waits has this token".into());
+            }
+            println!("revoked");
+        }
+        Action::Expire { older_than_days } => {
+            let days = i64::from(older_than_days.unwrap_or(config.invites.lifetime_days));
+            let revoked = store.revoke_invites_before(now_ms.saturating_sub(days * DAY_MS)).await?;
+            println!("{revoked} invites expired");
+        }
+    }
+    store.close().await;
+    Ok(())
+}

@@ -1,0 +1,51 @@
+//! `waypost-identity outbox`
+
+use clap::Subcommand;
+use waypost_shared::clock::Clock;
+
+use crate::{app, config::Config};
+
+const HOUR_MS: i64 = 60 * 60 * 1000;
+
+/// What to do with the outbox.
+#[derive(Debug, Subcommand)]
+pub(super) enum Action {
+    /// Print those calls that were given up, a line each: id, user, tries, hours since, failure; and how many wait.
+    List,
+    /// Make calls that were given up again.
+    Retry {
+        /// One of them, as `outbox list` prints it. Without it: all.
+        id: Option<String>,
+    },
+}
+
+/// Does it.
+pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn std::error::Error>> {
+    let store = app::open(config).await?.store;
+    let now_ms = Clock::System.now_ms();
+    match action {
+        Action::List => {
+            for letter in store.dead_letters().await? {
+                println!(
+                    "{}\t{}\t{} tries\t{} h ago\t{}",
+                    letter.id,
+                    letter.mxid,
+                    letter.attempts,
+                    now_ms.saturating_sub(letter.dead_ms) / HOUR_MS,
+                    letter.failure
+                );
+            }
+            let counts = store.outbox_counts().await?;
+            println!("{} given up, {} waiting", counts.dead, counts.waiting);
+        }
+        Action::Retry { id } => {
+            let revived = store.revive_letters(id.as_deref(), now_ms).await?;
+            if id.is_some() && revived == 0 {
+                return Err("no call that was given up has this id".into());
+            }
+            println!("{revived} calls are made again, by the server that runs on this database");
+        }
+    }
+    store.close().await;
+    Ok(())
+}

@@ -1,0 +1,285 @@
+//! Invitations by email: what of them is shown to whom, and which are refused.
+//!
+//! Source: Identity Service API, "Invitation storage".
+
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use unicase::UniCase;
+use url::form_urlencoded::byte_serialize;
+
+use super::association::Association;
+
+/// The longest name of a sender that a mail shows, in characters: room for a name, not for a message.
+pub(crate) const MAX_SENDER_NAME: usize = 20;
+/// The longest name of a room that a mail shows, in characters.
+pub(crate) const MAX_ROOM_NAME: usize = 30;
+/// Stands for what was left out.
+const LEFT_OUT: &str = "…";
+
+/// An invite that waits for its address to be bound.
+#[derive(Clone, Debug)]
+pub(crate) struct PendingInvite {
+    /// Names the invite in the room's `m.room.third_party_invite`.
+    pub(crate) token: String,
+    /// The room.
+    pub(crate) room_id: String,
+    /// Who invites.
+    pub(crate) sender: String,
+    /// The id of the signing key whose public half went into the room.
+    pub(crate) key_id: String,
+}
+
+impl PendingInvite {
+    /// What is signed for the room, so that it lets the user in.
+    pub(crate) fn to_sign(&self, mxid: &str) -> Map<String, Value> {
+        let fields = [("mxid", json!(mxid)), ("token", json!(self.token))];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+
+    /// The invite as the new owner's homeserver gets it. `signed` is [`PendingInvite::to_sign`] with its signature.
+    pub(crate) fn to_json(&self, association: &Association, signed: Map<String, Value>) -> Value {
+        json!({
+            "medium": association.threepid.medium().as_str(),
+            "address": association.threepid.address(),
+            "room_id": self.room_id,
+            "sender": self.sender,
+            "token": self.token,
+            "mxid": association.mxid,
+            "signed": signed,
+        })
+    }
+}
+
+/// Whose and what invites are not taken.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Blocked {
+    /// Server names, of senders and of rooms.
+    pub(crate) homeservers: Vec<String>,
+    /// Room ids.
+    pub(crate) rooms: Vec<String>,
+    /// Words that no text of an invite may hold, in upper or lower case.
+    pub(crate) words: Vec<String>,
+}
+
+impl Blocked {
+    /// Whether an invite with these texts is refused.
+    pub(crate) fn refuses<'a>(
+        &self,
+        sender: &str,
+        room_id: &str,
+        mut texts: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> bool {
+        let server = |id: &str| id.split_once(':').map(|(_, server)| server.to_ascii_lowercase());
+        let (of_sender, of_room) = (server(sender), server(room_id));
+        let listed = |name: &String| {
+            let name = Some(name.to_ascii_lowercase());
+            name == of_sender || name == of_room
+        };
+        if self.homeservers.iter().any(listed) || self.rooms.iter().any(|room| room == room_id) {
+            return true;
+        }
+        let words: Vec<_> = self.words.iter().filter(|word| !word.is_empty()).map(|word| folded(word)).collect();
+        !words.is_empty()
+            && texts.any(|(name, text)| {
+                // Every address of a web client has a scheme, so a word such as "https" says nothing about it.
+                let text = match name {
+                    WEB_CLIENT_LOCATION => text.split_once("://").map_or(text, |(_, rest)| rest),
+                    _ => text,
+                };
+                let text = folded(text);
+                words.iter().any(|word| text.contains(word.as_str()))
+            })
+    }
+}
+
+/// The parameter in which Synapse says which web client its users have.
+pub(crate) const WEB_CLIENT_LOCATION: &str = "org.matrix.web_client_location";
+
+fn folded(text: &str) -> String {
+    UniCase::new(text).to_folded_case()
+}
+
+/// An address as everybody in the room may see it: the beginnings of both its sides, `most_local` and `most_domain`
+/// characters at the most, and never all of a side.
+pub(crate) fn redacted(address: &str, most_local: usize, most_domain: usize) -> String {
+    let part = |text: &str, most: usize| {
+        let kept = match text.chars().count() {
+            length if length > most => most,
+            6.. => 3,
+            2..=5 => 1,
+            _ => 0,
+        };
+        let kept: String = text.chars().take(kept).collect();
+        format!("{kept}...")
+    };
+    match address.split_once('@') {
+        Some((local, domain)) => format!("{}@{}", part(local, most_local), part(domain, most_domain)),
+        None => part(address, most_local),
+    }
+}
+
+/// A name that a stranger chose, as a mail may show it: one line, no longer than `most` characters, without what a
+/// mail program could turn into a link. None if nothing is left.
+pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
+    let visible = text.chars().filter(|c| !is_invisible(*c));
+    let plain: String = visible.map(|c| if c.is_control() { ' ' } else { c }).collect();
+    let words = plain.split_whitespace().map(|word| if may_become_link(word) { LEFT_OUT } else { word });
+    let name = words.collect::<Vec<_>>().join(" ");
+    if name.chars().all(|c| c == ' ' || LEFT_OUT.contains(c)) {
+        return None;
+    }
+    if name.chars().count() <= most {
+        return Some(name);
+    }
+    let begin: String = name.chars().take(most.saturating_sub(1)).collect();
+    Some(format!("{}{LEFT_OUT}", begin.trim_end()))
+}
+
+/// A Matrix id as a mail may show it. Its server is verified; what that server let somebody put before the colon is
+/// left out where it could be taken for something else.
+pub(crate) fn shown_mxid(mxid: &str) -> String {
+    let plain = mxid.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(mxid);
+    match mxid.split_once(':') {
+        Some((_, server)) if !plain => format!("@{LEFT_OUT}:{server}"),
+        _ => mxid.to_owned(),
+    }
+}
+
+/// What changes the direction of text or hides in it. (The joiners stay: Persian and emoji need them.)
+fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}'
+            | '\u{61c}'
+            | '\u{180e}'
+            | '\u{200b}'
+            | '\u{200e}'
+            | '\u{200f}'
+            | '\u{2028}'..='\u{202e}'
+            | '\u{2060}'..='\u{206f}'
+            | '\u{feff}'
+    )
+}
+
+/// Whether a mail program might make a link of a word: it has a scheme, or a dot between a name and two letters.
+fn may_become_link(word: &str) -> bool {
+    if may_start_link(word) {
+        return true;
+    }
+    let chars: Vec<char> = word.chars().collect();
+    // Other scripts' full stops separate the labels of a domain too (RFC 3490, section 3.1).
+    let is_dot = |c: char| matches!(c, '.' | '\u{2024}' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}');
+    chars
+        .windows(4)
+        .any(|four| four[0].is_alphanumeric() && is_dot(four[1]) && four[2].is_alphabetic() && four[3].is_alphabetic())
+}
+
+fn may_start_link(text: &str) -> bool {
+    let lower = text.to_ascii_lowercase();
+    ["://", "www.", "mailto:"].iter().any(|start| lower.contains(start))
+}
+
+/// The place of a room in a web client (`https://app.element.io/#/room/…`), with the parameters that the client reads
+/// from there; empty ones are left out.
+pub(crate) fn room_link(client: &str, room_id: &str, parameters: &[(&str, &str)]) -> String {
+    let mut link = format!("{}/#/room/{}", client.trim_end_matches('/'), encoded(room_id));
+    let filled = parameters.iter().filter(|(_, value)| !value.is_empty());
+    for (number, (name, value)) in filled.enumerate() {
+        link.push(if number == 0 { '?' } else { '&' });
+        link.push_str(name);
+        link.push('=');
+        link.push_str(&encoded(value));
+    }
+    link
+}
+
+/// Percent-encoded, a space too: not every client reads a plus sign as one.
+pub(crate) fn encoded(text: &str) -> String {
+    byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As seen on Sydent (SYDENT.md, section 6).
+    #[test]
+    fn an_address_is_redacted() {
+        for (address, shown) in [
+            ("Invitee@Example.org", "Inv...@Exa..."),
+            ("abc@abc.t", "a...@abc..."),
+            ("1@1.com", "...@1.c..."),
+            ("foo@bar.com", "f...@bar..."),
+            ("größe@example.org", "grö...@exa..."),
+        ] {
+            assert_eq!(redacted(address, 3, 3), shown);
+        }
+        assert_eq!(redacted("alice.b@example.org", 7, 0), "ali...@...");
+    }
+
+    #[test]
+    fn a_name_is_one_short_line_without_links() {
+        for (name, shown) in [
+            ("Bob Smith", Some("Bob Smith")),
+            ("Bob\r\nBcc: eve", Some("Bob Bcc: eve")),
+            ("  ", None),
+            ("", None),
+            ("https://evil.test", None),
+            ("Win at evil.test/x now", Some("Win at … now")),
+            ("WWW.evil", None),
+            ("evil．test", None),
+            ("a\u{202e}b\u{200b}c", Some("abc")),
+            ("J. R. R. Tolkien", Some("J. R. R. Tolkien")),
+            ("Release 1.19", Some("Release 1.19")),
+            ("0123456789012345678901", Some("0123456789012345678…")),
+        ] {
+            assert_eq!(shown_name(name, MAX_SENDER_NAME).as_deref(), shown, "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_matrix_id_is_shown_unless_it_pretends() {
+        for (mxid, shown) in [
+            ("@bob:hs.test", "@bob:hs.test"),
+            ("@b.o-b=:hs.test:8448", "@b.o-b=:hs.test:8448"),
+            ("@www.evil.test/x:hs.test", "@…:hs.test"),
+            ("@bob\r\nHello:hs.test", "@…:hs.test"),
+            ("@bob the builder:hs.test", "@…:hs.test"),
+        ] {
+            assert_eq!(shown_mxid(mxid), shown);
+        }
+    }
+
+    #[test]
+    fn blocked_servers_rooms_and_words() {
+        let blocked = Blocked {
+            homeservers: vec!["Evil.test".to_owned()],
+            rooms: vec!["!spam:hs.test".to_owned()],
+            words: vec!["CASINO".to_owned(), "https".to_owned(), String::new()],
+        };
+        let refuses = |sender, room, name, text| blocked.refuses(sender, room, [(name, text)].into_iter());
+        assert!(refuses("@a:evil.test", "!r:hs.test", "room_name", "a"));
+        assert!(refuses("@a:hs.test", "!r:evil.test", "room_name", "a"));
+        assert!(refuses("@a:hs.test", "!spam:hs.test", "room_name", "a"));
+        assert!(refuses("@a:hs.test", "!r:hs.test", "room_name", "the casino"));
+        assert!(refuses("@a:hs.test", "!r:hs.test", "sender_display_name", "https://a"));
+        assert!(!refuses("@a:hs.test", "!r:hs.test", WEB_CLIENT_LOCATION, "https://a"));
+        assert!(!refuses("@a:hs.test:8448", "!r", "room_name", "a"));
+    }
+
+    #[test]
+    fn a_room_link_is_one_that_clients_read() {
+        let link = room_link(
+            "https://app.test/",
+            "!a:hs.test",
+            &[("email", "a@b"), ("room_avatar_url", ""), ("signurl", "https://id.test/x?token=t&private_key=k")],
+        );
+        assert_eq!(
+            link,
+            "https://app.test/#/room/%21a%3Ahs.test?email=a%40b\
+             &signurl=https%3A%2F%2Fid.test%2Fx%3Ftoken%3Dt%26private_key%3Dk"
+        );
+        assert_eq!(encoded("a b+c"), "a%20b%2Bc");
+    }
+}

@@ -1,0 +1,320 @@
+//! Requests that a homeserver signed: the `X-Matrix` header, and the keys that it is checked with.
+//!
+//! Source: Server-Server API, "Request Authentication" and "Retrieving server keys".
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use http::{HeaderMap, header::AUTHORIZATION};
+use serde_json::{Map, Value};
+
+use crate::domain::signing;
+
+const SCHEME: &str = "x-matrix";
+/// Homeservers have a key or two; more signatures than this are not looked at.
+const MAX_SIGNATURES: usize = 10;
+/// Keys are not believed for longer, whatever their server says (Server-Server API: 7 days).
+const MAX_VALIDITY_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+/// How soon keys may be fetched again when a request names one that is not among them.
+const FETCH_AGAIN_MS: i64 = 60 * 1000;
+/// Strangers choose the names, so their number is bounded.
+const MAX_CACHED: usize = 10_000;
+
+/// What one `Authorization: X-Matrix …` header says.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct XMatrix {
+    /// The server that signed.
+    pub(crate) origin: String,
+    /// For whom; older servers leave it out.
+    pub(crate) destination: Option<String>,
+    key: String,
+    signature: String,
+}
+
+/// The X-Matrix headers of a request; what cannot be read as one is passed over.
+pub(crate) fn x_matrix(headers: &HeaderMap) -> Vec<XMatrix> {
+    let values = headers.get_all(AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
+    values.filter_map(parse).take(MAX_SIGNATURES).collect()
+}
+
+/// Leniently: names in any case, values quoted or not (an unquoted `host:port` is no token of HTTP's, and is sent),
+/// spaces anywhere between.
+fn parse(value: &str) -> Option<XMatrix> {
+    let (scheme, mut rest) = value.trim().split_once([' ', '\t'])?;
+    if !scheme.eq_ignore_ascii_case(SCHEME) {
+        return None;
+    }
+    let mut parameters: HashMap<String, String> = HashMap::new();
+    loop {
+        rest = rest.trim_start_matches([' ', '\t', ',']);
+        if rest.is_empty() {
+            break;
+        }
+        let (name, after) = rest.split_once('=')?;
+        let (value, after) = parameter_value(after.trim_start())?;
+        // Two values for one name could be read in two ways.
+        if parameters.insert(name.trim().to_ascii_lowercase(), value).is_some() {
+            return None;
+        }
+        rest = after;
+    }
+    Some(XMatrix {
+        origin: parameters.remove("origin")?,
+        destination: parameters.remove("destination"),
+        key: parameters.remove("key")?,
+        signature: parameters.remove("sig")?,
+    })
+}
+
+/// A value and what comes after it.
+fn parameter_value(text: &str) -> Option<(String, &str)> {
+    let Some(quoted) = text.strip_prefix('"') else {
+        let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
+        return Some((text[..end].to_owned(), &text[end..]));
+    };
+    let mut value = String::new();
+    let mut chars = quoted.char_indices();
+    while let Some((at, c)) = chars.next() {
+        match c {
+            '"' => return Some((value, &quoted[at + 1..])),
+            '\\' => value.push(chars.next()?.1),
+            c => value.push(c),
+        }
+    }
+    None
+}
+
+/// A request whose signature is in question.
+#[derive(Debug)]
+pub(crate) struct SignedRequest<'a> {
+    /// The method.
+    pub(crate) method: &'a str,
+    /// Path and query.
+    pub(crate) uri: &'a str,
+    /// The body.
+    pub(crate) content: &'a Map<String, Value>,
+    /// The names of this server: one of them was signed.
+    pub(crate) destinations: &'a [String],
+    /// The headers.
+    pub(crate) signatures: &'a [XMatrix],
+}
+
+impl SignedRequest<'_> {
+    /// Whether one of the signatures is `origin`'s, with one of its keys, for one of the destinations.
+    pub(super) fn holds(&self, origin: &str, keys: &ServerKeys) -> bool {
+        self.signatures.iter().filter(|header| header.origin == origin).any(|header| {
+            let Some(public_key) = keys.valid.get(&header.key) else { return false };
+            // Synapse signs `destination_is`, the specification has `destination`.
+            self.destinations.iter().any(|destination| {
+                ["destination_is", "destination"]
+                    .into_iter()
+                    .any(|name| signing::holds(public_key, &header.signature, &self.object(origin, name, destination)))
+            })
+        })
+    }
+
+    fn object(&self, origin: &str, destination_name: &str, destination: &str) -> Map<String, Value> {
+        let fields = [
+            ("method", Value::from(self.method)),
+            ("uri", Value::from(self.uri)),
+            ("origin", Value::from(origin)),
+            (destination_name, Value::from(destination)),
+            ("content", Value::Object(self.content.clone())),
+        ];
+        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    }
+}
+
+/// The keys of a homeserver, by their ids.
+#[derive(Clone, Debug)]
+pub(super) struct ServerKeys {
+    valid: HashMap<String, String>,
+    fetched_ms: i64,
+    until_ms: i64,
+}
+
+impl ServerKeys {
+    /// Reads the answer of `server_name`: the keys that are valid now and that signed it. Those that it calls old are
+    /// not for requests.
+    pub(super) fn read(server_name: &str, answer: Value, now_ms: i64) -> Option<Self> {
+        let Value::Object(answer) = answer else { return None };
+        let until_ms = answer.get("valid_until_ts")?.as_i64()?;
+        if answer.get("server_name")?.as_str()? != server_name || until_ms <= now_ms {
+            return None;
+        }
+        let signatures = answer.get("signatures")?.get(server_name)?;
+        let signed = |id: &str, key: &str| {
+            let signature = signatures.get(id).and_then(Value::as_str);
+            signature.is_some_and(|signature| signing::holds(key, signature, &answer))
+        };
+        let valid = answer.get("verify_keys")?.as_object()?.iter().filter_map(|(id, key)| {
+            let key = key.get("key")?.as_str()?;
+            (id.starts_with("ed25519:") && signed(id, key)).then(|| (id.clone(), key.to_owned()))
+        });
+        let valid = valid.take(MAX_SIGNATURES).collect();
+        Some(Self { valid, fetched_ms: now_ms, until_ms: until_ms.min(now_ms.saturating_add(MAX_VALIDITY_MS)) })
+    }
+}
+
+/// Keys that were fetched a while ago and are still valid.
+#[derive(Debug, Default)]
+pub(super) struct KeyCache(Mutex<HashMap<String, ServerKeys>>);
+
+impl KeyCache {
+    /// The keys of `origin`, unless they must be fetched: they are not known, not valid any more, or do not contain
+    /// those of the request, which may be new.
+    pub(super) fn get(&self, origin: &str, request: &SignedRequest<'_>, now_ms: i64) -> Option<ServerKeys> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let keys = known.get(origin).filter(|keys| keys.until_ms > now_ms)?;
+        let named = request.signatures.iter().any(|header| keys.valid.contains_key(&header.key));
+        let fresh = now_ms.saturating_sub(keys.fetched_ms) < FETCH_AGAIN_MS;
+        (named || fresh).then(|| keys.clone())
+    }
+
+    /// Keeps keys.
+    pub(super) fn put(&self, origin: &str, keys: ServerKeys, now_ms: i64) {
+        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_CACHED {
+            known.retain(|_, keys| keys.until_ms > now_ms);
+        }
+        if known.len() < MAX_CACHED || known.contains_key(origin) {
+            known.insert(origin.to_owned(), keys);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use http::HeaderValue;
+    use serde_json::json;
+
+    use super::*;
+    use crate::domain::signing::SigningKey;
+
+    const NOW_MS: i64 = 1_700_000_000_000;
+    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+    fn key(seed: u8) -> SigningKey {
+        SigningKey::from_seed(format!("ed25519:{seed}"), &[seed; 32])
+    }
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    /// What `hs.test` answers, with key 1 valid, key 2 old, key 3 claimed and not its own.
+    fn answer(valid_until_ms: i64) -> Value {
+        let unsigned = json!({
+            "server_name": "hs.test",
+            "valid_until_ts": valid_until_ms,
+            "verify_keys": {"ed25519:1": {"key": key(1).public_key()}, "ed25519:3": {"key": key(3).public_key()}},
+            "old_verify_keys": {"ed25519:2": {"key": key(2).public_key(), "expired_ts": 1}},
+        });
+        Value::Object(key(1).sign("hs.test", object(unsigned)).unwrap())
+    }
+
+    fn header(key: &SigningKey, content: &Map<String, Value>, destination_name: &str, destination: &str) -> XMatrix {
+        let mut signed = object(json!({"method": "POST", "uri": "/x", "origin": "hs.test", "content": content}));
+        signed.insert(destination_name.to_owned(), json!(destination));
+        let signed = key.sign("hs.test", signed).unwrap();
+        let signature = signed["signatures"]["hs.test"][key.key_id()].as_str().unwrap().to_owned();
+        XMatrix { origin: "hs.test".to_owned(), destination: None, key: key.key_id().to_owned(), signature }
+    }
+
+    fn holds(keys: &ServerKeys, content: &Map<String, Value>, signatures: &[XMatrix]) -> bool {
+        let destinations = ["id.test".to_owned()];
+        SignedRequest { method: "POST", uri: "/x", content, destinations: &destinations, signatures }
+            .holds("hs.test", keys)
+    }
+
+    #[test]
+    fn headers_are_read_as_they_are_written() {
+        let parsed = |origin: &str, destination: Option<&str>| XMatrix {
+            origin: origin.to_owned(),
+            destination: destination.map(str::to_owned),
+            key: "ed25519:a".to_owned(),
+            signature: "AB+/".to_owned(),
+        };
+        for (value, expected) in [
+            (
+                r#"X-Matrix origin="hs.test",destination="id.test",key="ed25519:a",sig="AB+/""#,
+                Some(parsed("hs.test", Some("id.test"))),
+            ),
+            ("X-Matrix origin=hs.test:8448,key=ed25519:a,sig=AB+/", Some(parsed("hs.test:8448", None))),
+            (r#"x-matrix  Origin = "hs.test" , key="ed25519:a", sig="AB+/" "#, Some(parsed("hs.test", None))),
+            (r#"X-Matrix origin="hs\.test",key="ed25519:a",sig="AB+/",new="x""#, Some(parsed("hs.test", None))),
+            (r#"X-Matrix origin="hs.test",key="ed25519:a""#, None),
+            (r#"X-Matrix origin="a",origin="b",key="ed25519:a",sig="AB+/""#, None),
+            (r#"X-Matrix origin="hs.test"#, None),
+            ("X-Matrix", None),
+            ("X-Matrix origin", None),
+            ("Bearer abc", None),
+        ] {
+            assert_eq!(parse(value), expected, "{value}");
+        }
+        let mut headers = HeaderMap::new();
+        for value in ["Bearer abc", "X-Matrix origin=a,key=b,sig=c", "X-Matrix origin=a,key=d,sig=e"] {
+            headers.append(AUTHORIZATION, HeaderValue::from_static(value));
+        }
+        assert_eq!(x_matrix(&headers).len(), 2);
+    }
+
+    #[test]
+    fn a_signature_holds_for_exactly_what_was_signed() {
+        let keys = ServerKeys::read("hs.test", answer(NOW_MS + DAY_MS), NOW_MS).unwrap();
+        let content = object(json!({"mxid": "@alice:hs.test"}));
+        for name in ["destination_is", "destination"] {
+            let good = header(&key(1), &content, name, "id.test");
+            assert!(holds(&keys, &content, std::slice::from_ref(&good)), "{name}");
+            let wrong = XMatrix { signature: "AAAA".to_owned(), ..good.clone() };
+            assert!(holds(&keys, &content, &[wrong.clone(), good.clone()]), "one of several is enough");
+            assert!(!holds(&keys, &content, &[wrong]));
+            assert!(!holds(&keys, &object(json!({"mxid": "@bob:hs.test"})), std::slice::from_ref(&good)));
+            assert!(!holds(&keys, &content, &[XMatrix { origin: "evil.test".to_owned(), ..good }]));
+            assert!(!holds(&keys, &content, &[header(&key(1), &content, name, "other.test")]));
+            assert!(!holds(&keys, &content, &[header(&key(2), &content, name, "id.test")]), "an old key");
+            assert!(
+                !holds(&keys, &content, &[header(&key(3), &content, name, "id.test")]),
+                "a key without its own proof"
+            );
+        }
+        assert!(!holds(&keys, &content, &[header(&key(1), &content, "to", "id.test")]));
+    }
+
+    #[test]
+    fn keys_are_believed_for_as_long_as_they_say_and_not_longer_than_a_week() {
+        assert!(ServerKeys::read("hs.test", answer(NOW_MS), NOW_MS).is_none());
+        assert!(ServerKeys::read("other.test", answer(NOW_MS + DAY_MS), NOW_MS).is_none());
+        for (valid_for_ms, believed_ms) in [(DAY_MS, DAY_MS), (100 * DAY_MS, 7 * DAY_MS)] {
+            let keys = ServerKeys::read("hs.test", answer(NOW_MS + valid_for_ms), NOW_MS).unwrap();
+            assert_eq!(keys.until_ms, NOW_MS + believed_ms);
+        }
+    }
+
+    #[test]
+    fn a_key_that_is_not_known_is_asked_for_once_a_minute() {
+        let cache = KeyCache::default();
+        let keys = ServerKeys::read("hs.test", answer(NOW_MS + DAY_MS), NOW_MS).unwrap();
+        cache.put("hs.test", keys, NOW_MS);
+        let content = Map::new();
+        let cached = |key_number: u8, now_ms: i64| {
+            let signatures = [header(&key(key_number), &content, "destination", "id.test")];
+            let request = SignedRequest {
+                method: "POST",
+                uri: "/x",
+                content: &content,
+                destinations: &[],
+                signatures: &signatures,
+            };
+            cache.get("hs.test", &request, now_ms).is_some()
+        };
+        assert!(cached(1, NOW_MS + FETCH_AGAIN_MS) && cached(1, NOW_MS + DAY_MS - 1));
+        assert!(!cached(1, NOW_MS + DAY_MS), "not valid any more");
+        assert!(cached(9, NOW_MS + FETCH_AGAIN_MS - 1));
+        assert!(!cached(9, NOW_MS + FETCH_AGAIN_MS));
+    }
+}

@@ -1,0 +1,128 @@
+//! Tells homeservers what they must be told: takes letters from the outbox, until they arrive or are given up.
+
+use std::time::Duration;
+
+use tokio::{
+    task::JoinSet,
+    time::{Instant, sleep, timeout},
+};
+use waypost_shared::{clock::millis, http::causes, retry::Backoff, serve::Stop};
+
+use crate::{
+    app::{App, AppState},
+    domain::sealing::Sealed,
+    metrics::Onbind,
+    storage::{StoreError, outbox::Letter},
+};
+
+/// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The shortest wait, so that rows which another replica is just leasing are not asked for all the time.
+const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
+/// How long a letter is ours: longer than finding a homeserver and calling it twice takes.
+const LEASE_MS: i64 = 90 * 1000;
+/// How long calls under way get to end when the service stops. What does not end is delivered again later.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+
+/// Delivers, until `stop`.
+pub(crate) async fn deliver(app: App, stop: Stop) {
+    let mut under_way = JoinSet::new();
+    let mut counted: Option<Instant> = None;
+    loop {
+        let wait = match turn(&app, &mut under_way, &mut counted).await {
+            Ok(wait) => wait,
+            Err(error) => {
+                tracing::warn!(error = %error, causes = causes(&error), "the outbox cannot be read for now");
+                LOOK_EVERY
+            }
+        };
+        tokio::select! {
+            () = app.outbox_filled.notified() => {}
+            Some(_) = under_way.join_next(), if !under_way.is_empty() => {}
+            () = sleep(wait) => {}
+            () = stop.requested() => break,
+        }
+    }
+    let ended = async { while under_way.join_next().await.is_some() {} };
+    if timeout(STOP_GRACE, ended).await.is_err() {
+        tracing::warn!("homeservers were still being called; they will be called again");
+    }
+}
+
+/// Starts as many deliveries as there is room for; returns how long nothing else is due.
+async fn turn(app: &App, under_way: &mut JoinSet<()>, counted: &mut Option<Instant>) -> Result<Duration, StoreError> {
+    let now_ms = app.clock.now_ms();
+    let room = app.config.outbox.at_once.saturating_sub(under_way.len());
+    if room > 0 {
+        let most = i64::try_from(room).unwrap_or(i64::MAX);
+        for letter in app.store.lease_letters(now_ms, now_ms.saturating_add(LEASE_MS), most).await? {
+            let app = app.clone();
+            under_way.spawn(async move { handle(&app, &letter).await });
+        }
+    }
+    if counted.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
+        let counts = app.store.outbox_counts().await?;
+        app.metrics.outbox_waiting.set(counts.waiting);
+        app.metrics.outbox_dead.set(counts.dead);
+        *counted = Some(Instant::now());
+    }
+    if under_way.len() >= app.config.outbox.at_once {
+        // One of them ends before there is anything to do.
+        return Ok(LOOK_EVERY);
+    }
+    let due_ms = app.store.next_letter_due().await?;
+    let wait = due_ms.and_then(|due_ms| u64::try_from(due_ms.saturating_sub(now_ms)).ok()).map(Duration::from_millis);
+    let wait = if due_ms.is_some() { wait.unwrap_or(LOOK_AT_MOST_EVERY) } else { LOOK_EVERY };
+    Ok(wait.clamp(LOOK_AT_MOST_EVERY, LOOK_EVERY))
+}
+
+async fn handle(app: &AppState, letter: &Letter) {
+    let delivered = deliver_one(app, letter).await;
+    if let Err(error) = settle(app, letter, delivered).await {
+        tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
+    }
+}
+
+/// # Errors
+///
+/// What is noted of the failure, without an address.
+async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), String> {
+    let payload = app.keys.open(Sealed::Outbox, &letter.payload_sealed).map_err(|error| error.to_string())?;
+    let told = app.homeservers.onbind(server_of(letter), payload.into()).await;
+    told.map_err(|error| match causes(&error) {
+        causes if causes.is_empty() => error.to_string(),
+        causes => format!("{error}: {causes}"),
+    })
+}
+
+async fn settle(app: &AppState, letter: &Letter, delivered: Result<(), String>) -> Result<(), StoreError> {
+    let Err(failure) = delivered else {
+        app.store.letter_delivered(&letter.id).await?;
+        app.metrics.onbind(Onbind::Delivered);
+        return Ok(());
+    };
+    let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
+    let server = server_of(letter);
+    if now_ms.saturating_sub(letter.since_ms) >= millis(Duration::from_secs(rules.retry_for_secs)) {
+        app.store.letter_died(&letter.id, &failure, now_ms).await?;
+        app.metrics.onbind(Onbind::Dead);
+        tracing::error!(
+            server,
+            attempts = letter.attempts,
+            failure,
+            "gave up telling a homeserver of a binding; `outbox retry` tries it again"
+        );
+        return Ok(());
+    }
+    let backoff =
+        Backoff { first: Duration::from_secs(rules.first_retry_secs), max: Duration::from_secs(rules.max_retry_secs) };
+    let failures = u32::try_from(letter.attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    app.store.letter_failed(&letter.id, &failure, now_ms.saturating_add(millis(backoff.delay(failures)))).await?;
+    app.metrics.onbind(Onbind::Failed);
+    tracing::debug!(server, attempts = letter.attempts, failure, "a homeserver could not be told of a binding");
+    Ok(())
+}
+
+fn server_of(letter: &Letter) -> &str {
+    letter.mxid.split_once(':').map_or("", |(_, server)| server)
+}

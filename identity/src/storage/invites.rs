@@ -1,0 +1,267 @@
+//! Invites that wait for their address to be bound, and the keys that were made for them.
+
+use crate::domain::{
+    sealing::{Fingerprint, Sealed, StorageKeys},
+    threepid::Threepid,
+};
+
+use super::{Store, StoreError, fixed, in_tx, in_tx_for, on_db, write_db};
+
+/// A new invite.
+#[derive(Debug)]
+pub(crate) struct NewInvite<'a> {
+    /// What names it in the room.
+    pub(crate) token: &'a str,
+    /// Who is invited.
+    pub(crate) threepid: &'a Threepid,
+    /// Where to.
+    pub(crate) room_id: &'a str,
+    /// By whom.
+    pub(crate) sender: &'a str,
+    /// The id of the signing key whose public half goes into the room.
+    pub(crate) key_id: &'a str,
+    /// The public key that was made for it.
+    pub(crate) ephemeral_key: [u8; 32],
+    /// The time.
+    pub(crate) now_ms: i64,
+    /// When it is over.
+    pub(crate) expires_ms: i64,
+}
+
+/// Who sent an invite, and the key that was made for it, if that is known.
+#[derive(Debug)]
+pub(crate) struct InviteTerms {
+    /// Who invites.
+    pub(crate) sender: String,
+    /// The public key.
+    pub(crate) ephemeral_key: Option<[u8; 32]>,
+}
+
+/// An invite as an operator sees it.
+#[derive(Debug)]
+pub(crate) struct ListedInvite {
+    /// What names it in the room.
+    pub(crate) token: String,
+    /// Who is invited.
+    pub(crate) address: String,
+    /// Where to.
+    pub(crate) room_id: String,
+    /// By whom.
+    pub(crate) sender: String,
+    /// When it was stored.
+    pub(crate) created_ms: i64,
+    /// When it is over.
+    pub(crate) expires_ms: i64,
+}
+
+type ListedRow = (Vec<u8>, Vec<u8>, String, String, i64, i64);
+
+impl Store {
+    /// Whom an address belongs to.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn owner(&self, fingerprint: &Fingerprint) -> Result<Option<String>, StoreError> {
+        let owner: Option<Option<String>> = on_db!(self, pool => {
+            sqlx::query_scalar("SELECT mxid FROM associations WHERE fingerprint = $1")
+                .bind(&fingerprint[..])
+                .fetch_optional(pool)
+                .await?
+        });
+        Ok(owner.flatten())
+    }
+
+    /// Stores an invite and its key, unless the address belongs to somebody: then that Matrix id is returned.
+    ///
+    /// One transaction, alone with its address: an invite is either handed out by the bind that comes after it, or is
+    /// told of the bind that came before it.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn add_invite(
+        &self,
+        keys: &StorageKeys,
+        invite: &NewInvite<'_>,
+    ) -> Result<Option<String>, StoreError> {
+        let fingerprint = keys.fingerprint(invite.threepid);
+        Ok(in_tx_for!(self, &fingerprint, tx => {
+            let owner: Option<Option<String>> = sqlx::query_scalar("SELECT mxid FROM associations WHERE fingerprint = $1")
+                .bind(&fingerprint[..])
+                .fetch_optional(&mut *tx)
+                .await?;
+            let owner = owner.flatten();
+            if owner.is_none() {
+                sqlx::query(
+                    "INSERT INTO invites
+                         (token_hash, token_sealed, medium, fingerprint, address_sealed, room_id, sender, key_id,
+                          ephemeral_key, created_ms, expires_ms)
+                     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)",
+                )
+                .bind(&keys.invite_token_hash(invite.token)[..])
+                .bind(keys.seal(Sealed::InviteToken, invite.token))
+                .bind(invite.threepid.medium().as_str())
+                .bind(&fingerprint[..])
+                .bind(keys.seal(Sealed::InviteAddress, invite.threepid.address()))
+                .bind(invite.room_id)
+                .bind(invite.sender)
+                .bind(invite.key_id)
+                .bind(&invite.ephemeral_key[..])
+                .bind(invite.now_ms)
+                .bind(invite.expires_ms)
+                .execute(&mut *tx)
+                .await?;
+                sqlx::query("INSERT INTO ephemeral_keys (public_key, expires_ms) VALUES ($1, $2)")
+                    .bind(&invite.ephemeral_key[..])
+                    .bind(invite.expires_ms)
+                    .execute(&mut *tx)
+                    .await?;
+            }
+            owner
+        }))
+    }
+
+    /// The terms of the invite with this token, if it still waits.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn invite(
+        &self,
+        keys: &StorageKeys,
+        token: &str,
+        now_ms: i64,
+    ) -> Result<Option<InviteTerms>, StoreError> {
+        let row: Option<(String, Option<Vec<u8>>)> = on_db!(self, pool => {
+            sqlx::query_as("SELECT sender, ephemeral_key FROM invites WHERE token_hash = $1 AND expires_ms > $2")
+                .bind(&keys.invite_token_hash(token)[..])
+                .bind(now_ms)
+                .fetch_optional(pool)
+                .await?
+        });
+        row.map(|(sender, ephemeral_key)| {
+            let ephemeral_key = ephemeral_key.map(|key| fixed(key, "ephemeral key")).transpose()?;
+            Ok(InviteTerms { sender, ephemeral_key })
+        })
+        .transpose()
+    }
+
+    /// Takes an invite and its key back. Whether there was one.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn revoke_invite(&self, keys: &StorageKeys, token: &str) -> Result<bool, StoreError> {
+        let token_hash = keys.invite_token_hash(token);
+        let deleted = in_tx!(self, tx => {
+            sqlx::query(
+                "DELETE FROM ephemeral_keys WHERE public_key IN (SELECT ephemeral_key FROM invites WHERE token_hash = $1)",
+            )
+            .bind(&token_hash[..])
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query("DELETE FROM invites WHERE token_hash = $1")
+                .bind(&token_hash[..])
+                .execute(&mut *tx)
+                .await?
+                .rows_affected()
+        });
+        Ok(deleted > 0)
+    }
+
+    /// Takes all invites back that were stored before `before_ms`; how many.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn revoke_invites_before(&self, before_ms: i64) -> Result<u64, StoreError> {
+        Ok(in_tx!(self, tx => {
+            sqlx::query(
+                "DELETE FROM ephemeral_keys WHERE public_key IN (SELECT ephemeral_key FROM invites WHERE created_ms < $1)",
+            )
+            .bind(before_ms)
+            .execute(&mut *tx)
+            .await?;
+            sqlx::query("DELETE FROM invites WHERE created_ms < $1")
+                .bind(before_ms)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected()
+        }))
+    }
+
+    /// All invites that wait, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) async fn invites(&self, keys: &StorageKeys, now_ms: i64) -> Result<Vec<ListedInvite>, StoreError> {
+        let rows: Vec<ListedRow> = on_db!(self, pool => {
+            sqlx::query_as(
+                "SELECT token_sealed, address_sealed, room_id, sender, created_ms, expires_ms
+                   FROM invites WHERE expires_ms > $1 ORDER BY created_ms",
+            )
+            .bind(now_ms)
+            .fetch_all(pool)
+            .await?
+        });
+        rows.into_iter()
+            .map(|(token_sealed, address_sealed, room_id, sender, created_ms, expires_ms)| {
+                let token = keys.open(Sealed::InviteToken, &token_sealed)?;
+                let address = keys.open(Sealed::InviteAddress, &address_sealed)?;
+                Ok(ListedInvite { token, address, room_id, sender, created_ms, expires_ms })
+            })
+            .collect()
+    }
+
+    /// Whether a key was made for an invite that waits or was handed out.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn is_ephemeral_key(&self, public_key: &[u8; 32], now_ms: i64) -> Result<bool, StoreError> {
+        let found: Option<i64> = on_db!(self, pool => {
+            sqlx::query_scalar(
+                "SELECT CAST(1 AS BIGINT) FROM ephemeral_keys
+                  WHERE public_key = $1 AND (expires_ms IS NULL OR expires_ms > $2)",
+            )
+            .bind(&public_key[..])
+            .bind(now_ms)
+            .fetch_optional(pool)
+            .await?
+        });
+        Ok(found.is_some())
+    }
+
+    /// Removes up to `most` invites that are over, and as many keys; how many of both.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn delete_expired_invites(&self, now_ms: i64, most: i64) -> Result<u64, StoreError> {
+        let invites = write_db!(self, pool => {
+            sqlx::query(
+                "DELETE FROM invites WHERE token_hash IN
+                     (SELECT token_hash FROM invites WHERE expires_ms <= $1 LIMIT $2)",
+            )
+            .bind(now_ms)
+            .bind(most)
+            .execute(pool)
+            .await?
+            .rows_affected()
+        });
+        let keys = write_db!(self, pool => {
+            sqlx::query(
+                "DELETE FROM ephemeral_keys WHERE public_key IN
+                     (SELECT public_key FROM ephemeral_keys WHERE expires_ms <= $1 LIMIT $2)",
+            )
+            .bind(now_ms)
+            .bind(most)
+            .execute(pool)
+            .await?
+            .rows_affected()
+        });
+        Ok(invites + keys)
+    }
+}

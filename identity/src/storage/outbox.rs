@@ -1,0 +1,217 @@
+//! What homeservers still have to be told: rows that are written with the change that they tell of, and leased by
+//! whoever delivers them.
+
+use super::{Store, StoreError, on_db, write_db};
+
+/// Something to deliver, leased.
+#[derive(Debug)]
+pub(crate) struct Letter {
+    /// The row.
+    pub(crate) id: String,
+    /// Whose homeserver gets it.
+    pub(crate) mxid: String,
+    /// What it gets, sealed.
+    pub(crate) payload_sealed: Vec<u8>,
+    /// Since when it has been tried.
+    pub(crate) since_ms: i64,
+    /// How often, this time included.
+    pub(crate) attempts: i64,
+}
+
+/// Something that was given up.
+#[derive(Debug)]
+pub(crate) struct DeadLetter {
+    /// The row.
+    pub(crate) id: String,
+    /// Whose homeserver should have got it.
+    pub(crate) mxid: String,
+    /// How often it was tried.
+    pub(crate) attempts: i64,
+    /// How the last try failed.
+    pub(crate) failure: String,
+    /// When it was given up.
+    pub(crate) dead_ms: i64,
+}
+
+/// How many letters there are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct OutboxCounts {
+    /// Not delivered yet.
+    pub(crate) waiting: i64,
+    /// Given up.
+    pub(crate) dead: i64,
+}
+
+type LetterRow = (String, String, Vec<u8>, i64, i64);
+type DeadRow = (String, String, i64, Option<String>, i64);
+
+impl Store {
+    /// Leases up to `most` letters that are due, until `until_ms`: nobody else gets them before.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn lease_letters(&self, now_ms: i64, until_ms: i64, most: i64) -> Result<Vec<Letter>, StoreError> {
+        let rows: Vec<LetterRow> = match self {
+            // One writer: the statement is alone.
+            Self::Sqlite { write, .. } => {
+                sqlx::query_as(
+                    "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
+                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1 ORDER BY due_ms LIMIT $3)
+                     RETURNING id, mxid, payload_sealed, since_ms, attempts",
+                )
+                .bind(now_ms)
+                .bind(until_ms)
+                .bind(most)
+                .fetch_all(write)
+                .await?
+            }
+            // Replicas that lease at once pass over each other's rows instead of waiting for them.
+            Self::Postgres(pool) => {
+                sqlx::query_as(
+                    "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
+                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1 ORDER BY due_ms LIMIT $3
+                             FOR UPDATE SKIP LOCKED)
+                     RETURNING id, mxid, payload_sealed, since_ms, attempts",
+                )
+                .bind(now_ms)
+                .bind(until_ms)
+                .bind(most)
+                .fetch_all(pool)
+                .await?
+            }
+        };
+        let letters = rows.into_iter().map(|(id, mxid, payload_sealed, since_ms, attempts)| Letter {
+            id,
+            mxid,
+            payload_sealed,
+            since_ms,
+            attempts,
+        });
+        Ok(letters.collect())
+    }
+
+    /// When the next letter is due.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn next_letter_due(&self) -> Result<Option<i64>, StoreError> {
+        Ok(on_db!(self, pool => {
+            sqlx::query_scalar("SELECT due_ms FROM outbox WHERE dead_ms IS NULL ORDER BY due_ms LIMIT 1")
+                .fetch_optional(pool)
+                .await?
+        }))
+    }
+
+    /// Removes a letter that was delivered.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn letter_delivered(&self, id: &str) -> Result<(), StoreError> {
+        write_db!(self, pool => {
+            sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(pool).await?;
+        });
+        Ok(())
+    }
+
+    /// Notes that a letter could not be delivered and is due again at `due_ms`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn letter_failed(&self, id: &str, failure: &str, due_ms: i64) -> Result<(), StoreError> {
+        write_db!(self, pool => {
+            sqlx::query("UPDATE outbox SET failure = $2, due_ms = $3 WHERE id = $1")
+                .bind(id)
+                .bind(failure)
+                .bind(due_ms)
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
+    /// Notes that a letter is given up.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn letter_died(&self, id: &str, failure: &str, now_ms: i64) -> Result<(), StoreError> {
+        write_db!(self, pool => {
+            sqlx::query("UPDATE outbox SET failure = $2, dead_ms = $3 WHERE id = $1")
+                .bind(id)
+                .bind(failure)
+                .bind(now_ms)
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
+    /// How many letters there are.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn outbox_counts(&self) -> Result<OutboxCounts, StoreError> {
+        let (all, dead): (i64, i64) = on_db!(self, pool => {
+            sqlx::query_as("SELECT COUNT(*), COUNT(dead_ms) FROM outbox").fetch_one(pool).await?
+        });
+        Ok(OutboxCounts { waiting: all.saturating_sub(dead), dead })
+    }
+
+    /// All letters that were given up, the oldest first.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn dead_letters(&self) -> Result<Vec<DeadLetter>, StoreError> {
+        let rows: Vec<DeadRow> = on_db!(self, pool => {
+            sqlx::query_as(
+                "SELECT id, mxid, attempts, failure, dead_ms FROM outbox WHERE dead_ms IS NOT NULL ORDER BY dead_ms",
+            )
+            .fetch_all(pool)
+            .await?
+        });
+        let letters = rows.into_iter().map(|(id, mxid, attempts, failure, dead_ms)| DeadLetter {
+            id,
+            mxid,
+            attempts,
+            failure: failure.unwrap_or_default(),
+            dead_ms,
+        });
+        Ok(letters.collect())
+    }
+
+    /// Makes letters that were given up due again, as if they were new: one, or all of them. How many.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn revive_letters(&self, id: Option<&str>, now_ms: i64) -> Result<u64, StoreError> {
+        const REVIVE: &str = "UPDATE outbox SET dead_ms = NULL, since_ms = $1, due_ms = $1, attempts = 0
+              WHERE dead_ms IS NOT NULL AND (id = $2 OR $2 = '')";
+        // No row has an empty id, so that it can stand for all.
+        Ok(write_db!(self, pool => {
+            sqlx::query(REVIVE).bind(now_ms).bind(id.unwrap_or_default()).execute(pool).await?.rows_affected()
+        }))
+    }
+
+    /// Removes up to `most` letters that were given up before `before_ms`; how many.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn delete_dead_letters(&self, before_ms: i64, most: i64) -> Result<u64, StoreError> {
+        Ok(write_db!(self, pool => {
+            sqlx::query("DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE dead_ms < $1 LIMIT $2)")
+                .bind(before_ms)
+                .bind(most)
+                .execute(pool)
+                .await?
+                .rows_affected()
+        }))
+    }
+}
