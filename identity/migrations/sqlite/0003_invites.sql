@@ -11,7 +11,7 @@ CREATE TABLE invites (
     -- The long-term key whose public half went into the room: it has to sign what lets the user in.
     key_id         TEXT   NOT NULL,
     -- The public key that was made for this invite. NULL where that is not known: Sydent does not keep it.
-    ephemeral_key  BLOB ,
+    ephemeral_key  BLOB,
     created_ms     BIGINT NOT NULL,
     expires_ms     BIGINT NOT NULL
 );
