@@ -140,6 +140,50 @@ async fn a_dead_pushkey_is_rejected_from_memory_until_it_is_set_again() {
 }
 
 #[tokio::test]
+async fn a_dead_pushkey_that_takes_a_test_lives() {
+    let (app, fcm, _clock) = gateway(404, |_| ()).await;
+    assert_eq!(answered(&app, event("$1", json!([device("k")]))).await, (200, json!({"rejected": ["k"]})));
+    fcm.status.store(200, Ordering::SeqCst);
+    for event_id in ["$THIS_IS_A_FAKE_EVENT_ID", "$2"] {
+        let answer = answered(&app, event(event_id, json!([device("k")]))).await;
+        assert_eq!(answer, (200, json!({"rejected": []})), "{event_id}");
+    }
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_named_and_nobody_elses_fault() {
+    let (app, fcm, _clock) = gateway(200, |_| ()).await;
+    let long = device(&"k".repeat(2049));
+    let (status, body) = answered(&app, event("$e", json!([long]))).await;
+    let error = "`notification.devices[0].pushkey` must be 2048 bytes at the most";
+    assert_eq!((status, body), (400, json!({"errcode": "M_INVALID_PARAM", "error": error})));
+    assert_eq!(answered(&app, event("$e", json!([long, device("k")]))).await, (200, json!({"rejected": []})));
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn no_attempt_is_begun_that_would_be_cut_short() {
+    let ms = Duration::from_millis;
+    for (wait, left, budget, expected) in
+        [(500, 2499, 20_000, false), (500, 2500, 20_000, true), (500, 599, 1000, false), (500, 600, 1000, true)]
+    {
+        assert_eq!(has_time(ms(wait), ms(left), ms(budget)), expected, "{wait} {left} {budget}");
+    }
+    assert!(!has_time(Duration::MAX, ms(20_000), ms(20_000)));
+}
+
+#[test]
+fn an_app_id_is_logged_up_to_its_last_dot() {
+    for (app_id, expected) in
+        [("im.fluffychat.android.DEVICEID", "im.fluffychat.android.*"), ("swordfish", ".*"), ("", ".*")]
+    {
+        assert_eq!(family(app_id), expected);
+    }
+    assert_eq!(family(&format!("{}.x", "a".repeat(100))), format!("{}.*", "a".repeat(64)));
+}
+
+#[tokio::test]
 async fn a_busy_provider_is_tried_again_and_then_the_homeserver_is_asked_to() {
     let (app, fcm, _clock) = gateway(503, |_| ()).await;
     let (status, body) = answered(&app, event("$e", json!([device("k")]))).await;

@@ -134,6 +134,14 @@ impl Provider {
         })
     }
 
+    /// What a push goes by beside the pushkey: of web push the endpoint, since that is what its service judges.
+    pub(crate) fn endpoint<'d>(&self, device: &'d Device) -> &'d str {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) => "",
+            Self::WebPush(_) => device.data_text("endpoint").unwrap_or_default(),
+        }
+    }
+
     /// Makes the request for one device; it is the same for each attempt.
     pub(crate) fn prepare(
         &self,
