@@ -37,7 +37,8 @@ async fn token(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, Matrix
 async fn push(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixError> {
     fcm.pushes.fetch_add(1, Ordering::SeqCst);
     let status = StatusCode::from_u16(fcm.status.load(Ordering::SeqCst)).unwrap();
-    Ok(json_with(status, &json!({"error": {"details": [{"errorCode": "UNREGISTERED"}]}})))
+    let code = if status == StatusCode::NOT_FOUND { "UNREGISTERED" } else { "INVALID_ARGUMENT" };
+    Ok(json_with(status, &json!({"error": {"details": [{"errorCode": code}]}})))
 }
 
 /// A gateway whose only app goes to a stand-in that answers with `status`.
@@ -200,6 +201,16 @@ async fn what_is_the_apps_fault_is_sent_again_and_the_pushs_own_is_not() {
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await.0, 503);
     fcm.status.store(400, Ordering::SeqCst);
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await, (200, json!({"rejected": []})));
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_fetched_again_once_in_a_while() {
+    let (app, fcm, clock) = gateway(401, |_| ()).await;
+    for (event_id, wait_secs, tokens) in [("$1", 0, 2), ("$2", 59, 2), ("$3", 1, 3), ("$4", 0, 3)] {
+        clock.advance(Duration::from_secs(wait_secs));
+        assert_eq!(answered(&app, event(event_id, json!([device("k")]))).await.0, 503);
+        assert_eq!(fcm.tokens.load(Ordering::SeqCst), tokens, "{event_id}");
+    }
 }
 
 #[tokio::test]
