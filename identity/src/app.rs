@@ -115,7 +115,7 @@ pub(crate) enum StartError {
     #[error("{0}")]
     Store(#[from] StoreError),
     /// Outgoing calls.
-    #[error("{0}")]
+    #[error(transparent)]
     Outbound(#[from] OutboundError),
     /// Mail.
     #[error("{0}")]

@@ -513,6 +513,8 @@ impl Config {
                 );
             }
         }
+        problems.extend(self.server.problems(source));
+        problems.extend(self.outbound.problems(source));
         problems
     }
 
@@ -636,6 +638,11 @@ mod tests {
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
                 "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",
+            ),
+            ("[server]\nmax_connections = 0", "waypost.toml:2: server.max_connections: must be 1 to 1000000"),
+            (
+                "[outbound]\nextra_ca_file = '/nowhere/ca.pem'",
+                "waypost.toml:2: outbound.extra_ca_file: cannot read /nowhere/ca.pem: No such file or directory (os error 2)",
             ),
             (
                 "[validation]\nnext_link_allowed = ['https://a', 'javascript:*']",

@@ -1,6 +1,6 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
@@ -8,6 +8,7 @@ use waypost_shared::{
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
     metrics::HttpMetrics,
+    rate_limit::Limiter,
 };
 
 use crate::{
@@ -17,6 +18,9 @@ use crate::{
     provider::{Provider, Shared},
     seen::Seen,
 };
+
+/// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
+const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +41,8 @@ pub(crate) struct App {
     pub(crate) http: HttpMetrics,
     /// Counts the pushes that no entry takes.
     pub(crate) unmatched: AppMetrics,
+    /// Lets a line through to the log for a push that no entry takes.
+    pub(crate) unknown_apps: Limiter<()>,
     entries: ByGlob<Entry>,
     /// A line for each app, for people.
     lines: Vec<String>,
@@ -78,6 +84,7 @@ impl App {
             config: config.notify.clone(),
             seen: Arc::new(Seen::new(&config.seen, clock)),
             unmatched: metrics.of_unmatched(),
+            unknown_apps: Limiter::new(UNKNOWN_APPS_LOGGED.0, UNKNOWN_APPS_LOGGED.1),
             http: metrics.http,
             entries: ByGlob::new(entries),
             lines,

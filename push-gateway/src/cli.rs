@@ -89,8 +89,8 @@ pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
 async fn serve(config: &Config, app: Arc<App>, registry: Registry) -> Result<(), RunError> {
     let stop = Stop::on_signals()?;
     let metrics = Some(app.http.clone());
-    let public = serve::bind(&config.listen.public).await?;
-    let operations = serve::bind(&config.listen.operations).await?;
+    let public = serve::bind(&config.listen.public.to_string()).await?;
+    let operations = serve::bind(&config.listen.operations.to_string()).await?;
     let readiness = Readiness::default();
     let state = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
     let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);

@@ -3,7 +3,7 @@
 mod app;
 mod apps;
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use serde::Deserialize;
 use serde_json::{Map, Value};
@@ -21,8 +21,8 @@ pub(crate) use app::{
 /// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
 const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// Homeservers wait 30 s and more for an answer; this leaves time for the answer itself.
-const LARGEST_BUDGET_SECS: u64 = 25;
+/// An answer is due within 25 s (homeservers wait 30 s and more), and takes a moment itself.
+const LARGEST_BUDGET_SECS: u64 = 24;
 
 /// All of the configuration.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -42,14 +42,14 @@ pub(crate) struct Config {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ListenConfig {
     /// Address and port for homeservers. Default 127.0.0.1:5000.
-    pub(crate) public: String,
+    pub(crate) public: SocketAddr,
     /// Address and port for health and metrics. Default 127.0.0.1:5001.
-    pub(crate) operations: String,
+    pub(crate) operations: SocketAddr,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { public: "127.0.0.1:5000".to_owned(), operations: "127.0.0.1:5001".to_owned() }
+        Self { public: SocketAddr::from(([127, 0, 0, 1], 5000)), operations: SocketAddr::from(([127, 0, 0, 1], 5001)) }
     }
 }
 
@@ -190,7 +190,8 @@ pub(crate) struct AppSection {
 impl Config {
     /// Checks what the types cannot, and reads the keys that the apps name. All mistakes come at once.
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
-        let mut errors = Vec::new();
+        let mut errors = self.server.problems(source);
+        errors.extend(self.outbound.problems(source));
         let mut must = |holds: bool, key: &str, problem: &str| {
             if !holds {
                 errors.push(source.error(key, problem));
@@ -205,6 +206,8 @@ impl Config {
             "must be 1 to notify.budget_secs",
         );
         must(max_devices > 0, "notify.max_devices", "must be 1 or more");
+        let delivered = "must be 1 or more: homeservers send an event again, and no device may get it twice";
+        must(self.seen.delivered_ttl_secs > 0, "seen.delivered_ttl_secs", delivered);
         must(self.seen.max_entries > 0, "seen.max_entries", "must be 1 or more");
         let body = format!("must be {LEAST_MAX_BODY_BYTES} or more: homeservers send whole events");
         must(self.server.max_body_bytes >= LEAST_MAX_BODY_BYTES, "server.max_body_bytes", &body);

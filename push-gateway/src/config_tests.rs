@@ -19,6 +19,7 @@ impl Folder {
         let folder = std::env::temp_dir().join(format!("waypost-{}", random::token()));
         fs::create_dir(&folder).unwrap();
         fs::write(folder.join("key.p8"), crate::jwt::tests::p8()).unwrap();
+        fs::write(folder.join("other-key.p8"), crate::jwt::tests::p8()).unwrap();
         fs::write(folder.join("no-key.p8"), "hello").unwrap();
         let account = serde_json::json!({"client_email": "a@b", "private_key": crate::jwt::tests::RSA_PEM});
         fs::write(folder.join("account.json"), account.to_string()).unwrap();
@@ -109,16 +110,85 @@ fn a_mistake_is_named_with_its_fix() {
             "waypost.toml:9: apps.1.id: an app_id can match this and apps.0.id, and neither is longer; make one of them more particular",
         ),
         (
-            "[notify]\nbudget_secs = 60".to_owned(),
-            "waypost.toml:2: notify.budget_secs: must be 1 to 25: homeservers stop waiting soon after",
+            "[notify]\nbudget_secs = 25".to_owned(),
+            "waypost.toml:2: notify.budget_secs: must be 1 to 24: homeservers stop waiting soon after",
         ),
         (
             "[server]\nmax_body_bytes = 1000".to_owned(),
             "waypost.toml:2: server.max_body_bytes: must be 262144 or more: homeservers send whole events",
         ),
+        (
+            "[server]\nheader_timeout_secs = 0".to_owned(),
+            "waypost.toml:2: server.header_timeout_secs: must be 1 to 86400",
+        ),
+        (
+            "[outbound]\nextra_ca_file = '/nowhere/ca.pem'".to_owned(),
+            "waypost.toml:2: outbound.extra_ca_file: cannot read /nowhere/ca.pem: No such file or directory (os error 2)",
+        ),
+        (
+            "[seen]\ndelivered_ttl_secs = 0".to_owned(),
+            "waypost.toml:2: seen.delivered_ttl_secs: must be 1 or more: homeservers send an event again, and no device may get it twice",
+        ),
+        (
+            format!("{APNS}{}", APNS.replace("'ios'", "'other'").replace("key.p8", "other-key.p8")),
+            "waypost.toml:12: apps.1.key_file: holds another key than that of apps.0, which has the same key_id and team_id",
+        ),
+        (
+            format!("{FCM}options = {{ android = {{ ttl = '{}' }} }}\n", "9".repeat(3072 - 21)),
+            "waypost.toml:6: apps.0.options: takes 3073 bytes; 3072 at the most leave room for events",
+        ),
     ] {
         assert_eq!(folder.validate(&toml).unwrap_err(), expected);
     }
+}
+
+#[test]
+fn a_services_address_is_kept_as_requests_need_it() {
+    let folder = Folder::new();
+    let endpoint = |text: &str| {
+        let apps = folder.validate(&format!("{APNS}endpoint = '{text}'\n"))?;
+        let ProviderConfig::Apns(apns) = &apps[0].provider else { panic!("it is APNs") };
+        Ok::<_, String>(apns.endpoint.clone())
+    };
+    for (text, expected) in [
+        ("https://bücher.example", "https://xn--bcher-kva.example"),
+        ("HTTPS://Push.Example:8443/base/", "https://push.example:8443/base"),
+        ("", "https://api.push.apple.com"),
+    ] {
+        assert_eq!(endpoint(text), Ok(expected.to_owned()));
+    }
+    for text in [
+        "push.example",
+        "ftp://push.example",
+        "https://push.example/?a=b",
+        "https://push.example/#a",
+        "https://user@push.example",
+        "https://user:pw@push.example",
+    ] {
+        let problem = "must be a URL such as https://push.example.com, without user, query and fragment";
+        assert_eq!(endpoint(text), Err(format!("waypost.toml:8: apps.0.endpoint: {problem}")), "{text}");
+    }
+}
+
+#[test]
+fn apps_may_share_a_key() {
+    let toml = format!("{APNS}{}", APNS.replace("'ios'", "'other'"));
+    assert_eq!(Folder::new().validate(&toml).unwrap().len(), 2);
+}
+
+#[test]
+fn options_may_leave_just_enough_room() {
+    let options = format!("options = {{ android = {{ ttl = '{}' }} }}\n", "9".repeat(3072 - 22));
+    assert_eq!(Folder::new().validate(&format!("{FCM}{options}")).unwrap().len(), 1);
+}
+
+#[test]
+fn patterns_of_hosts_are_written_as_urls_have_them() {
+    let toml = format!("{WEBPUSH}allowed_endpoints = ['*.Push.Example.', 'a.example']\n");
+    let apps = Folder::new().validate(&toml).unwrap();
+    let ProviderConfig::WebPush(webpush) = &apps[0].provider else { panic!("it is web push") };
+    let expected = ["*.push.example", "a.example"].map(crate::glob::Glob::new);
+    assert_eq!(webpush.allowed_endpoints, expected);
 }
 
 #[test]

@@ -26,6 +26,10 @@ const CALL_EVENTS: [&str; 5] = [
 const TEXT_KEYS: [&str; 8] =
     ["event_id", "room_id", "type", "sender", "sender_display_name", "room_name", "room_alias", "membership"];
 
+/// Bytes of an app_id: the specification allows 64, and nobody's is longer than this.
+const MAX_APP_ID: usize = 255;
+/// Bytes of a pushkey: the specification allows 512, and an address of UnifiedPush may be longer.
+const MAX_PUSHKEY: usize = 2048;
 /// A number of seconds above this is one of milliseconds: as seconds it would be the year 5138.
 const LARGEST_SECONDS: i64 = 100_000_000_000;
 
@@ -107,11 +111,12 @@ pub(crate) struct Device {
     pub(crate) app_id: String,
     /// The provider's address of the device, byte for byte as it came. A secret.
     pub(crate) pushkey: String,
-    /// When the pushkey was last set, in milliseconds since the epoch.
+    /// The latest moment at which the pushkey may have been set, in milliseconds since the epoch: homeservers tell
+    /// whole seconds.
     pub(crate) pushkey_ts_ms: Option<i64>,
     /// What the client stored with its pusher.
     pub(crate) data: Map<String, Value>,
-    /// What is wrong with `data`, if anything: then nothing is sent to this device.
+    /// What is wrong with this device alone, if anything: then nothing is sent to it, and the others get theirs.
     pub(crate) fault: Option<InvalidNotification>,
 }
 
@@ -119,6 +124,11 @@ impl Device {
     /// The payload that the app wants the rest merged into.
     pub(crate) fn default_payload(&self) -> Map<String, Value> {
         self.data.get("default_payload").and_then(Value::as_object).cloned().unwrap_or_default()
+    }
+
+    /// A text of the pusher's data.
+    pub(crate) fn data_text(&self, key: &str) -> Option<&str> {
+        self.data.get(key).and_then(Value::as_str)
     }
 
     /// A switch of the pusher's data that is off unless it is `true`.
@@ -209,9 +219,12 @@ impl Notification {
         self.text("room_name").or_else(|| self.text("room_alias"))
     }
 
-    /// The parts of an encrypted notification, as they came.
+    /// The parts of an encrypted notification, as they came; null counts as not there.
     pub(crate) fn encrypted_parts(&self) -> impl Iterator<Item = (&'static str, &Value)> {
-        ENCRYPTED_KEYS.into_iter().filter_map(move |key| Some((key, self.raw.get(key)?)))
+        ENCRYPTED_KEYS.into_iter().filter_map(move |key| {
+            let part = self.raw.get(key).filter(|part| !part.is_null())?;
+            Some((key, part))
+        })
     }
 
     /// Whether the event asks somebody to pick up.
@@ -233,7 +246,7 @@ impl Notification {
         if self.text("event_id").is_none() {
             return Kind::CountsOnly;
         }
-        let wants_ids = device.data.get("format").and_then(Value::as_str) == Some("event_id_only");
+        let wants_ids = device.data_text("format") == Some("event_id_only");
         match content {
             Content::Full if self.text("type").is_some() && !wants_ids => Kind::Full,
             Content::Full | Content::IdsOnly => Kind::IdsOnly,
@@ -245,7 +258,7 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
     let Value::Object(mut device) = device else {
         return Err(invalid(place, "must be an object"));
     };
-    let app_id = required(&mut device, place, "app_id")?;
+    let mut app_id = required(&mut device, place, "app_id")?;
     let pushkey = required(&mut device, place, "pushkey")?;
     if pushkey.is_empty() {
         return Err(invalid(&format!("{place}.pushkey"), "must not be empty"));
@@ -254,7 +267,7 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
         None | Some(Value::Null) => None,
         Some(value) => {
             let time = integer(value).ok_or_else(|| invalid(&format!("{place}.pushkey_ts"), "must be an integer"))?;
-            Some(if time > LARGEST_SECONDS { time } else { time.saturating_mul(1000) })
+            Some(if time > LARGEST_SECONDS { time } else { time.saturating_mul(1000).saturating_add(999) })
         }
     };
     if !matches!(device.get("tweaks"), None | Some(Value::Null | Value::Object(_))) {
@@ -270,7 +283,24 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
         }
         Some(_) => (Map::new(), Some(invalid(&format!("{place}.data"), "must be an object"))),
     };
+    let fault = too_long(place, &app_id, &pushkey).or(fault);
+    if app_id.len() > MAX_APP_ID {
+        // No pattern is tried on a text that may be as long as the body.
+        app_id.clear();
+    }
     Ok(Device { app_id, pushkey, pushkey_ts_ms, data, fault })
+}
+
+/// A device whose names are too long. Its homeserver is told in a 400, tries for a while and gives the event up; that
+/// never deletes the pusher, and a 200 would hide the mistake.
+fn too_long(place: &str, app_id: &str, pushkey: &str) -> Option<InvalidNotification> {
+    if app_id.len() > MAX_APP_ID {
+        return Some(invalid(&format!("{place}.app_id"), "must be 255 bytes at the most"));
+    }
+    if pushkey.len() > MAX_PUSHKEY {
+        return Some(invalid(&format!("{place}.pushkey"), "must be 2048 bytes at the most"));
+    }
+    None
 }
 
 fn required(device: &mut Map<String, Value>, place: &str, key: &str) -> Result<String, InvalidNotification> {

@@ -29,7 +29,33 @@ fn a_badge_update_of_synapse_is_counts_only() {
     assert_eq!(parsed.counts, Counts { unread: Some(0), missed_calls: None });
     assert_eq!(parsed.counts.badge(), Some(0));
     assert_eq!(parsed.kind(Content::Full, &parsed.devices[0]), Kind::CountsOnly);
-    assert_eq!(parsed.devices[0].pushkey_ts_ms, Some(1_700_000_000_000));
+    assert_eq!(parsed.devices[0].pushkey_ts_ms, Some(1_700_000_000_999));
+}
+
+#[test]
+fn a_pushkey_was_set_in_the_second_that_is_told() {
+    for (told, expected) in [
+        (json!(1_700_000_000), 1_700_000_000_999),
+        // As milliseconds it is exact.
+        (json!(1_700_000_000_123_i64), 1_700_000_000_123),
+    ] {
+        let parsed = notification(json!({"devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": told}]}));
+        assert_eq!(parsed.devices[0].pushkey_ts_ms, Some(expected));
+    }
+}
+
+#[test]
+fn a_name_that_is_too_long_is_its_devices_fault() {
+    let fault = |app_id: usize, pushkey: usize| {
+        let device = json!({"app_id": "a".repeat(app_id), "pushkey": "k".repeat(pushkey)});
+        let parsed = notification(json!({"devices": [device]}));
+        parsed.devices[0].fault.as_ref().map(ToString::to_string)
+    };
+    assert_eq!(fault(255, 2048), None);
+    let expected = "`notification.devices[0].app_id` must be 255 bytes at the most";
+    assert_eq!(fault(256, 2048).as_deref(), Some(expected));
+    let expected = "`notification.devices[0].pushkey` must be 2048 bytes at the most";
+    assert_eq!(fault(255, 2049).as_deref(), Some(expected));
 }
 
 #[test]
@@ -139,4 +165,9 @@ fn an_encrypted_notification_is_more_than_counts() {
     assert_eq!(parsed.kind(Content::IdsOnly, &parsed.devices[0]), Kind::IdsOnly);
     let parts: Vec<_> = parsed.encrypted_parts().map(|(key, _)| key).collect();
     assert_eq!(parts, ["ciphertext", "ephemeral", "mac"]);
+    let parsed = notification(json!({
+        "event_id": "$e", "ciphertext": null, "ephemeral": null, "mac": null,
+        "devices": [{"app_id": "a", "pushkey": "k"}],
+    }));
+    assert_eq!(parsed.encrypted_parts().count(), 0);
 }

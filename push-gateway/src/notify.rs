@@ -19,7 +19,7 @@ use crate::{
     metrics::Ended,
     notification::{Device, Notification},
     provider::{Fault, Outcome, Unsent},
-    seen::Begun,
+    seen::{Begun, Target},
 };
 
 /// Waits between attempts where the provider names none.
@@ -28,6 +28,9 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Durat
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// No homeserver is asked to wait longer, whatever a provider says.
 const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
+
+/// An attempt needs this long, or a tenth of a smaller budget: one that is cut short may be delivered nevertheless.
+const LEAST_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// What the homeserver is to do about one device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,9 +64,13 @@ pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response,
 async fn settle(app: &App, notification: &Notification) -> Result<Response, ApiError> {
     let deadline = Instant::now() + app.config.budget();
     let mut known = HashSet::new();
-    let devices = notification.devices.iter().filter(|device| known.insert((&device.app_id, &device.pushkey)));
-    let pushes: Vec<_> =
-        devices.map(|device| async move { (device, one_device(app, notification, device, deadline).await) }).collect();
+    let mut pushes = Vec::new();
+    for device in &notification.devices {
+        let entry = app.entry(&device.app_id);
+        if known.insert(target(entry, device)) {
+            pushes.push(async move { (device, one_device(app, entry, notification, device, deadline).await) });
+        }
+    }
     answer(&join_all(pushes).await)
 }
 
@@ -89,13 +96,25 @@ fn answer(settled: &[(&Device, Verdict)]) -> Result<Response, ApiError> {
     Ok(json(&json!({"rejected": rejected})))
 }
 
-/// Finds the device's app and counts how the push ended.
-async fn one_device(app: &App, notification: &Notification, device: &Device, deadline: Instant) -> Verdict {
+/// Where a push goes that `entry`, if there is one, sends.
+fn target<'d>(entry: Option<&Entry>, device: &'d Device) -> Target<'d> {
+    let endpoint = entry.map_or("", |entry| entry.provider.endpoint(device));
+    Target { app_id: &device.app_id, pushkey: &device.pushkey, endpoint }
+}
+
+/// Sends to one device and counts how that ended.
+async fn one_device(
+    app: &App,
+    entry: Option<&Entry>,
+    notification: &Notification,
+    device: &Device,
+    deadline: Instant,
+) -> Verdict {
     if device.fault.is_some() {
         count_dropped(app, device);
         return Verdict::Done;
     }
-    let Some(entry) = app.entry(&device.app_id) else {
+    let Some(entry) = entry else {
         return unknown_app(app, device);
     };
     let (outcome, ended) = deliver(app, entry, notification, device, deadline).await;
@@ -112,9 +131,10 @@ async fn one_device(app: &App, notification: &Notification, device: &Device, dea
 }
 
 fn unknown_app(app: &App, device: &Device) -> Verdict {
-    // An app_id is no secret, but anybody's choice: a part of it is enough to find the mistake by.
-    let app_id: String = device.app_id.chars().take(64).collect();
-    tracing::warn!(?app_id, policy = ?app.config.unknown_app, "no entry of `apps` matches this app_id");
+    if app.unknown_apps.check(&()).is_ok() {
+        let app_id = family(&device.app_id);
+        tracing::warn!(?app_id, policy = ?app.config.unknown_app, "no entry of `apps` matches this app_id");
+    }
     match app.config.unknown_app {
         UnknownApp::Retry => {
             app.unmatched.ended(Ended::Refused);
@@ -125,6 +145,12 @@ fn unknown_app(app: &App, device: &Device) -> Verdict {
             Verdict::Reject
         }
     }
+}
+
+/// An app_id as far as it may be logged: it is anybody's choice, and some apps put the device's id behind the last dot.
+fn family(app_id: &str) -> String {
+    let named = app_id.rsplit_once('.').map_or("", |(named, _)| named);
+    named.chars().take(64).chain(".*".chars()).collect()
 }
 
 fn count_dropped(app: &App, device: &Device) {
@@ -144,13 +170,14 @@ async fn deliver(
     if notification.is_test() {
         return send(app, entry, notification, device, deadline).await;
     }
-    if app.seen.is_dead(&device.app_id, &device.pushkey, device.pushkey_ts_ms) {
+    let target = target(Some(entry), device);
+    if app.seen.is_dead(target, device.pushkey_ts_ms) {
         return (Outcome::Gone, Ended::Gone);
     }
     let Some(event_id) = notification.text("event_id") else {
         return send(app, entry, notification, device, deadline).await;
     };
-    match app.seen.begin(event_id, &device.app_id, &device.pushkey) {
+    match app.seen.begin(event_id, target) {
         Begun::Delivered => (Outcome::Delivered, Ended::Suppressed),
         Begun::Send(ticket) => {
             let (outcome, ended) = send(app, entry, notification, device, deadline).await;
@@ -184,8 +211,10 @@ async fn send(
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
         Ok(request) => {
             let outcome = attempts(app, entry, &request, device, deadline).await;
-            if outcome == Outcome::Gone {
-                app.seen.found_dead(&device.app_id, &device.pushkey);
+            match outcome {
+                Outcome::Gone => app.seen.found_dead(target(Some(entry), device)),
+                Outcome::Delivered => app.seen.found_alive(target(Some(entry), device)),
+                Outcome::Busy { .. } | Outcome::Refused(_) => {}
             }
             outcome
         }
@@ -209,11 +238,16 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
         let Outcome::Busy { retry_after } = outcome else { return outcome };
         let wait = BACKOFF.delay(failures).max(retry_after.unwrap_or_default());
         failures += 1;
-        if wait >= deadline.saturating_duration_since(Instant::now()) {
+        if !has_time(wait, deadline.saturating_duration_since(Instant::now()), app.config.budget()) {
             return outcome;
         }
         sleep(wait).await;
     }
+}
+
+/// Whether what is left is enough to wait and try again.
+fn has_time(wait: Duration, left: Duration, budget: Duration) -> bool {
+    left >= wait.saturating_add(LEAST_ATTEMPT.min(budget / 10))
 }
 
 fn ended(outcome: &Outcome) -> Ended {

@@ -37,7 +37,8 @@ async fn token(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, Matrix
 async fn push(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixError> {
     fcm.pushes.fetch_add(1, Ordering::SeqCst);
     let status = StatusCode::from_u16(fcm.status.load(Ordering::SeqCst)).unwrap();
-    Ok(json_with(status, &json!({"error": {"details": [{"errorCode": "UNREGISTERED"}]}})))
+    let code = if status == StatusCode::NOT_FOUND { "UNREGISTERED" } else { "INVALID_ARGUMENT" };
+    Ok(json_with(status, &json!({"error": {"details": [{"errorCode": code}]}})))
 }
 
 /// A gateway whose only app goes to a stand-in that answers with `status`.
@@ -140,6 +141,50 @@ async fn a_dead_pushkey_is_rejected_from_memory_until_it_is_set_again() {
 }
 
 #[tokio::test]
+async fn a_dead_pushkey_that_takes_a_test_lives() {
+    let (app, fcm, _clock) = gateway(404, |_| ()).await;
+    assert_eq!(answered(&app, event("$1", json!([device("k")]))).await, (200, json!({"rejected": ["k"]})));
+    fcm.status.store(200, Ordering::SeqCst);
+    for event_id in ["$THIS_IS_A_FAKE_EVENT_ID", "$2"] {
+        let answer = answered(&app, event(event_id, json!([device("k")]))).await;
+        assert_eq!(answer, (200, json!({"rejected": []})), "{event_id}");
+    }
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 3);
+}
+
+#[tokio::test]
+async fn a_name_that_is_too_long_is_named_and_nobody_elses_fault() {
+    let (app, fcm, _clock) = gateway(200, |_| ()).await;
+    let long = device(&"k".repeat(2049));
+    let (status, body) = answered(&app, event("$e", json!([long]))).await;
+    let error = "`notification.devices[0].pushkey` must be 2048 bytes at the most";
+    assert_eq!((status, body), (400, json!({"errcode": "M_INVALID_PARAM", "error": error})));
+    assert_eq!(answered(&app, event("$e", json!([long, device("k")]))).await, (200, json!({"rejected": []})));
+    assert_eq!(fcm.pushes.load(Ordering::SeqCst), 1);
+}
+
+#[test]
+fn no_attempt_is_begun_that_would_be_cut_short() {
+    let ms = Duration::from_millis;
+    for (wait, left, budget, expected) in
+        [(500, 2499, 20_000, false), (500, 2500, 20_000, true), (500, 599, 1000, false), (500, 600, 1000, true)]
+    {
+        assert_eq!(has_time(ms(wait), ms(left), ms(budget)), expected, "{wait} {left} {budget}");
+    }
+    assert!(!has_time(Duration::MAX, ms(20_000), ms(20_000)));
+}
+
+#[test]
+fn an_app_id_is_logged_up_to_its_last_dot() {
+    for (app_id, expected) in
+        [("im.fluffychat.android.DEVICEID", "im.fluffychat.android.*"), ("swordfish", ".*"), ("", ".*")]
+    {
+        assert_eq!(family(app_id), expected);
+    }
+    assert_eq!(family(&format!("{}.x", "a".repeat(100))), format!("{}.*", "a".repeat(64)));
+}
+
+#[tokio::test]
 async fn a_busy_provider_is_tried_again_and_then_the_homeserver_is_asked_to() {
     let (app, fcm, _clock) = gateway(503, |_| ()).await;
     let (status, body) = answered(&app, event("$e", json!([device("k")]))).await;
@@ -156,6 +201,16 @@ async fn what_is_the_apps_fault_is_sent_again_and_the_pushs_own_is_not() {
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await.0, 503);
     fcm.status.store(400, Ordering::SeqCst);
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await, (200, json!({"rejected": []})));
+}
+
+#[tokio::test]
+async fn a_token_that_is_refused_is_fetched_again_once_in_a_while() {
+    let (app, fcm, clock) = gateway(401, |_| ()).await;
+    for (event_id, wait_secs, tokens) in [("$1", 0, 2), ("$2", 59, 2), ("$3", 1, 3), ("$4", 0, 3)] {
+        clock.advance(Duration::from_secs(wait_secs));
+        assert_eq!(answered(&app, event(event_id, json!([device("k")]))).await.0, 503);
+        assert_eq!(fcm.tokens.load(Ordering::SeqCst), tokens, "{event_id}");
+    }
 }
 
 #[tokio::test]

@@ -19,6 +19,15 @@ use crate::{config::SeenConfig, provider::Outcome};
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 struct Fingerprint([u8; 16]);
 
+/// Where a push goes, as its push service knows it: what is remembered is remembered of this.
+#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+pub(crate) struct Target<'d> {
+    pub(crate) app_id: &'d str,
+    pub(crate) pushkey: &'d str,
+    /// What the service goes by beside the pushkey; empty where that is all.
+    pub(crate) endpoint: &'d str,
+}
+
 /// The memory of past pushes.
 #[derive(Debug)]
 pub(crate) struct Seen {
@@ -68,8 +77,8 @@ impl Seen {
     }
 
     /// Asks to send an event to a device.
-    pub(crate) fn begin(self: &Arc<Self>, event_id: &str, app_id: &str, pushkey: &str) -> Begun {
-        let fingerprint = self.fingerprint(&[event_id, app_id, pushkey]);
+    pub(crate) fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>) -> Begun {
+        let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);
         let now_ms = self.clock.now_ms();
         let mut state = self.lock();
         if state.delivered.get(fingerprint, now_ms).is_some() {
@@ -84,23 +93,32 @@ impl Seen {
     }
 
     /// Remembers that the provider called a pushkey dead.
-    pub(crate) fn found_dead(&self, app_id: &str, pushkey: &str) {
-        let fingerprint = self.fingerprint(&[app_id, pushkey]);
+    pub(crate) fn found_dead(&self, target: Target<'_>) {
+        let fingerprint = self.of_target(target);
         let now_ms = self.clock.now_ms();
         self.lock().dead.insert(fingerprint, now_ms, now_ms);
     }
 
+    /// Forgets that the pushkey was dead, for the provider took a push for it.
+    pub(crate) fn found_alive(&self, target: Target<'_>) {
+        let fingerprint = self.of_target(target);
+        self.lock().dead.remove(fingerprint);
+    }
+
     /// Whether the pushkey is known to be dead. One that was set again since then is forgotten and may live.
-    pub(crate) fn is_dead(&self, app_id: &str, pushkey: &str, pushkey_ts_ms: Option<i64>) -> bool {
-        let fingerprint = self.fingerprint(&[app_id, pushkey]);
+    pub(crate) fn is_dead(&self, target: Target<'_>, pushkey_ts_ms: Option<i64>) -> bool {
+        let fingerprint = self.of_target(target);
         let mut state = self.lock();
         let Some(since_ms) = state.dead.get(fingerprint, self.clock.now_ms()).copied() else { return false };
-        // Homeservers tell whole seconds, so the pushkey may have been set up to 999 ms later than they say.
-        let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms.saturating_add(999) > since_ms);
+        let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms > since_ms);
         if set_again {
             state.dead.remove(fingerprint);
         }
         !set_again
+    }
+
+    fn of_target(&self, target: Target<'_>) -> Fingerprint {
+        self.fingerprint(&[target.app_id, target.pushkey, target.endpoint])
     }
 
     /// Each text with its length before it, so that no two lists look alike.
@@ -187,6 +205,10 @@ mod tests {
 
     use super::*;
 
+    const KEY: Target<'static> = Target { app_id: "app", pushkey: "key", endpoint: "https://push.example/1" };
+    const OTHER_KEY: Target<'static> = Target { pushkey: "other key", ..KEY };
+    const OTHER_ENDPOINT: Target<'static> = Target { endpoint: "https://push.example/2", ..KEY };
+
     fn seen(max_entries: usize) -> (Arc<Seen>, Clock) {
         let clock = Clock::manual(1_700_000_000_000);
         let config = SeenConfig { delivered_ttl_secs: 60, dead_ttl_secs: 60, max_entries };
@@ -194,7 +216,7 @@ mod tests {
     }
 
     fn deliver(seen: &Arc<Seen>, event_id: &str) {
-        let Begun::Send(ticket) = seen.begin(event_id, "app", "key") else { panic!("{event_id} is new") };
+        let Begun::Send(ticket) = seen.begin(event_id, KEY) else { panic!("{event_id} is new") };
         ticket.finish(&Outcome::Delivered);
     }
 
@@ -202,48 +224,60 @@ mod tests {
     fn what_was_delivered_is_not_sent_again_until_it_is_forgotten() {
         let (seen, clock) = seen(100);
         deliver(&seen, "$e");
-        assert!(matches!(seen.begin("$e", "app", "key"), Begun::Delivered));
-        assert!(matches!(seen.begin("$e", "app", "other key"), Begun::Send(_)));
-        assert!(matches!(seen.begin("$e", "other app", "key"), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", KEY), Begun::Delivered));
+        assert!(matches!(seen.begin("$e", OTHER_KEY), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", Target { app_id: "other app", ..KEY }), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", OTHER_ENDPOINT), Begun::Send(_)));
         clock.advance(Duration::from_secs(60));
-        assert!(matches!(seen.begin("$e", "app", "key"), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", KEY), Begun::Send(_)));
     }
 
     #[test]
     fn copies_wait_for_the_one_that_is_under_way() {
         let (seen, _clock) = seen(100);
-        let Begun::Send(ticket) = seen.begin("$e", "app", "key") else { panic!("the first one sends") };
-        let Begun::Wait(outcome) = seen.begin("$e", "app", "key") else { panic!("the second one waits") };
+        let Begun::Send(ticket) = seen.begin("$e", KEY) else { panic!("the first one sends") };
+        let Begun::Wait(outcome) = seen.begin("$e", KEY) else { panic!("the second one waits") };
         assert_eq!(*outcome.borrow(), None);
         ticket.finish(&Outcome::Busy { retry_after: None });
         assert_eq!(*outcome.borrow(), Some(Outcome::Busy { retry_after: None }));
         // It was not delivered, so the next one tries again.
-        assert!(matches!(seen.begin("$e", "app", "key"), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", KEY), Begun::Send(_)));
     }
 
     #[test]
     fn a_sending_that_was_cut_short_blocks_nobody() {
         let (seen, _clock) = seen(100);
-        let ticket = seen.begin("$e", "app", "key");
-        let Begun::Wait(outcome) = seen.begin("$e", "app", "key") else { panic!("the second one waits") };
+        let ticket = seen.begin("$e", KEY);
+        let Begun::Wait(outcome) = seen.begin("$e", KEY) else { panic!("the second one waits") };
         drop(ticket);
         assert!(outcome.has_changed().is_err(), "the channel is closed");
-        assert!(matches!(seen.begin("$e", "app", "key"), Begun::Send(_)));
+        assert!(matches!(seen.begin("$e", KEY), Begun::Send(_)));
     }
 
     #[test]
     fn a_dead_pushkey_is_known_until_it_is_set_again() {
         let (seen, clock) = seen(100);
-        seen.found_dead("app", "key");
+        seen.found_dead(KEY);
         let found_ms = clock.now_ms();
-        assert!(seen.is_dead("app", "key", None));
-        assert!(seen.is_dead("app", "key", Some(found_ms - 1000)));
-        assert!(!seen.is_dead("app", "other", None));
-        assert!(!seen.is_dead("app", "key", Some(found_ms + 1000)));
-        assert!(!seen.is_dead("app", "key", None), "it was forgotten");
-        seen.found_dead("app", "key");
+        assert!(seen.is_dead(KEY, None));
+        assert!(seen.is_dead(KEY, Some(found_ms - 1000)));
+        assert!(!seen.is_dead(OTHER_KEY, None));
+        assert!(!seen.is_dead(OTHER_ENDPOINT, None));
+        assert!(!seen.is_dead(KEY, Some(found_ms + 1000)));
+        assert!(!seen.is_dead(KEY, None), "it was forgotten");
+        seen.found_dead(KEY);
         clock.advance(Duration::from_secs(60));
-        assert!(!seen.is_dead("app", "key", None), "its time is over");
+        assert!(!seen.is_dead(KEY, None), "its time is over");
+    }
+
+    #[test]
+    fn a_dead_pushkey_that_took_a_push_lives() {
+        let (seen, _clock) = seen(100);
+        seen.found_dead(KEY);
+        seen.found_alive(OTHER_KEY);
+        assert!(seen.is_dead(KEY, None));
+        seen.found_alive(KEY);
+        assert!(!seen.is_dead(KEY, None));
     }
 
     #[test]
@@ -252,9 +286,9 @@ mod tests {
         for event_id in ["$1", "$2", "$3"] {
             deliver(&seen, event_id);
         }
-        assert!(matches!(seen.begin("$1", "app", "key"), Begun::Send(_)));
-        assert!(matches!(seen.begin("$2", "app", "key"), Begun::Delivered));
-        assert!(matches!(seen.begin("$3", "app", "key"), Begun::Delivered));
+        assert!(matches!(seen.begin("$1", KEY), Begun::Send(_)));
+        assert!(matches!(seen.begin("$2", KEY), Begun::Delivered));
+        assert!(matches!(seen.begin("$3", KEY), Begun::Delivered));
         assert!(seen.lock().under_way.is_empty());
     }
 }

@@ -18,6 +18,7 @@ use std::{
 use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::{
     client::legacy::Client,
@@ -29,10 +30,17 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
 };
 use serde::Deserialize;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout, timeout_at},
+};
 use tower_service::Service;
 
-use crate::resolver::Resolver;
+use crate::{
+    config_file::{ConfigError, Source},
+    http::causes,
+    resolver::Resolver,
+};
 
 /// How long one address may take to accept a connection before the next one is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,11 +59,24 @@ pub struct OutboundConfig {
     pub hosts: HashMap<String, IpAddr>,
 }
 
+impl OutboundConfig {
+    /// What the types cannot tell: whether the file of certificates can be used.
+    #[must_use]
+    pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
+        let Err(error) = extra_roots(self) else { return Vec::new() };
+        let problem = match causes(&error) {
+            causes if causes.is_empty() => error.to_string(),
+            causes => format!("{error}: {causes}"),
+        };
+        vec![source.error("outbound.extra_ca_file", problem)]
+    }
+}
+
 /// The client could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
     /// A certificate file cannot be read.
-    #[error("cannot read {path}: {source}")]
+    #[error("cannot read {path}")]
     Unreadable {
         /// As configured.
         path: String,
@@ -203,21 +224,26 @@ fn roots(config: &OutboundConfig) -> Result<RootCertStore, OutboundError> {
     let mut roots = RootCertStore::empty();
     let system = rustls_native_certs::load_native_certs();
     roots.add_parsable_certificates(system.certs);
-    if let Some(path) = &config.extra_ca_file {
-        let name = path.display().to_string();
-        let pem = fs::read(path).map_err(|source| OutboundError::Unreadable { path: name.clone(), source })?;
-        let extra: Vec<_> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
-        let (added, _) = roots.add_parsable_certificates(extra);
-        if added == 0 {
-            return Err(OutboundError::NoCertificate(name));
-        }
-    }
+    roots.add_parsable_certificates(extra_roots(config)?);
     if roots.is_empty() {
         tracing::warn!(
             "no root certificates were found, so no TLS server can be trusted: install ca-certificates, or set SSL_CERT_FILE or outbound.extra_ca_file"
         );
     }
     Ok(roots)
+}
+
+/// The certificates of the extra file, if one is configured.
+fn extra_roots(config: &OutboundConfig) -> Result<Vec<CertificateDer<'static>>, OutboundError> {
+    let Some(path) = &config.extra_ca_file else { return Ok(Vec::new()) };
+    let name = path.display().to_string();
+    let pem = match fs::read(path) {
+        Ok(pem) => pem,
+        Err(source) => return Err(OutboundError::Unreadable { path: name, source }),
+    };
+    let extra: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(&pem).filter_map(Result::ok).collect();
+    let (good, _) = RootCertStore::empty().add_parsable_certificates(extra.iter().cloned());
+    if good == 0 { Err(OutboundError::NoCertificate(name)) } else { Ok(extra) }
 }
 
 /// Bounds of one call.
@@ -279,13 +305,37 @@ impl HttpClient {
     ///
     /// [`HttpClientError`]; any answer, whatever its status, is not an error.
     pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
-        timeout(limits.timeout, self.exchange(request, limits.max_body))
-            .await
-            .unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))
+        let exchange = async {
+            let (head, body) = self.begin(request).await?.into_parts();
+            Ok(Response::from_parts(head, read(body, limits.max_body).await?))
+        };
+        timeout(limits.timeout, exchange).await.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))
     }
 
-    async fn exchange(&self, request: Request<Bytes>, max_body: usize) -> Result<Response<Bytes>, HttpClientError> {
-        let answer = self.client.request(request.map(Full::new)).await.map_err(|error| {
+    /// Sends a request whose effect must not be doubted once the status is there: a body that is too large, late or
+    /// broken counts as empty. Redirects come back as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpClientError`] when there is no status.
+    pub async fn send_for_status(
+        &self,
+        request: Request<Bytes>,
+        limits: CallLimits,
+    ) -> Result<Response<Bytes>, HttpClientError> {
+        let deadline = Instant::now() + limits.timeout;
+        let begun = timeout_at(deadline, self.begin(request)).await;
+        let (head, body) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?.into_parts();
+        let body = match timeout_at(deadline, read(body, limits.max_body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) | Err(_) => Bytes::new(),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Up to the answer's body.
+    async fn begin(&self, request: Request<Bytes>) -> Result<Response<Incoming>, HttpClientError> {
+        self.client.request(request.map(Full::new)).await.map_err(|error| {
             if is_blocked(&error) {
                 HttpClientError::Blocked
             } else if error.is_connect() {
@@ -293,16 +343,16 @@ impl HttpClient {
             } else {
                 HttpClientError::Exchange(error.into())
             }
-        })?;
-        let (head, body) = answer.into_parts();
-        let body = Limited::new(body, max_body).collect().await.map_err(|error| {
-            if error.is::<LengthLimitError>() {
-                HttpClientError::TooLarge(max_body)
-            } else {
-                HttpClientError::Exchange(error)
-            }
-        })?;
-        Ok(Response::from_parts(head, body.to_bytes()))
+        })
+    }
+}
+
+/// The rest of an answer.
+async fn read(body: Incoming, max_body: usize) -> Result<Bytes, HttpClientError> {
+    match Limited::new(body, max_body).collect().await {
+        Ok(body) => Ok(body.to_bytes()),
+        Err(error) if error.is::<LengthLimitError>() => Err(HttpClientError::TooLarge(max_body)),
+        Err(error) => Err(HttpClientError::Exchange(error)),
     }
 }
 
@@ -488,16 +538,18 @@ mod tests {
         .unwrap()
     }
 
-    /// Answers each connection's first request with `answer`.
+    /// Answers each connection's first request with `answer`, and keeps the connection open.
     async fn server(answer: &'static str) -> SocketAddr {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
+            let mut open = Vec::new();
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 let mut buffer = [0; 1024];
                 drop(stream.read(&mut buffer).await);
                 drop(stream.write_all(answer.as_bytes()).await);
+                open.push(stream);
             }
         });
         address
@@ -568,6 +620,39 @@ mod tests {
         let client = outbound(&[], &[]).client(Reach::Anywhere);
         let refused = client.send(get(format!("http://{address}/")), LIMITS).await.unwrap_err();
         assert!(matches!(refused, HttpClientError::TooLarge(16)), "{refused:?}");
+    }
+
+    #[tokio::test]
+    async fn a_status_holds_whatever_becomes_of_the_body() {
+        for (answer, body) in [
+            ("HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok", "ok"),
+            // Too large, late, broken.
+            ("HTTP/1.1 201 Created\r\nContent-Length: 17\r\n\r\n0123456789abcdefg", ""),
+            ("HTTP/1.1 201 Created\r\nContent-Length: 5\r\n\r\nab", ""),
+            ("HTTP/1.1 201 Created\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n", ""),
+        ] {
+            let address = server(answer).await;
+            let client = outbound(&[], &[]).client(Reach::Anywhere);
+            let limits = CallLimits { timeout: Duration::from_secs(1), ..LIMITS };
+            let got = client.send_for_status(get(format!("http://{address}/")), limits).await.unwrap();
+            assert_eq!((got.status().as_u16(), got.body().as_ref()), (201, body.as_bytes()), "{answer}");
+        }
+    }
+
+    #[test]
+    fn a_file_of_certificates_that_cannot_be_used_is_a_problem() {
+        for (file, expected) in [
+            (
+                "/nowhere/ca.pem",
+                "outbound.extra_ca_file: cannot read /nowhere/ca.pem: No such file or directory (os error 2)",
+            ),
+            ("/dev/null", "outbound.extra_ca_file: /dev/null holds no PEM certificate"),
+        ] {
+            let config = OutboundConfig { extra_ca_file: Some(file.into()), ..OutboundConfig::default() };
+            let problems: Vec<_> = config.problems(&Source::default()).iter().map(ToString::to_string).collect();
+            assert_eq!(problems, [expected]);
+        }
+        assert!(OutboundConfig::default().problems(&Source::default()).is_empty());
     }
 
     #[tokio::test]

@@ -37,6 +37,7 @@ use tower_service::Service;
 use warp::Filter as _;
 
 use crate::{
+    config_file::{ConfigError, Source},
     http::{Incoming, Matched, Response, Router, add_common_headers},
     matrix_error::MatrixError,
     metrics::HttpMetrics,
@@ -77,6 +78,32 @@ impl Default for ServerConfig {
             shutdown_grace_secs: 30,
             trusted_proxies: Vec::new(),
         }
+    }
+}
+
+/// Seconds of the longest time in the configuration, a day: times are added to the present, which must not overflow.
+const LONGEST_SECS: u64 = 24 * 60 * 60;
+/// No process has more files open than this.
+const MOST_CONNECTIONS: usize = 1_000_000;
+
+impl ServerConfig {
+    /// What the types cannot tell: values with which nothing would be served.
+    #[must_use]
+    pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        for (key, secs, least) in [
+            ("server.header_timeout_secs", self.header_timeout_secs, 1),
+            ("server.body_timeout_secs", self.body_timeout_secs, 1),
+            ("server.shutdown_grace_secs", self.shutdown_grace_secs, 0),
+        ] {
+            if !(least..=LONGEST_SECS).contains(&secs) {
+                problems.push(source.error(key, format!("must be {least} to {LONGEST_SECS}")));
+            }
+        }
+        if !(1..=MOST_CONNECTIONS).contains(&self.max_connections) {
+            problems.push(source.error("server.max_connections", format!("must be 1 to {MOST_CONNECTIONS}")));
+        }
+        problems
     }
 }
 
@@ -581,6 +608,32 @@ mod tests {
             format!("POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2048\r\n\r\n{body}");
         let answers = futures_util::future::join_all((0..20).map(|_| exchange(address, &request))).await;
         assert!(answers.iter().all(|answer| answer.ends_with("2048")), "{answers:?}");
+    }
+
+    #[test]
+    fn values_with_which_nothing_is_served_are_problems() {
+        let good = ServerConfig::default();
+        assert!(good.problems(&Source::default()).is_empty());
+        for (config, expected) in [
+            (ServerConfig { header_timeout_secs: 0, ..good.clone() }, "server.header_timeout_secs: must be 1 to 86400"),
+            (
+                ServerConfig { header_timeout_secs: u64::MAX, ..good.clone() },
+                "server.header_timeout_secs: must be 1 to 86400",
+            ),
+            (ServerConfig { body_timeout_secs: 0, ..good.clone() }, "server.body_timeout_secs: must be 1 to 86400"),
+            (
+                ServerConfig { shutdown_grace_secs: u64::MAX, ..good.clone() },
+                "server.shutdown_grace_secs: must be 0 to 86400",
+            ),
+            (ServerConfig { max_connections: 0, ..good.clone() }, "server.max_connections: must be 1 to 1000000"),
+            (
+                ServerConfig { max_connections: usize::MAX, ..good.clone() },
+                "server.max_connections: must be 1 to 1000000",
+            ),
+        ] {
+            let problems: Vec<_> = config.problems(&Source::default()).iter().map(ToString::to_string).collect();
+            assert_eq!(problems, [expected]);
+        }
     }
 
     #[tokio::test]

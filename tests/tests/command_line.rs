@@ -67,6 +67,27 @@ fn a_wrong_type_is_named_with_file_line_and_key() {
 }
 
 #[test]
+fn a_value_that_cannot_be_served_with_is_named_with_its_line() {
+    for (section, names) in [
+        ("[listen]\npublic = \"localhost\"\n", "listen.public: "),
+        ("[server]\nmax_connections = 9223372036854775807\n", "server.max_connections: "),
+        ("[server]\nmax_connections = 0\n", "server.max_connections: "),
+        ("[server]\nheader_timeout_secs = 0\n", "server.header_timeout_secs: "),
+        ("[outbound]\nextra_ca_file = \"/nowhere/ca.pem\"\n", "outbound.extra_ca_file: cannot read /nowhere/ca.pem: "),
+    ] {
+        for name in [IDENTITY, PUSH_GATEWAY] {
+            let folder = TempFolder::new();
+            let file = folder.write("waypost.toml", section);
+            let output = run(name, &["--config", &text(&file), "check-config"]);
+            let message = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(2), "{name}: {section}{message}");
+            assert!(message.contains(&format!("waypost.toml:2: {names}")), "{name}: {section}{message}");
+            assert!(message.matches("No such file").count() <= 1, "{name}: {message}");
+        }
+    }
+}
+
+#[test]
 fn a_configuration_that_is_missing_exits_2() {
     for name in [IDENTITY, PUSH_GATEWAY] {
         let output = run(name, &["--config", "/nowhere/waypost.toml", "check-config"]);

@@ -1,8 +1,12 @@
 //! From an entry of `[[apps]]` as it is written to one that can only be right.
 
+mod clashes;
+
 use std::{fs, path::Path};
 
+use http::Uri;
 use serde::Deserialize;
+use serde_json::json;
 use url::Url;
 use waypost_shared::{
     config_file::{ConfigError, Source},
@@ -24,6 +28,8 @@ const DEFAULT_TTL_SECS: u64 = 15 * 60;
 const METADATA_URI: &str = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
 /// Keys of an FCM message that no configuration may set: who gets it, and what the homeserver said.
 const OWN_FCM_KEYS: [&str; 4] = ["token", "topic", "condition", "data"];
+/// Bytes of an FCM app's options: of the 4096 that Google takes, 1024 are left for the event.
+const MAX_FCM_OPTIONS: usize = 3072;
 
 /// The parts of a service account's file that matter.
 #[derive(Deserialize)]
@@ -36,33 +42,14 @@ struct ServiceAccount {
 
 /// Checks all apps and reads their keys; all mistakes come at once.
 pub(super) fn validate(sections: &[AppSection], source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
-    let mut errors = ambiguous(sections, source);
+    let mut errors = clashes::ambiguous(sections, source);
     let mut apps = Vec::new();
     for (position, section) in sections.iter().enumerate() {
         let mut entry = Entry { section, position, source, errors: &mut errors };
         apps.extend(entry.app());
     }
+    errors.extend(clashes::two_keys_of_one_name(&apps, source));
     if errors.is_empty() { Ok(apps) } else { Err(ConfigError::merge(errors)) }
-}
-
-/// Pairs of entries that one `app_id` could belong to both of.
-fn ambiguous(sections: &[AppSection], source: &Source) -> Vec<ConfigError> {
-    let globs: Vec<_> = sections.iter().map(|section| section.id.as_deref().map(Glob::new)).collect();
-    let mut errors = Vec::new();
-    for (later, glob) in globs.iter().enumerate() {
-        let clash = globs[..later].iter().position(|earlier| match (earlier, glob) {
-            (Some(a), Some(b)) if a.is_exact() || b.is_exact() => a == b,
-            (Some(a), Some(b)) => a.len() == b.len() && a.overlaps(b),
-            _ => false,
-        });
-        if let Some(earlier) = clash {
-            let problem = format!(
-                "an app_id can match this and apps.{earlier}.id, and neither is longer; make one of them more particular"
-            );
-            errors.push(source.error(&format!("apps.{later}.id"), problem));
-        }
-    }
-    errors
 }
 
 /// One entry under examination.
@@ -168,6 +155,11 @@ impl Entry<'_> {
         for key in OWN_FCM_KEYS.into_iter().filter(|key| options.contains_key(*key)) {
             self.wrong(&format!("options.{key}"), "is set by the gateway for each push; remove it");
         }
+        let taken = json!(options).to_string().len();
+        if taken > MAX_FCM_OPTIONS {
+            let problem = format!("takes {taken} bytes; {MAX_FCM_OPTIONS} at the most leave room for events");
+            self.wrong("options", &problem);
+        }
         let credentials = match (&section.service_account_file, section.workload_identity.unwrap_or(false)) {
             (Some(_), true) => {
                 self.wrong("workload_identity", "service_account_file is set too; keep one of them");
@@ -226,7 +218,7 @@ impl Entry<'_> {
         Some(WebPushConfig {
             vapid_key: key?,
             vapid_contact: contact,
-            allowed_endpoints: section.allowed_endpoints.iter().flatten().map(|host| Glob::new(host)).collect(),
+            allowed_endpoints: section.allowed_endpoints.iter().flatten().map(|host| host_pattern(host)).collect(),
             ttl_secs: section.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
             events_only: section.events_only.unwrap_or(false),
         })
@@ -281,12 +273,12 @@ impl Entry<'_> {
     /// An address of a service: the configured one (empty is not set), else the default.
     fn uri(&mut self, key: &str, configured: Option<&str>, default: &str) -> Option<String> {
         let uri = configured.filter(|uri| !uri.is_empty()).unwrap_or(default);
-        let good = Url::parse(uri).is_ok_and(|url| matches!(url.scheme(), "https" | "http") && url.has_host());
-        if !good {
-            self.wrong(key, "must be a URL such as https://push.example.com");
-            return None;
+        let normal = normal_uri(uri);
+        if normal.is_none() {
+            let problem = "must be a URL such as https://push.example.com, without user, query and fragment";
+            self.wrong(key, problem);
         }
-        Some(uri.trim_end_matches('/').to_owned())
+        normal
     }
 
     fn es256(&mut self, key: &str, file: &Path) -> Option<Es256Key> {
@@ -303,4 +295,24 @@ impl Entry<'_> {
     fn wrong(&mut self, key: &str, problem: &str) {
         self.errors.push(self.source.error(&format!("apps.{}.{key}", self.position), problem));
     }
+}
+
+/// A service's address as requests are made with it: names in ASCII, no slash at the end. None when it is none, or
+/// has parts that a path cannot be appended to.
+fn normal_uri(text: &str) -> Option<String> {
+    let url = Url::parse(text).ok()?;
+    let is_plain =
+        url.username().is_empty() && url.password().is_none() && url.query().is_none() && url.fragment().is_none();
+    if !matches!(url.scheme(), "https" | "http") || !url.has_host() || !is_plain {
+        return None;
+    }
+    let uri = url.as_str().trim_end_matches('/');
+    // Another library's opinion, but the one that counts when the request is made.
+    uri.parse::<Uri>().is_ok().then(|| uri.to_owned())
+}
+
+/// A pattern of hosts, as URLs have them: in lower case, without the dot that may end a name.
+fn host_pattern(host: &str) -> Glob {
+    let host = host.to_lowercase();
+    Glob::new(host.strip_suffix('.').unwrap_or(&host))
 }

@@ -10,7 +10,7 @@ mod webpush;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 use waypost_shared::{
     clock::Clock,
     http_client::{CallLimits, HttpClient, Outbound, OutboundError, Reach},
@@ -134,6 +134,14 @@ impl Provider {
         })
     }
 
+    /// What a push goes by beside the pushkey: of web push the endpoint, since that is what its service judges.
+    pub(crate) fn endpoint<'d>(&self, device: &'d Device) -> &'d str {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) => "",
+            Self::WebPush(_) => device.data_text("endpoint").unwrap_or_default(),
+        }
+    }
+
     /// Makes the request for one device; it is the same for each attempt.
     pub(crate) fn prepare(
         &self,
@@ -163,7 +171,40 @@ fn limits(timeout: Duration) -> CallLimits {
     CallLimits { timeout, max_body: MAX_ANSWER }
 }
 
-/// A request that was put together from checked parts; should one of them still be impossible, the push is refused.
+/// A request that was put together from checked parts; should one of them still be impossible, it is one of the
+/// configuration: what strangers name is escaped, or checked for each push.
 fn built(request: Result<Request<Bytes>, http::Error>) -> Result<Request<Bytes>, Unsent> {
-    request.map_err(|_| Unsent::Settled(Outcome::refused_push("the pushkey makes no valid request")))
+    request.map_err(|_| Unsent::Settled(Outcome::refused_app("the app's configuration makes no valid request")))
+}
+
+/// Whether an answer says "not now" and nothing about the push: it came too slowly (408), on the wrong connection
+/// (421), too early (425), as one of too many (429), or the service is in trouble.
+fn is_transient(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 408 | 421 | 425 | 429 | 500..=599)
+}
+
+/// Whether what is left of an attempt's time is enough for one more call: one that is cut short may be delivered
+/// although the homeserver is told otherwise.
+fn is_enough(left: Duration, whole: Duration) -> bool {
+    left >= whole / 4
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_that_cannot_be_made_is_the_configurations_fault() {
+        let request = Request::builder().uri("https://b\u{fc}cher.example").body(Bytes::new());
+        let Err(Unsent::Settled(Outcome::Refused(refusal))) = built(request) else { panic!("it cannot be made") };
+        assert_eq!(refusal.fault, Fault::App);
+    }
+
+    #[test]
+    fn the_last_quarter_of_an_attempt_is_too_short() {
+        let whole = Duration::from_secs(10);
+        for (left_ms, expected) in [(10_000, true), (2500, true), (2499, false), (0, false)] {
+            assert_eq!(is_enough(Duration::from_millis(left_ms), whole), expected, "{left_ms}");
+        }
+    }
 }

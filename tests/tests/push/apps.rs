@@ -55,6 +55,20 @@ async fn an_unknown_app_is_no_reason_to_reject_by_default() {
 }
 
 #[tokio::test]
+async fn unknown_apps_do_not_flood_the_log() {
+    let gateway = with_globs(None).await;
+    for number in 0..40 {
+        let device = json!({"app_id": format!("org.unknown.DEVICE{number}"), "pushkey": apns_token(1)});
+        assert_try_again(&gateway.notify(&event("$1", &[device])).await);
+    }
+    let is_about_it = |line: &serde_json::Value| line["app_id"].as_str().is_some_and(|id| id.contains("org.unknown"));
+    gateway.server.wait_for_log("the unknown app", is_about_it).await;
+    let lines = gateway.server.logs().iter().filter(|line| is_about_it(line)).count();
+    assert!(lines <= 11, "{lines} lines");
+    assert!(!gateway.server.log_text().contains("DEVICE"), "a device's id is in the log");
+}
+
+#[tokio::test]
 async fn an_unknown_app_can_be_rejected_by_policy() {
     let gateway = with_globs(Some("reject")).await;
     let unknown = json!({"app_id": "org.unknown", "pushkey": "key of an app that is gone"});

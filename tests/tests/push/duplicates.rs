@@ -3,7 +3,8 @@
 use serde_json::json;
 use waypost_tests::apns::refusal;
 use waypost_tests::fcm;
-use waypost_tests::gateway::{IOS, TestGateway, android, apns_token, event, ios};
+use waypost_tests::gateway::{IOS, TestGateway, WEB, android, apns_token, event, ios};
+use waypost_tests::tls_server::Answer;
 
 use super::assert_try_again;
 
@@ -76,6 +77,39 @@ async fn a_dead_pushkey_is_remembered_until_it_is_registered_anew() {
     let later = waypost_tests::jwt::now_secs() + 60;
     assert_eq!(gateway.rejected(&event("$3", &[device(later)])).await, json!([]));
     assert_eq!(gateway.apns.pushes().len(), 2);
+}
+
+#[tokio::test]
+async fn what_was_said_of_one_endpoint_is_not_said_of_another() {
+    let gateway = TestGateway::start().await;
+    let browser = gateway.webpush.subscribe("old");
+    let old = browser.device(WEB);
+    let mut new = old.clone();
+    new["data"]["endpoint"] = json!(format!("{}/push/new", gateway.webpush.origin()));
+    gateway.webpush.script().always(browser.path(), Answer::empty(410));
+
+    // The browser kept its keys and got a new endpoint.
+    assert_eq!(gateway.rejected(&event("$1", std::slice::from_ref(&old))).await, json!([browser.p256dh()]));
+    assert_eq!(gateway.rejected(&event("$2", std::slice::from_ref(&new))).await, json!([]));
+    // The old one is still known to be dead.
+    assert_eq!(gateway.rejected(&event("$3", std::slice::from_ref(&old))).await, json!([browser.p256dh()]));
+    assert_eq!(gateway.webpush.pushes_for(&browser).len(), 1);
+}
+
+#[tokio::test]
+async fn two_endpoints_with_the_same_keys_are_two_devices() {
+    let gateway = TestGateway::start().await;
+    let one = gateway.webpush.subscribe("one").device(WEB);
+    let mut two = one.clone();
+    two["data"]["endpoint"] = json!(format!("{}/push/two", gateway.webpush.origin()));
+    // In one request, and one after the other.
+    gateway.rejected(&event("$1", &[one.clone(), two.clone(), two.clone()])).await;
+    for device in [one, two] {
+        gateway.rejected(&event("$2", &[device])).await;
+    }
+    let mut paths: Vec<_> = gateway.webpush.pushes().all().into_iter().map(|push| push.path).collect();
+    paths.sort();
+    assert_eq!(paths, ["/push/one", "/push/one", "/push/two", "/push/two"]);
 }
 
 #[tokio::test]

@@ -47,6 +47,8 @@ async fn apns_answers() {
         (410, "ExpiredToken", Told::Gone),
         (400, "BadDeviceToken", Told::Gone),
         (400, "PayloadTooLarge", Told::Delivered),
+        (400, "IdleTimeout", Told::Again),
+        (400, "InvalidPushType", Told::Again),
         (400, "DeviceTokenNotForTopic", Told::Again),
         (400, "TopicDisallowed", Told::Again),
         (400, "BadTopic", Told::Again),
@@ -101,6 +103,7 @@ async fn fcm_answers() {
         ("unregistered", fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")), Told::Gone),
         ("bad-token", fcm::bad_field("message.token"), Told::Gone),
         ("bad-data", fcm::bad_field("message.data"), Told::Delivered),
+        ("bad-option", fcm::bad_field("message.android.ttl"), Told::Again),
         ("not-found", fcm::refusal(404, "NOT_FOUND", None), Told::Again),
         ("sender", fcm::refusal(403, "PERMISSION_DENIED", Some("SENDER_ID_MISMATCH")), Told::Again),
         ("quota", fcm::refusal(429, "RESOURCE_EXHAUSTED", Some("QUOTA_EXCEEDED")), Told::Again),
@@ -124,6 +127,7 @@ async fn push_service_answers() {
         (404, Told::Gone),
         (410, Told::Gone),
         (413, Told::Delivered),
+        (425, Told::Again),
         (429, Told::Again),
         (500, Told::Again),
         (503, Told::Again),
@@ -134,6 +138,22 @@ async fn push_service_answers() {
         gateway.webpush.script().always(browser.path(), Answer::empty(status));
         check(&gateway, &browser.device(WEB), &name, told).await;
     }
+}
+
+#[tokio::test]
+async fn a_push_that_was_taken_is_not_sent_again_for_its_answers_body() {
+    let gateway = TestGateway::start().await;
+    let long = "x".repeat(70_000);
+    let browser = gateway.webpush.subscribe("long");
+    gateway.webpush.script().always(browser.path(), Answer::text(201, &long));
+    check(&gateway, &browser.device(WEB), "webpush", Told::Delivered).await;
+    assert_eq!(gateway.webpush.pushes_for(&browser).len(), 1);
+    gateway.fcm.script().always("long", Answer::text(200, &long));
+    check(&gateway, &android("long"), "fcm", Told::Delivered).await;
+    assert_eq!(gateway.fcm.pushes_for("long").len(), 1);
+    gateway.apns.script().always(&apns_token(1), Answer::text(200, &long));
+    check(&gateway, &ios(&apns_token(1)), "apns", Told::Delivered).await;
+    assert_eq!(gateway.apns.pushes_for(&apns_token(1)).len(), 1);
 }
 
 #[tokio::test]

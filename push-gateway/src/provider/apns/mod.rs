@@ -15,9 +15,9 @@ use std::{
 
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
-use http::{Method, Request, Response, StatusCode, header::AUTHORIZATION};
+use http::{Method, Request, Response, header::AUTHORIZATION};
 use ring::digest;
-use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::Instant;
 use waypost_shared::{
     clock::Clock,
@@ -29,7 +29,7 @@ use waypost_shared::{
 
 use self::token::TeamToken;
 pub(crate) use self::token::TeamTokens;
-use super::{Outcome, Shared, Unsent, built, limits};
+use super::{Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
 use crate::{
     config::{ApnsConfig, ApnsCredentials, PushType},
     encoding::{from_base64, path_segment, to_hex},
@@ -45,20 +45,24 @@ const MAX_PAYLOAD: usize = 4096;
 const MAX_VOIP_PAYLOAD: usize = 5120;
 
 /// What Apple answers with; others are not repeated in the log, since nobody knows what they hold.
-const REASONS: [&str; 24] = [
+const REASONS: [&str; 32] = [
     "BadCertificate",
     "BadCertificateEnvironment",
     "BadCollapseId",
     "BadDeviceToken",
+    "BadEnvironmentKeyIdInToken",
     "BadExpirationDate",
     "BadMessageId",
     "BadPath",
     "BadPriority",
     "BadTopic",
     "DeviceTokenNotForTopic",
+    "DuplicateHeaders",
     "ExpiredProviderToken",
     "ExpiredToken",
     "Forbidden",
+    "IdleTimeout",
+    "InternalServerError",
     "InvalidProviderToken",
     "InvalidPushType",
     "MethodNotAllowed",
@@ -67,9 +71,13 @@ const REASONS: [&str; 24] = [
     "MissingTopic",
     "PayloadEmpty",
     "PayloadTooLarge",
+    "ServiceUnavailable",
+    "Shutdown",
+    "TooManyProviderTokenUpdates",
+    "TooManyRequests",
     "TopicDisallowed",
-    "UnrelatedKeyIdInToken",
     "Unregistered",
+    "UnrelatedKeyIdInToken",
 ];
 
 /// One app at Apple's service.
@@ -90,12 +98,23 @@ pub(crate) struct Apns {
 }
 
 /// The body of an answer that is not 200.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
+#[derive(Debug)]
 struct Trouble {
     reason: String,
     /// Of 410: when Apple found the token dead, in milliseconds since the epoch.
     timestamp: Option<i64>,
+}
+
+impl Trouble {
+    /// Reads what can be read: an odd timestamp takes nothing from the reason.
+    fn read(body: &[u8]) -> Self {
+        let body: Value = serde_json::from_slice(body).unwrap_or_default();
+        let timestamp = match &body["timestamp"] {
+            Value::String(text) => text.parse().ok(),
+            number => number.as_i64().or_else(|| format!("{:.0}", number.as_f64()?).parse().ok()),
+        };
+        Self { reason: body["reason"].as_str().unwrap_or_default().to_owned(), timestamp }
+    }
 }
 
 impl Apns {
@@ -182,20 +201,23 @@ impl Apns {
                 },
             };
             let left = deadline.saturating_duration_since(Instant::now());
-            let answer = match self.client.send(request, limits(left)).await {
+            if !is_enough(left, timeout) {
+                return Outcome::unreachable();
+            }
+            let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::warn!(provider = "apns", %error, causes = causes(&error), "no answer from the provider");
                     return Outcome::unreachable();
                 }
             };
-            let trouble: Trouble = serde_json::from_slice(answer.body()).unwrap_or_default();
+            let trouble = Trouble::read(answer.body());
             if let Some((token, used)) = used
                 && trouble.reason == "ExpiredProviderToken"
                 && !renewed
+                && token.renew(&used)
             {
                 renewed = true;
-                token.renew(&used);
                 continue;
             }
             return self.outcome(&answer, &trouble, device);
@@ -208,12 +230,19 @@ impl Apns {
             let known = REASONS.into_iter().find(|reason| *reason == trouble.reason);
             format!("APNs answered {} {}", status.as_u16(), known.unwrap_or("without a known reason"))
         };
+        let busy = || {
+            tracing::warn!(why = said(), "APNs is busy");
+            Outcome::busy(answer, &self.clock)
+        };
+        let answered_well = self.answered_well.load(Ordering::Relaxed);
         match (status.as_u16(), trouble.reason.as_str()) {
             (200, _) => {
                 self.answered_well.store(true, Ordering::Relaxed);
                 Outcome::Delivered
             }
-            (410, "Unregistered" | "ExpiredToken") => {
+            // Apple's 410 has one meaning, so a reason that is new or did not arrive changes nothing, once a push was
+            // taken here: that it is Apple who answers. Before, it may be a wrong `endpoint`.
+            (410, reason) if answered_well || matches!(reason, "Unregistered" | "ExpiredToken") => {
                 // A token that the app set again since is another chance, not a dead one.
                 let dead_ms = trouble.timestamp.unwrap_or(i64::MAX);
                 if device.pushkey_ts_ms.is_some_and(|set_ms| set_ms > dead_ms) {
@@ -221,7 +250,7 @@ impl Apns {
                 }
                 Outcome::Gone
             }
-            (400, "BadDeviceToken") if self.answered_well.load(Ordering::Relaxed) => Outcome::Gone,
+            (400, "BadDeviceToken") if answered_well => Outcome::Gone,
             (400, "BadDeviceToken") => Outcome::refused_app(format!(
                 "{}, and no push was taken there yet: is `environment` the right one?",
                 said()
@@ -229,10 +258,11 @@ impl Apns {
             (400, "BadTopic" | "DeviceTokenNotForTopic" | "MissingTopic" | "TopicDisallowed") => {
                 Outcome::refused_app(format!("{}: is `topic` the app's bundle id?", said()))
             }
-            (400 | 413, _) => Outcome::refused_push(said()),
-            _ if status == StatusCode::TOO_MANY_REQUESTS || status.is_server_error() => {
-                Outcome::busy(answer, &self.clock)
-            }
+            (400, "PayloadEmpty" | "PayloadTooLarge") | (413, _) => Outcome::refused_push(said()),
+            // Apple was about to close the connection.
+            (400, "IdleTimeout") => busy(),
+            _ if is_transient(status) => busy(),
+            // Also each other 400: headers are made alike for all pushes of the app.
             _ => Outcome::refused_app(said()),
         }
     }

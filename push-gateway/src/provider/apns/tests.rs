@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use serde_json::{Value, json};
+use serde_json::json;
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
@@ -113,7 +113,7 @@ async fn device_tokens_come_in_base64_or_hex() {
 /// What an answer means for a device whose pushkey was set at `NOW_MS`.
 fn outcome(apns: &Apns, status: u16, body: &Value) -> Outcome {
     let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
-    let trouble: Trouble = serde_json::from_value(body.clone()).unwrap();
+    let trouble = Trouble::read(body.to_string().as_bytes());
     let notification = notification(json!({
         "devices": [{"app_id": "a", "pushkey": "AQID", "pushkey_ts": NOW_MS / 1000}],
     }));
@@ -133,14 +133,12 @@ async fn each_answer_has_its_meaning() {
     let reason = |reason: &str| json!({"reason": reason});
     // Not one push was taken here, so it may well be the wrong environment.
     assert_eq!(fault(outcome(&apns, 400, &reason("BadDeviceToken"))), Some(Fault::App));
+    assert_eq!(fault(outcome(&apns, 410, &json!({}))), Some(Fault::App));
+    assert_eq!(outcome(&apns, 410, &reason("ExpiredToken")), Outcome::Gone);
     assert_eq!(outcome(&apns, 200, &json!({})), Outcome::Delivered);
     assert_eq!(outcome(&apns, 400, &reason("BadDeviceToken")), Outcome::Gone);
-
-    let unregistered = |timestamp: i64| json!({"reason": "Unregistered", "timestamp": timestamp});
-    assert_eq!(outcome(&apns, 410, &unregistered(NOW_MS)), Outcome::Gone);
-    assert_eq!(outcome(&apns, 410, &reason("ExpiredToken")), Outcome::Gone);
-    assert_eq!(fault(outcome(&apns, 410, &unregistered(NOW_MS - 1))), Some(Fault::Push));
-    assert_eq!(fault(outcome(&apns, 410, &json!({}))), Some(Fault::App));
+    assert_eq!(outcome(&apns, 410, &json!({})), Outcome::Gone);
+    assert_eq!(outcome(&apns, 410, &reason("NewInIos99")), Outcome::Gone);
 
     for (status, name, expected) in [
         (400, "BadTopic", Fault::App),
@@ -149,13 +147,45 @@ async fn each_answer_has_its_meaning() {
         (403, "InvalidProviderToken", Fault::App),
         (403, "ExpiredProviderToken", Fault::App),
         (404, "BadPath", Fault::App),
+        (400, "InvalidPushType", Fault::App),
+        (400, "BadExpirationDate", Fault::App),
+        (400, "BadCollapseId", Fault::App),
+        (400, "BadPriority", Fault::App),
+        (400, "MissingDeviceToken", Fault::App),
+        (400, "DuplicateHeaders", Fault::App),
+        (400, "", Fault::App),
         (413, "PayloadTooLarge", Fault::Push),
+        (413, "", Fault::Push),
         (400, "PayloadTooLarge", Fault::Push),
+        (400, "PayloadEmpty", Fault::Push),
     ] {
         assert_eq!(fault(outcome(&apns, status, &reason(name))), Some(expected), "{status} {name}");
     }
-    for status in [429, 500, 503] {
-        let busy = Outcome::Busy { retry_after: Some(Duration::from_secs(7)) };
+    let busy = Outcome::Busy { retry_after: Some(Duration::from_secs(7)) };
+    for status in [408, 421, 425, 429, 500, 503] {
         assert_eq!(outcome(&apns, status, &json!({})), busy, "{status}");
+    }
+    assert_eq!(outcome(&apns, 400, &reason("IdleTimeout")), busy);
+}
+
+#[tokio::test]
+async fn a_death_is_believed_unless_the_pushkey_may_be_younger() {
+    let apns = apns(|_| ());
+    // The pushkey was set in the second that begins at NOW_MS.
+    for timestamp in [json!(NOW_MS + 999), json!(1_700_000_000_999.0), json!("1700000000999"), json!(null), json!([])] {
+        let trouble = json!({"reason": "Unregistered", "timestamp": timestamp});
+        assert_eq!(outcome(&apns, 410, &trouble), Outcome::Gone, "{timestamp}");
+    }
+    for timestamp in [json!(NOW_MS + 998), json!(1_700_000_000_998.2), json!("1700000000998")] {
+        let trouble = json!({"reason": "Unregistered", "timestamp": timestamp});
+        assert_eq!(fault(outcome(&apns, 410, &trouble)), Some(Fault::Push), "{timestamp}");
+    }
+}
+
+#[test]
+fn each_reason_is_known_once() {
+    assert!(REASONS.is_sorted_by(|a, b| a < b), "{REASONS:?}");
+    for reason in ["IdleTimeout", "DuplicateHeaders", "BadEnvironmentKeyIdInToken", "TooManyProviderTokenUpdates"] {
+        assert!(REASONS.contains(&reason), "{reason}");
     }
 }

@@ -5,7 +5,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use http::HeaderValue;
@@ -17,6 +17,8 @@ use crate::jwt::Es256Key;
 
 /// A token is replaced at this age, in milliseconds.
 const RENEWED_AFTER_MS: i64 = 40 * 60 * 1000;
+/// A token that Apple calls expired is replaced at this age, in milliseconds.
+const LEAST_AGE_MS: i64 = 20 * 60 * 1000;
 
 /// The tokens of all apps: those with the same key share one, as Apple counts them by key.
 #[derive(Debug, Default)]
@@ -31,7 +33,7 @@ impl TeamTokens {
                 key_id: key_id.clone(),
                 team_id: team_id.clone(),
                 clock: clock.clone(),
-                signed: Mutex::new(None),
+                state: Mutex::default(),
             })
         });
         token.clone()
@@ -45,8 +47,15 @@ pub(super) struct TeamToken {
     key_id: String,
     team_id: String,
     clock: Clock,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
     /// The header's value, and when it was signed.
-    signed: Mutex<Option<(HeaderValue, i64)>>,
+    signed: Option<(HeaderValue, i64)>,
+    /// The token before this one was called expired: if this one is too, age was not the reason.
+    after_expired: bool,
 }
 
 impl TeamToken {
@@ -54,27 +63,37 @@ impl TeamToken {
     pub(super) fn current(&self) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         // Signing takes microseconds, so that others wait for it rather than sign one each.
-        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((value, signed_ms)) = &*signed
-            && (*signed_ms..*signed_ms + RENEWED_AFTER_MS).contains(&now_ms)
-        {
-            return Ok(value.clone());
+        let mut state = self.lock();
+        if let Some((value, signed_ms)) = &state.signed {
+            if (*signed_ms..*signed_ms + RENEWED_AFTER_MS).contains(&now_ms) {
+                return Ok(value.clone());
+            }
+            state.after_expired = false;
         }
         let header = json!({"alg": "ES256", "kid": self.key_id});
         let claims = json!({"iss": self.team_id, "iat": now_ms / 1000});
         let token = self.key.sign(&header, &claims)?;
         let mut value = HeaderValue::try_from(format!("bearer {token}")).map_err(|_| Unspecified)?;
         value.set_sensitive(true);
-        *signed = Some((value.clone(), now_ms));
+        state.signed = Some((value.clone(), now_ms));
         Ok(value)
     }
 
-    /// Forgets `used`, which Apple called expired, unless someone else renewed it already.
-    pub(super) fn renew(&self, used: &HeaderValue) {
-        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
-        if signed.as_ref().is_some_and(|(value, _)| value == used) {
-            *signed = None;
+    /// Forgets `used`, which Apple called expired, unless someone else renewed it already. False when another token
+    /// would not help: a young one is replaced once, in case the clock was wrong, and then not before its time.
+    pub(super) fn renew(&self, used: &HeaderValue) -> bool {
+        let mut state = self.lock();
+        let Some((_, signed_ms)) = state.signed.as_ref().filter(|(value, _)| value == used) else { return true };
+        let is_young = self.clock.now_ms().saturating_sub(*signed_ms) < LEAST_AGE_MS;
+        if is_young && state.after_expired {
+            return false;
         }
+        *state = State { signed: None, after_expired: true };
+        true
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -112,10 +131,30 @@ mod tests {
         let token = token(&mut TeamTokens::default(), "A", &clock);
         let first = token.current().unwrap();
         clock.advance(Duration::from_secs(1));
-        token.renew(&first);
+        assert!(token.renew(&first));
         let second = token.current().unwrap();
         assert_ne!(second, first);
-        token.renew(&first);
+        assert!(token.renew(&first), "the second one is worth a try");
         assert_eq!(token.current().unwrap(), second);
+    }
+
+    #[test]
+    fn when_each_token_is_called_expired_there_are_twenty_minutes_between_them() {
+        let clock = Clock::manual(1_700_000_000_000);
+        let token = token(&mut TeamTokens::default(), "A", &clock);
+        assert!(token.renew(&token.current().unwrap()));
+        let second = token.current().unwrap();
+        clock.advance(Duration::from_secs(20 * 60 - 1));
+        assert!(!token.renew(&second));
+        assert_eq!(token.current().unwrap(), second);
+        clock.advance(Duration::from_secs(1));
+        assert!(token.renew(&second));
+        let third = token.current().unwrap();
+        assert!(!token.renew(&third));
+        // One that was good until its time was over is not blamed for those before it.
+        clock.advance(Duration::from_secs(40 * 60));
+        let fourth = token.current().unwrap();
+        assert_ne!(fourth, third);
+        assert!(token.renew(&fourth));
     }
 }

@@ -12,12 +12,12 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use serde::Deserialize;
+use serde_json::Value;
 use tokio::time::{Instant, timeout};
 use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
 
 use self::token::{TokenError, Tokens};
-use super::{Outcome, Shared, Unsent, built, limits};
+use super::{Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
 use crate::{
     config::FcmConfig,
     encoding::path_segment,
@@ -35,31 +35,29 @@ pub(crate) struct Fcm {
     tokens: Arc<Tokens>,
 }
 
-/// The body of an answer that is not 200.
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Trouble {
-    error: Status,
-}
+/// The body of an answer that is not 200, read as far as it can be: one odd detail takes nothing from the others.
+#[derive(Debug)]
+struct Trouble(Value);
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct Status {
-    status: String,
-    details: Vec<Detail>,
-}
+impl Trouble {
+    fn read(body: &[u8]) -> Self {
+        Self(serde_json::from_slice(body).unwrap_or_default())
+    }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default, rename_all = "camelCase")]
-struct Detail {
-    error_code: String,
-    field_violations: Vec<FieldViolation>,
-}
+    fn details(&self) -> impl Iterator<Item = &Value> {
+        self.0["error"]["details"].as_array().into_iter().flatten()
+    }
 
-#[derive(Debug, Default, Deserialize)]
-#[serde(default)]
-struct FieldViolation {
-    field: String,
+    /// Whether Google's code or FCM's own is this one.
+    fn has_code(&self, code: &str) -> bool {
+        self.0["error"]["status"] == code || self.details().any(|detail| detail["errorCode"] == code)
+    }
+
+    /// The fields of the message that are wrong.
+    fn blamed(&self) -> Vec<&str> {
+        let violations = self.details().filter_map(|detail| detail["fieldViolations"].as_array()).flatten();
+        violations.filter_map(|violation| violation["field"].as_str()).collect()
+    }
 }
 
 impl Fcm {
@@ -102,16 +100,18 @@ impl Fcm {
             let mut request = request.clone();
             request.headers_mut().insert(AUTHORIZATION, token.clone());
             let left = deadline.saturating_duration_since(Instant::now());
-            let answer = match self.client.send(request, limits(left)).await {
+            if !is_enough(left, time) {
+                return Outcome::unreachable();
+            }
+            let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::warn!(provider = "fcm", %error, causes = causes(&error), "no answer from the provider");
                     return Outcome::unreachable();
                 }
             };
-            if answer.status() == StatusCode::UNAUTHORIZED && !renewed {
+            if answer.status() == StatusCode::UNAUTHORIZED && !renewed && self.tokens.renew(&token) {
                 renewed = true;
-                self.tokens.renew(&token);
                 continue;
             }
             return self.outcome(&answer);
@@ -123,27 +123,38 @@ impl Fcm {
         if status.is_success() {
             return Outcome::Delivered;
         }
-        let Trouble { error } = serde_json::from_slice(answer.body()).unwrap_or_default();
-        let has_code =
-            |code: &str| error.status == code || error.details.iter().any(|detail| detail.error_code == code);
-        let blames_token = || {
-            let mut violations = error.details.iter().flat_map(|detail| &detail.field_violations);
-            violations.any(|violation| violation.field == "message.token")
-        };
+        if is_transient(status) {
+            return Outcome::busy(answer, &self.clock);
+        }
+        let trouble = Trouble::read(answer.body());
         match status.as_u16() {
-            404 if has_code("UNREGISTERED") => Outcome::Gone,
+            404 if trouble.has_code("UNREGISTERED") => Outcome::Gone,
             404 => Outcome::refused_app("FCM answered 404 and knows no such project: is `project_id` right?"),
-            400 if has_code("INVALID_ARGUMENT") && blames_token() => Outcome::Gone,
-            400 => Outcome::refused_push("FCM answered 400: it will not have this message"),
+            400 => bad_request(&trouble),
             401 => Outcome::refused_app("FCM answered 401, also with a new token: are the credentials still good?"),
-            403 if has_code("SENDER_ID_MISMATCH") => {
+            403 if trouble.has_code("SENDER_ID_MISMATCH") => {
                 Outcome::refused_app("FCM answered 403: the device is registered with another Firebase project")
             }
             403 => Outcome::refused_app("FCM answered 403: may this account send messages for `project_id`?"),
-            429 | 500..=599 => Outcome::busy(answer, &self.clock),
             other => Outcome::refused_app(format!("FCM answered {other}")),
         }
     }
+}
+
+/// Whose fault a 400 is. A field beside the token and the data was set by the app's `options`, in each of its pushes;
+/// no field at all means the message as a whole, such as its size, which is this push's own.
+fn bad_request(trouble: &Trouble) -> Outcome {
+    let blamed = trouble.blamed();
+    if !trouble.has_code("INVALID_ARGUMENT") {
+        return Outcome::refused_app("FCM answered 400 and not why: is `endpoint` right?");
+    }
+    if blamed.contains(&"message.token") {
+        return Outcome::Gone;
+    }
+    if blamed.iter().all(|field| field.starts_with("message.data")) {
+        return Outcome::refused_push("FCM answered 400: it will not have this message");
+    }
+    Outcome::refused_app("FCM answered 400 and blames a field that is the same in all pushes: is it one of `options`?")
 }
 
 #[cfg(test)]

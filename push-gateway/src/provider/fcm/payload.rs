@@ -95,26 +95,33 @@ impl Template {
 
     /// Cuts each text that is too long, and then the longest ones until all fit.
     fn fitted(&self, mut data: Map<String, Value>) -> Result<Map<String, Value>, Unsent> {
-        for text in texts(&mut data) {
-            fit::cut(text, MAX_TEXT, MARK);
-        }
-        loop {
-            let size = json!(data).to_string().len();
-            let Some(excess) = size.checked_sub(self.max_data).filter(|excess| *excess > 0) else { return Ok(data) };
-            if fit::shrink(texts(&mut data), excess, MARK) {
-                continue;
-            }
+        cut_long(&mut data);
+        if self.excess(&data) > 0 && data.remove(EVENT_CIPHERTEXT).is_some() {
             // A part of a ciphertext is of no use; without it the app fetches the event by its id.
-            if data.remove(EVENT_CIPHERTEXT).is_none() {
-                return Err(Unsent::too_large(MAX_MESSAGE));
-            }
+            cut_long(&mut data);
         }
+        let excess = self.excess(&data);
+        if excess == 0 || fit::shrink(texts(&mut data), excess, MARK) {
+            return Ok(data);
+        }
+        Err(Unsent::too_large(MAX_MESSAGE))
+    }
+
+    /// Bytes that are too many.
+    fn excess(&self, data: &Map<String, Value>) -> usize {
+        json!(data).to_string().len().saturating_sub(self.max_data)
+    }
+}
+
+fn cut_long(data: &mut Map<String, Value>) {
+    for text in texts(data) {
+        fit::cut(text, MAX_TEXT, MARK);
     }
 }
 
 /// Keys that Google keeps for itself: a message with one of them is refused.
 fn is_reserved(key: &str) -> bool {
-    matches!(key, "from" | "message_type" | "collapse_key") || key.starts_with("google.") || key.starts_with("gcm.")
+    matches!(key, "from" | "message_type") || key.starts_with("google.") || key.starts_with("gcm.")
 }
 
 /// FCM's data holds texts only.
@@ -125,9 +132,12 @@ fn text(value: Value) -> Value {
     }
 }
 
-/// The texts that may be cut.
+/// The texts that may be cut. Beside a ciphertext stands what it is opened with, which is of no use in part either.
 fn texts(data: &mut Map<String, Value>) -> Vec<&mut String> {
-    let may_be_cut = |key: &str| !WHOLE.contains(&key) && !ENCRYPTED_KEYS.contains(&key) && key != EVENT_CIPHERTEXT;
+    let is_sealed = data.contains_key(EVENT_CIPHERTEXT);
+    let may_be_cut = |key: &str| {
+        !WHOLE.contains(&key) && !ENCRYPTED_KEYS.contains(&key) && !(is_sealed && key.starts_with("content_"))
+    };
     data.iter_mut()
         .filter(|(key, _)| may_be_cut(key))
         .filter_map(|(_, value)| match value {

@@ -73,14 +73,16 @@ fn counts_alone_wake_nobody() {
 #[test]
 fn the_operators_options_stay_and_reserved_keys_go() {
     let options = json!({"android": {"ttl": "60s", "priority": "normal"}, "apns": {"payload": {"aps": {"badge": 1}}}});
-    let default = json!({"from": "x", "google.a": "x", "gcm.b": "x", "message_type": "x", "fine": "y", "token": "z"});
+    let default = json!({
+        "from": "x", "google.a": "x", "gcm.b": "x", "message_type": "x", "fine": "y", "token": "z", "collapse_key": "c",
+    });
     assert_eq!(
         built(json!({"event_id": "$e"}), default, Kind::IdsOnly, options).unwrap(),
         json!({"message": {
             "token": "k",
             "android": {"ttl": "60s", "priority": "high"},
             "apns": {"payload": {"aps": {"badge": 1}}},
-            "data": {"fine": "y", "token": "z", "event_id": "$e", "prio": "high"},
+            "data": {"fine": "y", "token": "z", "collapse_key": "c", "event_id": "$e", "prio": "high"},
         }})
     );
 }
@@ -100,6 +102,27 @@ fn many_texts_are_cut_until_all_fit() {
     let size = data.to_string().len();
     assert!((4080..=4096).contains(&size), "{size}");
     assert_eq!((&data["event_id"], &data["unread"]), (&json!("$e".repeat(100)), &json!("7")));
+}
+
+#[test]
+fn what_a_ciphertext_is_opened_with_is_never_cut_beside_it() {
+    let (session, sender) = ("s".repeat(1500), "k".repeat(43));
+    let event = |length: usize| {
+        let content = json!({
+            "algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "c".repeat(length), "session_id": session,
+            "sender_key": sender,
+        });
+        let room = "r".repeat(900);
+        data(json!({"event_id": "$e", "type": "m.room.encrypted", "room_name": room, "content": content}), Kind::Full)
+    };
+    let whole = event(1000);
+    assert_eq!(whole["content_ciphertext"], "c".repeat(1000));
+    assert_eq!((&whole["content_session_id"], &whole["content_sender_key"]), (&json!(session), &json!(sender)));
+    // Too much for all of it: the ciphertext goes first, and the room's name stays.
+    let without = event(1600);
+    assert_eq!(without["content_ciphertext"], Value::Null);
+    assert_eq!(without["room_name"], "r".repeat(900));
+    assert_eq!(without["content_algorithm"], "m.megolm.v1.aes-sha2");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
-use serde_json::{Map, Value, json};
+use serde_json::{Map, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
@@ -41,10 +41,23 @@ async fn each_answer_has_its_meaning() {
     assert_eq!(outcome(200, &json!({"name": "projects/p/messages/1"})), Outcome::Delivered);
     assert_eq!(outcome(404, &code("UNREGISTERED")), Outcome::Gone);
     assert_eq!(outcome(400, &invalid("message.token")), Outcome::Gone);
+    // Odd details beside the one that counts.
+    for odd in [json!(null), json!(5), json!([]), json!({"errorCode": 5}), json!({"fieldViolations": null})] {
+        let mut unregistered = code("UNREGISTERED");
+        unregistered["error"]["details"].as_array_mut().unwrap().insert(0, odd.clone());
+        assert_eq!(outcome(404, &unregistered), Outcome::Gone, "{odd}");
+        let mut bad_token = invalid("message.token");
+        bad_token["error"]["details"].as_array_mut().unwrap().insert(0, odd.clone());
+        assert_eq!(outcome(400, &bad_token), Outcome::Gone, "{odd}");
+    }
+    assert_eq!(outcome(404, &json!({"error": {"status": "UNREGISTERED", "details": null}})), Outcome::Gone);
     for (status, body, expected) in [
         (404, json!({"error": {"status": "NOT_FOUND"}}), Fault::App),
         (404, json!("no JSON of FCM's"), Fault::App),
         (400, invalid("message.data[0].value"), Fault::Push),
+        (400, json!({"error": {"status": "INVALID_ARGUMENT", "message": "Message too big"}}), Fault::Push),
+        (400, invalid("message.android.ttl"), Fault::App),
+        (400, json!("no JSON of FCM's"), Fault::App),
         (401, json!({}), Fault::App),
         (403, code("SENDER_ID_MISMATCH"), Fault::App),
         (403, json!({}), Fault::App),
@@ -53,7 +66,7 @@ async fn each_answer_has_its_meaning() {
         let Outcome::Refused(refusal) = outcome(status, &body) else { panic!("{status} {body} is refused") };
         assert_eq!(refusal.fault, expected, "{status} {body}");
     }
-    for status in [429, 500, 503] {
+    for status in [408, 421, 425, 429, 500, 503] {
         let busy = Outcome::Busy { retry_after: Some(Duration::from_secs(7)) };
         assert_eq!(outcome(status, &json!({})), busy, "{status}");
     }

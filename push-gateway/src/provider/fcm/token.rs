@@ -19,7 +19,10 @@ use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
 use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
 
-use crate::{config::FcmCredentials, provider::limits};
+use crate::{
+    config::FcmCredentials,
+    provider::{is_transient, limits},
+};
 
 /// What the tokens may be used for.
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
@@ -29,6 +32,8 @@ const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
 const SPARE_MS: i64 = 60_000;
 /// After a failed fetch nobody tries again for this long.
 const PAUSE_MS: i64 = 1000;
+/// After a token was given up because it was refused, the next one is kept for this long, refused or not.
+const KEPT_MS: i64 = 60_000;
 /// Seconds that a signed assertion is good for; Google takes no more than an hour.
 const ASSERTION_SECS: i64 = 3600;
 /// The life of a token that does not say how long it lives, in seconds.
@@ -58,6 +63,8 @@ struct State {
     token: Option<Token>,
     /// The latest failure and its time, until there is a token.
     failure: Option<(TokenError, i64)>,
+    /// When a token was last given up because it was refused.
+    given_up_ms: Option<i64>,
 }
 
 #[derive(Clone)]
@@ -105,12 +112,20 @@ impl Tokens {
         fetched.await.unwrap_or(Err(TokenError::Unreachable))
     }
 
-    /// Forgets `used`, which Google no longer takes, unless someone else renewed it already.
-    pub(super) fn renew(&self, used: &HeaderValue) {
+    /// Forgets `used`, which Google no longer takes, unless someone else renewed it already. False when another token
+    /// would not help: this one was fetched a moment ago, for the same reason.
+    pub(super) fn renew(&self, used: &HeaderValue) -> bool {
+        let now_ms = self.clock.now_ms();
         let mut state = self.lock();
-        if state.token.as_ref().is_some_and(|token| token.value == used) {
-            state.token = None;
+        if state.token.as_ref().is_none_or(|token| token.value != used) {
+            return true;
         }
+        if state.given_up_ms.is_some_and(|given_up_ms| (given_up_ms..given_up_ms + KEPT_MS).contains(&now_ms)) {
+            return false;
+        }
+        state.token = None;
+        state.given_up_ms = Some(now_ms);
+        true
     }
 
     fn usable(&self) -> Option<Token> {
@@ -133,7 +148,9 @@ impl Tokens {
         match self.ask(now_ms).await {
             Ok(token) => {
                 let value = token.value.clone();
-                *self.lock() = State { token: Some(token), failure: None };
+                let mut state = self.lock();
+                state.token = Some(token);
+                state.failure = None;
                 Ok(value)
             }
             Err(failure) => {
@@ -156,7 +173,7 @@ impl Tokens {
             TokenError::Unreachable
         })?;
         let status = answer.status();
-        if status.is_server_error() || matches!(status.as_u16(), 408 | 429) {
+        if is_transient(status) {
             return Err(TokenError::Unreachable);
         }
         if !status.is_success() {

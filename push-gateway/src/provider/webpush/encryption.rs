@@ -34,14 +34,31 @@ pub(super) struct Subscription {
     pub(super) auth: [u8; AUTH],
 }
 
-/// Encrypts a message for a subscription. Fails when the browser's key is no point of the curve.
-pub(super) fn encrypt(subscription: &Subscription, plaintext: &[u8]) -> Result<Vec<u8>, Unspecified> {
+/// Why a message is not encrypted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NotEncrypted {
+    /// The browser's key is no point of the curve.
+    NoPoint,
+    /// Our side: randomness, or the cipher.
+    Failed,
+}
+
+impl From<Unspecified> for NotEncrypted {
+    fn from(_: Unspecified) -> Self {
+        Self::Failed
+    }
+}
+
+/// Encrypts a message for a subscription.
+pub(super) fn encrypt(subscription: &Subscription, plaintext: &[u8]) -> Result<Vec<u8>, NotEncrypted> {
     let own = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new())?;
     let own_public: [u8; POINT] = own.compute_public_key()?.as_ref().try_into().map_err(|_| Unspecified)?;
     let theirs = UnparsedPublicKey::new(&ECDH_P256, &subscription.p256dh);
-    agree_ephemeral(own, &theirs, |secret| {
+    let body = agree_ephemeral(own, &theirs, |secret| {
         encrypt_with(secret, &own_public, &random::bytes(), subscription, plaintext)
-    })?
+    })
+    .map_err(|_| NotEncrypted::NoPoint)?;
+    body.map_err(NotEncrypted::from)
 }
 
 /// The part that is the same each time when its inputs are: RFC 8291, section 3.4.
@@ -135,6 +152,6 @@ mod tests {
     fn a_key_that_is_no_point_is_refused() {
         let mut subscription = subscription();
         subscription.p256dh[64] ^= 1;
-        assert!(encrypt(&subscription, b"x").is_err());
+        assert_eq!(encrypt(&subscription, b"x"), Err(NotEncrypted::NoPoint));
     }
 }

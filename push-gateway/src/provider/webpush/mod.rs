@@ -12,18 +12,20 @@ use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use blake2::{Blake2s, Digest as _, digest::consts::U22};
 use bytes::Bytes;
 use http::{
-    Method, Request,
+    Method, Request, Response, Uri,
     header::{AUTHORIZATION, CONTENT_ENCODING, CONTENT_TYPE},
 };
-use serde_json::Value;
 use url::Url;
 use waypost_shared::{
     clock::Clock,
     http_client::{HttpClient, HttpClientError},
 };
 
-use self::{encryption::Subscription, vapid::Vapid};
-use super::{Outcome, Shared, Unsent, built, limits};
+use self::{
+    encryption::{NotEncrypted, Subscription},
+    vapid::Vapid,
+};
+use super::{Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
     encoding::from_base64,
@@ -64,13 +66,15 @@ impl WebPush {
             return Err(Unsent::NothingToSay);
         }
         // A subscription without its parts can never be pushed to again: the app has to make a new one.
-        let gone = Unsent::Settled(Outcome::Gone);
-        let Some((endpoint, subscription)) = subscription(device) else { return Err(gone) };
+        let (endpoint, subscription) = subscription(device).ok_or(Unsent::Settled(Outcome::Gone))?;
+        let Ok(uri) = endpoint.as_str().parse::<Uri>() else {
+            return Err(Unsent::Settled(Outcome::refused_push("the endpoint makes no valid request")));
+        };
         if !self.is_allowed(&endpoint) {
             return Err(Unsent::Settled(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
         }
         let plaintext = payload::build(notification, device, kind, encryption::MAX_PLAINTEXT)?;
-        let Ok(body) = encryption::encrypt(&subscription, &plaintext) else { return Err(gone) };
+        let body = encryption::encrypt(&subscription, &plaintext).map_err(unsent)?;
         let authorization = self
             .vapid
             .authorization(&endpoint.origin().ascii_serialization())
@@ -82,7 +86,7 @@ impl WebPush {
         };
         let mut request = Request::builder()
             .method(Method::POST)
-            .uri(endpoint.as_str())
+            .uri(uri)
             .header(AUTHORIZATION, authorization)
             .header(CONTENT_ENCODING, "aes128gcm")
             .header(CONTENT_TYPE, "application/octet-stream")
@@ -95,7 +99,7 @@ impl WebPush {
     }
 
     pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Outcome {
-        let answer = match self.client.send(request.clone(), limits(timeout)).await {
+        let answer = match self.client.send_for_status(request.clone(), limits(timeout)).await {
             Ok(answer) => answer,
             Err(HttpClientError::Blocked) => {
                 return Outcome::refused_push("the endpoint has an address that is not public");
@@ -106,10 +110,16 @@ impl WebPush {
                 return Outcome::unreachable();
             }
         };
+        self.outcome(&answer)
+    }
+
+    fn outcome(&self, answer: &Response<Bytes>) -> Outcome {
+        if is_transient(answer.status()) {
+            return Outcome::busy(answer, &self.clock);
+        }
         match answer.status().as_u16() {
             200..=202 => Outcome::Delivered,
             404 | 410 => Outcome::Gone,
-            429 | 500..=599 => Outcome::busy(&answer, &self.clock),
             // The VAPID key, its contact or the subscription's application: the operator's to mend.
             status @ (401 | 403) => {
                 Outcome::refused_app(format!("the push service answered {status}: is this the app's VAPID key?"))
@@ -120,22 +130,31 @@ impl WebPush {
 
     fn is_allowed(&self, endpoint: &Url) -> bool {
         let host = endpoint.host_str().unwrap_or_default();
+        // A name with its final dot is the same name.
+        let host = host.strip_suffix('.').unwrap_or(host);
         self.allowed_endpoints.is_empty() || self.allowed_endpoints.iter().any(|allowed| allowed.matches(host))
     }
 }
 
 /// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
 fn subscription(device: &Device) -> Option<(Url, Subscription)> {
-    let text = |key: &str| device.data.get(key).and_then(Value::as_str);
-    let mut endpoint = Url::parse(text("endpoint")?).ok()?;
+    let mut endpoint = Url::parse(device.data_text("endpoint")?).ok()?;
     let is_plain = endpoint.username().is_empty() && endpoint.password().is_none();
     if endpoint.scheme() != "https" || !endpoint.has_host() || !is_plain {
         return None;
     }
     endpoint.set_fragment(None);
     let p256dh = from_base64(&device.pushkey)?.try_into().ok()?;
-    let auth = from_base64(text("auth")?)?.try_into().ok()?;
+    let auth = from_base64(device.data_text("auth")?)?.try_into().ok()?;
     Some((endpoint, Subscription { p256dh, auth }))
+}
+
+/// Only a key that can never be encrypted for makes a subscription dead.
+fn unsent(error: NotEncrypted) -> Unsent {
+    Unsent::Settled(match error {
+        NotEncrypted::NoPoint => Outcome::Gone,
+        NotEncrypted::Failed => Outcome::refused_app("a message could not be encrypted"),
+    })
 }
 
 /// The push service keeps only the latest message of each topic. BLAKE2s with 22 bytes of output, as Sygnal has it.

@@ -39,7 +39,7 @@ pub(super) fn build(
     if kind == Kind::Full {
         add("membership", notification.membership().map(Value::from));
         add("user_is_target", notification.user_is_target().map(Value::from));
-        add("content", notification.content().map(|content| Value::Object(without_formatting(content))));
+        add("content", notification.content().map(|content| Value::Object(without_html(content))));
     }
     add("unread", notification.counts.unread.map(Value::from));
     add("missed_calls", notification.counts.missed_calls.map(Value::from));
@@ -50,9 +50,12 @@ pub(super) fn build(
 }
 
 /// A notification shows plain text, and HTML takes most of the room.
-fn without_formatting(content: &Map<String, Value>) -> Map<String, Value> {
-    let wanted = |key: &str| key != "formatted_body" && key != "format";
-    content.iter().filter(|(key, _)| wanted(key)).map(|(key, value)| (key.clone(), value.clone())).collect()
+fn without_html(content: &Map<String, Value>) -> Map<String, Value> {
+    content
+        .iter()
+        .filter(|(key, _)| *key != "formatted_body")
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
 }
 
 fn fitted(mut payload: Value, max_bytes: usize) -> Result<Vec<u8>, Unsent> {
@@ -121,7 +124,8 @@ mod tests {
             json!({
                 "session": "s", "event_id": "$e", "room_id": "!r", "type": "m.room.message", "sender": "@tom:hs",
                 "sender_display_name": "Major Tom", "room_name": "Ops", "room_alias": "#ops:hs", "membership": "join",
-                "user_is_target": false, "content": {"body": "hi"}, "unread": 0, "missed_calls": 3,
+                "user_is_target": false, "content": {"body": "hi", "format": "org.matrix.custom.html"}, "unread": 0,
+                "missed_calls": 3,
             })
         );
     }

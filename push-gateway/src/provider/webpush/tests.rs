@@ -2,11 +2,11 @@
 
 #![allow(clippy::unwrap_used)]
 
-use serde_json::json;
+use serde_json::{Value, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{jwt::Es256Key, notification::tests::notification};
+use crate::{jwt::Es256Key, notification::tests::notification, provider::Fault};
 
 /// The browser's keys of RFC 8291, appendix A.
 const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -68,9 +68,47 @@ async fn an_impossible_subscription_is_gone() {
 #[tokio::test]
 async fn only_allowed_hosts_are_pushed_to() {
     let webpush = webpush(&["*.push.example"]);
-    for (endpoint, allowed) in [("https://eu.push.example/x", true), ("https://push.example.evil/x", false)] {
+    for (endpoint, allowed) in [
+        ("https://eu.push.example/x", true),
+        ("https://EU.push.example./x", true),
+        ("https://push.example.evil/x", false),
+    ] {
         let data = json!({"endpoint": endpoint, "auth": AUTH});
         assert_eq!(prepared(&webpush, P256DH, &data, Kind::IdsOnly).is_ok(), allowed, "{endpoint}");
+    }
+}
+
+#[tokio::test]
+async fn only_what_the_subscription_is_makes_it_gone() {
+    assert_eq!(unsent(NotEncrypted::NoPoint), Unsent::Settled(Outcome::Gone));
+    let Unsent::Settled(Outcome::Refused(refusal)) = unsent(NotEncrypted::Failed) else { panic!("it is refused") };
+    assert_eq!(refusal.fault, Fault::App);
+    // A URL, and longer than a request's may be.
+    let data = json!({"endpoint": format!("https://push.example/{}", "x".repeat(70_000)), "auth": AUTH});
+    let refused = prepared(&webpush(&[]), P256DH, &data, Kind::IdsOnly).unwrap_err();
+    let Unsent::Settled(Outcome::Refused(refusal)) = refused else { panic!("it is refused") };
+    assert_eq!(refusal.fault, Fault::Push);
+}
+
+#[tokio::test]
+async fn each_answer_has_its_meaning() {
+    let webpush = webpush(&[]);
+    let outcome = |status: u16| {
+        let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
+        webpush.outcome(&answer)
+    };
+    for status in [200, 201, 202] {
+        assert_eq!(outcome(status), Outcome::Delivered, "{status}");
+    }
+    for status in [404, 410] {
+        assert_eq!(outcome(status), Outcome::Gone, "{status}");
+    }
+    for status in [408, 421, 425, 429, 500, 507] {
+        assert_eq!(outcome(status), Outcome::Busy { retry_after: Some(Duration::from_secs(7)) }, "{status}");
+    }
+    for (status, expected) in [(400, Fault::Push), (413, Fault::Push), (401, Fault::App), (403, Fault::App)] {
+        let Outcome::Refused(refusal) = outcome(status) else { panic!("{status} is refused") };
+        assert_eq!(refusal.fault, expected, "{status}");
     }
 }
 
