@@ -626,10 +626,7 @@ mod tests {
                 "server.shutdown_grace_secs: must be 0 to 86400",
             ),
             (ServerConfig { max_connections: 0, ..good.clone() }, "server.max_connections: must be 1 to 1000000"),
-            (
-                ServerConfig { max_connections: usize::MAX, ..good.clone() },
-                "server.max_connections: must be 1 to 1000000",
-            ),
+            (ServerConfig { max_connections: usize::MAX, ..good }, "server.max_connections: must be 1 to 1000000"),
         ] {
             let problems: Vec<_> = config.problems(&Source::default()).iter().map(ToString::to_string).collect();
             assert_eq!(problems, [expected]);
