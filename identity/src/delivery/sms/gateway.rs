@@ -149,7 +149,7 @@ impl Gateway {
             _ => self.body.get_template(NAME)?.render(values)?,
         };
         let mut request = Request::builder().method(self.method.clone()).uri(url).body(Bytes::from(body))?;
-        request.headers_mut().extend(self.headers.clone());
+        *request.headers_mut() = self.headers.clone();
         Ok(request)
     }
 }
