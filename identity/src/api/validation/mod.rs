@@ -138,8 +138,8 @@ async fn claim(
 /// Takes one from each budget.
 async fn take(app: &AppState, budgets: &[Budgeted]) -> Result<(), ApiError> {
     let now_ms = app.clock.now_ms();
-    for (bucket, key, rate) in budgets {
-        app.store.take(*bucket, key, rate.budget(), now_ms).await?.map_err(ApiError::LimitExceeded)?;
+    for &(bucket, key, rate) in budgets {
+        app.store.take(bucket, &key, rate.budget(), now_ms).await?.map_err(ApiError::LimitExceeded)?;
     }
     Ok(())
 }
@@ -153,7 +153,10 @@ async fn settle(
     sent: Result<(), ApiError>,
 ) -> Result<String, ApiError> {
     if let Err(error) = sent {
-        tracing::warn!(%error, causes = causes(&error), "a validation message was not sent");
+        // Our own failures are logged where they are answered.
+        if !MatrixError::from(&error).status.is_server_error() {
+            tracing::warn!(%error, causes = causes(&error), "a validation message was not sent");
+        }
         app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
         return Err(error);
     }
