@@ -85,7 +85,7 @@ impl OpenMarket {
             "destination": {"address": digits},
             "source": {"ton": originator.kind as u8, "address": originator.address},
         }});
-        let request = Request::post(&self.url).header(CONTENT_TYPE, "application/json");
+        let request = Request::post(self.url.as_str()).header(CONTENT_TYPE, "application/json");
         let mut request = request.body(Bytes::from(body.to_string()))?;
         if let Some(credentials) = &self.credentials {
             request.headers_mut().insert(AUTHORIZATION, credentials.clone());
