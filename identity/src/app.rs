@@ -22,12 +22,14 @@ use crate::{
     config::{Config, KeyFile},
     delivery::{
         email::{Mailer, MailerError},
+        sms::{Sms, SmsSetupError},
         templates::{TemplateError, Templates},
     },
     domain::{
         hashing,
         lookup_index::LookupIndex,
         next_link,
+        phone::Country,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
         signing::{InvalidSigningKey, SigningKey, SigningKeys},
@@ -54,6 +56,9 @@ pub(crate) struct AppState {
     pub(crate) terms: Terms,
     pub(crate) homeservers: Homeservers,
     pub(crate) mailer: Mailer,
+    pub(crate) sms: Sms,
+    /// Where text messages may go (everywhere if it is empty), and where they may not.
+    pub(crate) sms_countries: (Vec<Country>, Vec<Country>),
     pub(crate) templates: Templates,
     pub(crate) next_links: Vec<next_link::Pattern>,
     pub(crate) limits: Limits,
@@ -120,6 +125,9 @@ pub(crate) enum StartError {
     /// Mail.
     #[error("{0}")]
     Mailer(#[from] MailerError),
+    /// Text messages.
+    #[error("{0}")]
+    Sms(#[from] SmsSetupError),
     /// Templates.
     #[error("{0}")]
     Templates(#[from] TemplateError),
@@ -147,7 +155,9 @@ impl AppState {
         Ok(Self {
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
             mailer: Mailer::new(&config)?,
-            templates: Templates::load(config.email.template_dir.as_deref())?,
+            sms: Sms::new(&config.sms, &outbound)?,
+            sms_countries: config.sms.countries(),
+            templates: Templates::load(config.email.template_dir.as_deref(), &config.email.default_language)?,
             next_links: config
                 .validation
                 .next_link_allowed

@@ -17,7 +17,7 @@ use waypost_shared::{
 
 use crate::{
     app::AppState,
-    config::{Config, EmailTransport},
+    config::{Config, EmailTransport, sms::SmsTransport},
     domain::{sealing::StorageKeys, signing::SigningKey},
     jobs,
     routes::routes,
@@ -132,6 +132,12 @@ fn check_config(config: &Config) {
         EmailTransport::Smtp => format!("SMTP at {}:{}", config.email.smtp_host, config.email.smtp_port),
         EmailTransport::Folder => "written to files, not sent".to_owned(),
     };
+    let sms = match config.sms.transport {
+        SmsTransport::Off => "off",
+        SmsTransport::Http => "an HTTP gateway",
+        SmsTransport::OpenMarket => "OpenMarket",
+        SmsTransport::Log => "written to the log, not sent",
+    };
     let policies: Vec<_> = config.terms.policies.keys().map(String::as_str).collect();
     println!("The configuration is good.");
     println!("  server name      {}", config.identity.server_name);
@@ -139,6 +145,7 @@ fn check_config(config: &Config) {
     println!("  operations       {}", config.listen.operations);
     println!("  database         {database}");
     println!("  mail             {email}");
+    println!("  text messages    {sms}");
     println!("  storage keys     {}", config.storage_key_file().path.display());
     println!("  signing key      {}", config.signing_key_file().path.display());
     println!("  policies         {}", if policies.is_empty() { "none".to_owned() } else { policies.join(", ") });

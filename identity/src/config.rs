@@ -1,5 +1,7 @@
 //! The configuration: every key, its default and its unit. `config.sample.toml` shows the same to operators.
 
+pub(crate) mod sms;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -17,8 +19,10 @@ use waypost_shared::{
     telemetry::LogConfig,
 };
 
+use self::sms::SmsConfig;
 use crate::{
-    domain::{invite::Blocked, server_name::ServerName, terms::Policy},
+    delivery,
+    domain::{invite::Blocked, language, server_name::ServerName, terms::Policy},
     storage::{self, rate_limits::Budget},
 };
 
@@ -31,6 +35,7 @@ pub(crate) struct Config {
     pub(crate) database: DatabaseConfig,
     pub(crate) keys: KeysConfig,
     pub(crate) email: EmailConfig,
+    pub(crate) sms: SmsConfig,
     pub(crate) validation: ValidationConfig,
     pub(crate) lookup: LookupConfig,
     pub(crate) invites: InvitesConfig,
@@ -137,6 +142,8 @@ pub(crate) struct EmailConfig {
     pub(crate) folder: Option<PathBuf>,
     /// A folder with templates that take the place of the built-in ones of the same names. Default none.
     pub(crate) template_dir: Option<PathBuf>,
+    /// The language of who reads none that there are templates in. Default en.
+    pub(crate) default_language: String,
 }
 
 impl Default for EmailConfig {
@@ -154,6 +161,7 @@ impl Default for EmailConfig {
             smtp_timeout_secs: 30,
             folder: None,
             template_dir: None,
+            default_language: language::ENGLISH.to_owned(),
         }
     }
 }
@@ -346,6 +354,20 @@ pub(crate) struct LimitsConfig {
     /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
     /// their keys. Default 50, then one a second.
     pub(crate) unbind_per_source: Rate,
+    /// SMS to one number. Default 5, then one in an hour.
+    pub(crate) sms_per_number: Rate,
+    /// SMS to one country. Default 50, then one in a minute.
+    pub(crate) sms_per_country: Rate,
+    /// SMS that one account asks for. Default 5, then one in 10 minutes.
+    pub(crate) sms_per_account: Rate,
+    /// SMS that one source address asks for. Default 10, then one in 5 minutes.
+    pub(crate) sms_per_source: Rate,
+    /// SMS in all. Default 500, then 500 a day.
+    pub(crate) sms_total: Rate,
+    /// Codes that are tried for one number, over all its sessions. Default 20, then one in 10 minutes.
+    pub(crate) sms_codes_per_number: Rate,
+    /// Codes that one source address tries. Default 50, then one in a minute.
+    pub(crate) sms_codes_per_source: Rate,
 }
 
 impl Default for LimitsConfig {
@@ -362,6 +384,13 @@ impl Default for LimitsConfig {
             invite_per_account: rate(20, 60.0),
             invite_per_source: rate(200, 5.0),
             unbind_per_source: rate(50, 1.0),
+            sms_per_number: rate(5, 3600.0),
+            sms_per_country: rate(50, 60.0),
+            sms_per_account: rate(5, 600.0),
+            sms_per_source: rate(10, 300.0),
+            sms_total: rate(500, 172.8),
+            sms_codes_per_number: rate(20, 600.0),
+            sms_codes_per_source: rate(50, 60.0),
         }
     }
 }
@@ -447,6 +476,12 @@ impl Config {
         if self.email.smtp_max_connections == 0 {
             problem("email.smtp_max_connections", "must be at least 1".to_owned());
         }
+        if language::tag(&self.email.default_language).as_deref() != Some(self.email.default_language.as_str()) {
+            problem("email.default_language", "must be a language, such as \"en\" or \"pt-br\"".to_owned());
+        }
+        for (key, text) in self.sms.problems().into_iter().chain(delivery::sms::problems(&self.sms)) {
+            problem(&format!("sms.{key}"), text);
+        }
         for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
             if crate::domain::next_link::Pattern::parse(pattern).is_none() {
                 problem(
@@ -505,6 +540,13 @@ impl Config {
             ("invite_per_account", self.limits.invite_per_account),
             ("invite_per_source", self.limits.invite_per_source),
             ("unbind_per_source", self.limits.unbind_per_source),
+            ("sms_per_number", self.limits.sms_per_number),
+            ("sms_per_country", self.limits.sms_per_country),
+            ("sms_per_account", self.limits.sms_per_account),
+            ("sms_per_source", self.limits.sms_per_source),
+            ("sms_total", self.limits.sms_total),
+            ("sms_codes_per_number", self.limits.sms_codes_per_number),
+            ("sms_codes_per_source", self.limits.sms_codes_per_source),
         ] {
             if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
                 problem(
@@ -606,6 +648,9 @@ mod tests {
             "smtp_password_file",
             "folder",
             "template_dir",
+            "username",
+            "password",
+            "password_file",
             "extra_ca_file",
         ] {
             assert!(sample.lines().any(|line| line.starts_with(&format!("# {key} = "))), "{key}");
@@ -626,6 +671,18 @@ mod tests {
             (
                 "[email]\nsmtp_tls = 'ssl'",
                 "waypost.toml:2: email.smtp_tls: unknown variant `ssl`, expected one of `none`, `starttls`, `tls`",
+            ),
+            (
+                "[sms]\ncountries_allowed = ['GB', 'UK']",
+                "waypost.toml:2: sms.countries_allowed.1: must be a country, such as \"GB\", or a calling code, such as \"+44\"",
+            ),
+            (
+                "[sms]\ntransport = 'http'\n[sms.http]\nurl = 'ftp://a'\nbody = '{{ text }}'",
+                "waypost.toml:4: sms.http.url: must be an http or https URL; only its path and query may be filled in",
+            ),
+            (
+                "[email]\ndefault_language = 'English'",
+                "waypost.toml:2: email.default_language: must be a language, such as \"en\" or \"pt-br\"",
             ),
             (
                 "[limits]\nmail_total = { burst = 5 }",

@@ -6,7 +6,10 @@ use http::StatusCode;
 use waypost_shared::matrix_error::MatrixError;
 
 use crate::{
-    delivery::email::MailError, domain::threepid::InvalidAddress, federation::HomeserverError, storage::StoreError,
+    delivery::{email::MailError, sms::SmsError},
+    domain::threepid::{InvalidAddress, Medium},
+    federation::HomeserverError,
+    storage::StoreError,
 };
 
 /// A failed request.
@@ -39,12 +42,18 @@ pub(crate) enum ApiError {
     /// A `client_secret` or `sid` with other characters than the specification has.
     #[error("`{0}` must be 1 to 255 of the characters 0-9 a-z A-Z . = _ -")]
     NotOpaqueId(&'static str),
-    /// Not an email address.
+    /// Not an email address, or not a phone number.
     #[error("That is {0}")]
     InvalidAddress(#[from] InvalidAddress),
     /// The mail could not be sent.
     #[error("The mail could not be sent")]
     Mail(#[from] MailError),
+    /// No message may go to this phone number, or to any.
+    #[error("This server does not send messages to that phone number's country")]
+    DestinationRejected,
+    /// The text message could not be sent.
+    #[error("The text message could not be sent")]
+    Sms(#[from] SmsError),
     /// `next_link` leads elsewhere than this server allows.
     #[error("`next_link` is not one that this server redirects to")]
     NextLinkNotAllowed,
@@ -129,8 +138,13 @@ impl From<&ApiError> for MatrixError {
             E::NotOpaqueId(_) | E::NextLinkNotAllowed | E::UnknownAlgorithm => {
                 (StatusCode::BAD_REQUEST, "M_INVALID_PARAM")
             }
-            E::InvalidAddress(_) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
+            E::InvalidAddress(InvalidAddress(Medium::Email)) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
+            E::InvalidAddress(InvalidAddress(Medium::Msisdn)) => (StatusCode::BAD_REQUEST, "M_INVALID_ADDRESS"),
+            E::DestinationRejected => (StatusCode::BAD_REQUEST, "M_DESTINATION_REJECTED"),
             E::Mail(_) => (StatusCode::BAD_REQUEST, "M_EMAIL_SEND_ERROR"),
+            // The specification's code. Clients show what a 400 says and offer to try again; a 500 is for them, and for
+            // a homeserver that passes it on, a server that is broken.
+            E::Sms(_) => (StatusCode::BAD_REQUEST, "M_SEND_ERROR"),
             E::NoValidSession => (StatusCode::NOT_FOUND, "M_NO_VALID_SESSION"),
             E::SubmitToNoSession => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
             E::TokenIncorrect => (StatusCode::BAD_REQUEST, "M_TOKEN_INCORRECT"),

@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use waypost_shared::metrics::HttpMetrics;
 
-/// How a mail ended.
+/// How a mail or a text message ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MailLabels {
     outcome: &'static str,
@@ -36,6 +36,7 @@ pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
     mails: Family<MailLabels, Counter>,
+    sms: Family<MailLabels, Counter>,
     /// Addresses that were looked up.
     pub(crate) looked_up: Counter,
     /// Of them, those that were found.
@@ -62,6 +63,7 @@ impl Metrics {
         let metrics = Self {
             http: HttpMetrics::register(registry),
             mails: Family::default(),
+            sms: Family::default(),
             looked_up: Counter::default(),
             found: Counter::default(),
             associations: Gauge::default(),
@@ -73,6 +75,7 @@ impl Metrics {
             onbinds: Family::default(),
         };
         registry.register("mails", "Mails by how they ended", metrics.mails.clone());
+        registry.register("sms", "Text messages by how they ended", metrics.sms.clone());
         registry.register("addresses_looked_up", "Addresses in lookups", metrics.looked_up.clone());
         registry.register("addresses_found", "Addresses in lookups that were found", metrics.found.clone());
         registry.register("associations", "Associations in the lookup index", metrics.associations.clone());
@@ -99,5 +102,11 @@ impl Metrics {
     pub(crate) fn mail(&self, sent: bool) {
         let outcome = if sent { "sent" } else { "failed" };
         self.mails.get_or_create(&MailLabels { outcome }).inc();
+    }
+
+    /// Counts a text message.
+    pub(crate) fn sms(&self, sent: bool) {
+        let outcome = if sent { "sent" } else { "failed" };
+        self.sms.get_or_create(&MailLabels { outcome }).inc();
     }
 }

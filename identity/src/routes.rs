@@ -28,9 +28,13 @@ pub(crate) fn routes() -> Router<App> {
         .get("/_matrix/identity/v2/hash_details", lookup::hash_details)
         .post("/_matrix/identity/v2/lookup", lookup::lookup)
         // Email associations
-        .post("/_matrix/identity/v2/validate/email/requestToken", validation::request_email_token)
-        .post("/_matrix/identity/v2/validate/email/submitToken", validation::submit_email_token)
-        .get("/_matrix/identity/v2/validate/email/submitToken", validation::email_token_page)
+        .post("/_matrix/identity/v2/validate/email/requestToken", validation::email::request_token_endpoint)
+        .post("/_matrix/identity/v2/validate/email/submitToken", validation::email::submit_token_endpoint)
+        .get("/_matrix/identity/v2/validate/email/submitToken", validation::email::token_page)
+        // Phone number associations
+        .post("/_matrix/identity/v2/validate/msisdn/requestToken", validation::msisdn::request_token_endpoint)
+        .post("/_matrix/identity/v2/validate/msisdn/submitToken", validation::msisdn::submit_token_endpoint)
+        .get("/_matrix/identity/v2/validate/msisdn/submitToken", validation::msisdn::token_page)
         // General
         .get("/_matrix/identity/v2/3pid/getValidated3pid", validation::validated_threepid)
         .post("/_matrix/identity/v2/3pid/bind", associations::bind)

@@ -27,7 +27,7 @@ pub const TERMS_URLS: [&str; 2] = ["https://id.test/privacy-en.html", "https://i
 pub const V2: &str = "/_matrix/identity/v2";
 
 /// The keys of `[limits]`.
-const LIMITS: [&str; 10] = [
+const LIMITS: &[&str] = &[
     "register_per_source",
     "lookup_per_account",
     "mail_per_address",
@@ -38,6 +38,13 @@ const LIMITS: [&str; 10] = [
     "invite_per_account",
     "invite_per_source",
     "unbind_per_source",
+    "sms_per_number",
+    "sms_per_country",
+    "sms_per_account",
+    "sms_per_source",
+    "sms_total",
+    "sms_codes_per_number",
+    "sms_codes_per_source",
 ];
 
 /// The running server and its surroundings.
@@ -224,6 +231,13 @@ impl TestIdentity {
     pub async fn request_email(&self, token: &str, email: &str, secret: &str, attempt: u32) -> Reply {
         let body = json!({"client_secret": secret, "email": email, "send_attempt": attempt});
         self.post("/validate/email/requestToken", Some(token), &body).await
+    }
+
+    /// Calls requestToken for a phone number.
+    pub async fn request_sms(&self, token: &str, number: &str, country: &str, secret: &str, attempt: u32) -> Reply {
+        let body =
+            json!({"client_secret": secret, "country": country, "phone_number": number, "send_attempt": attempt});
+        self.post("/validate/msisdn/requestToken", Some(token), &body).await
     }
 
     /// Asks for a mail to `email` and returns the session and the mail.

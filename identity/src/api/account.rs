@@ -5,6 +5,7 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     params::Params,
     random,
+    rate_limit::source_key,
 };
 
 use crate::{app::App, auth, error::ApiError};
@@ -16,7 +17,7 @@ pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, Ap
     let server_name = params.text("matrix_server_name");
     params.finish()?;
 
-    app.limits.register.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    app.limits.register.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
     let allowed = &app.config.homeservers.allow;
     if !allowed.is_empty() && !allowed.contains(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);

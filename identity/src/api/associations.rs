@@ -6,6 +6,7 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
     params::Params,
+    rate_limit::source_key,
 };
 
 use crate::{
@@ -100,7 +101,7 @@ async fn signed_by_homeserver(
         return Err(ApiError::InvalidSignature);
     }
     // Last, since it makes us call a server that a stranger names.
-    app.limits.unbind.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    app.limits.unbind.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
     let signed = SignedRequest {
         method: request.method.as_str(),
         uri: UNBIND_PATH,

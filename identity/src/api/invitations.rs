@@ -12,16 +12,17 @@ use waypost_shared::{
     matrix_error::MatrixError,
     params::Params,
     random,
+    rate_limit::source_key,
 };
 use zeroize::Zeroizing;
 
 use crate::{
     app::{App, AppState},
     auth::{self, Account},
-    delivery::email::Mail,
+    delivery::{email::Mail, templates::Look},
     domain::{
         invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
-        next_link,
+        language, next_link,
         signing::{self, SigningKey},
         threepid::{Medium, Threepid},
     },
@@ -96,7 +97,9 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
     if let Some(mxid) = app.store.add_invite(&app.keys, &new).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
-    let sent = send_mail(&app, &invitation, &ephemeral).await;
+    let preferred = language::preferred(request.query_param("lang").as_deref(), None);
+    let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
+    let sent = send_mail(&app, &look, &invitation, &ephemeral).await;
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
         // Nobody knows of it, so nobody shall be let in by it.
@@ -154,7 +157,7 @@ fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
 /// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
 async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid: &Threepid) -> Result<(), ApiError> {
     let limits = &app.config.limits;
-    let source = request.source.to_string();
+    let source = source_key(request.source).to_string();
     for (bucket, key, rate) in [
         ("invite_per_account", app.keys.budget_hash(&account.mxid), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
@@ -166,7 +169,12 @@ async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid:
     Ok(())
 }
 
-async fn send_mail(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Result<(), ApiError> {
+async fn send_mail(
+    app: &AppState,
+    look: &Look,
+    invitation: &Invitation,
+    ephemeral: &Ephemeral,
+) -> Result<(), ApiError> {
     let client = invitation.web_client.as_ref().unwrap_or(&app.config.invites.web_client_url);
     let private_key = Zeroizing::new(URL_SAFE_NO_PAD.encode(*ephemeral.seed));
     let sign_url = Zeroizing::new(format!(
@@ -200,7 +208,8 @@ async fn send_mail(app: &AppState, invitation: &Invitation, ephemeral: &Ephemera
         "client": client.host_str().unwrap_or_default(),
         "days": app.config.invites.lifetime_days,
     });
-    let render = |template| app.templates.render(template, &values).map_err(|error| ApiError::Internal(error.into()));
+    let render =
+        |template| app.templates.render(look, template, &values).map_err(|error| ApiError::Internal(error.into()));
     let mail = Mail {
         subject: render("invitation_subject.txt")?.trim().to_owned(),
         text: render("invitation_mail.txt")?,

@@ -1,4 +1,5 @@
-//! What reaches people: mails and pages.
+//! What reaches people: mails, text messages and pages.
 
 pub(crate) mod email;
+pub(crate) mod sms;
 pub(crate) mod templates;

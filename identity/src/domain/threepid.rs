@@ -27,6 +27,14 @@ impl Medium {
         }
     }
 
+    /// What people call an address of it.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Email => "email address",
+            Self::Msisdn => "phone number",
+        }
+    }
+
     /// The medium of that name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
@@ -39,7 +47,7 @@ impl Medium {
 
 /// What is not an address of that medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid {} address", .0.as_str())]
+#[error("not a valid {}", .0.noun())]
 pub(crate) struct InvalidAddress(pub(crate) Medium);
 
 /// A medium and an address in its canonical form, so that equal addresses are equal texts.
