@@ -77,6 +77,9 @@ pub(crate) enum ApiError {
         /// The pepper in force.
         lookup_pepper: String,
     },
+    /// A pepper that will be in force in a moment, when its index is complete here too.
+    #[error("This server is not ready for that pepper yet; try again in a moment")]
+    PepperNotReady,
     /// No key has this id.
     #[error("There is no key with this id")]
     UnknownKey,
@@ -114,6 +117,7 @@ impl From<&ApiError> for MatrixError {
             E::SessionNotValidated => (StatusCode::BAD_REQUEST, "M_SESSION_NOT_VALIDATED"),
             E::TooManyAddresses(_) => (StatusCode::BAD_REQUEST, "M_TOO_LARGE"),
             E::InvalidPepper { .. } => (StatusCode::BAD_REQUEST, "M_INVALID_PEPPER"),
+            E::PepperNotReady => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
             E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
@@ -124,6 +128,7 @@ impl From<&ApiError> for MatrixError {
                 answer.with("algorithm", algorithm.as_str()).with("lookup_pepper", lookup_pepper.as_str())
             }
             E::LimitExceeded(wait) => answer.retry_after(*wait),
+            E::PepperNotReady => answer.retry_after(Duration::from_secs(5)),
             _ => answer,
         }
     }

@@ -5,12 +5,7 @@ use waypost_shared::{
     params::Params,
 };
 
-use crate::{
-    app::App,
-    auth,
-    domain::{association::Association, hashing},
-    error::ApiError,
-};
+use crate::{app::App, auth, domain::association::Association, error::ApiError};
 
 /// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
 pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiError> {
@@ -33,7 +28,7 @@ pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiErr
     {
         let _order = app.binding(&app.keys.fingerprint(&association.threepid)).await;
         app.store.bind(&app.keys, &association).await?;
-        app.index.insert(&hashing::lookup_hash(&association.threepid, &app.pepper), &association.mxid);
+        app.lookups.insert(&association.threepid, &association.mxid);
     }
     app.metrics.binds.inc();
     app.count_associations();

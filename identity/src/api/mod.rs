@@ -2,6 +2,7 @@
 
 pub(crate) mod account;
 pub(crate) mod associations;
+pub(crate) mod internal;
 pub(crate) mod lookup;
 pub(crate) mod pubkey;
 pub(crate) mod status;

@@ -6,7 +6,7 @@ use minijinja::{AutoEscape, Environment, Output, State, UndefinedBehavior, Value
 use serde::Serialize;
 
 /// Names and texts of all templates. Those that end in `.html` are escaped.
-const BUILT_IN: [(&str, &str); 7] = [
+const BUILT_IN: [(&str, &str); 8] = [
     ("mail_layout.html", include_str!("../../templates/mail_layout.html")),
     ("verification_subject.txt", include_str!("../../templates/verification_subject.txt")),
     ("verification_mail.txt", include_str!("../../templates/verification_mail.txt")),
@@ -14,6 +14,7 @@ const BUILT_IN: [(&str, &str); 7] = [
     ("page_layout.html", include_str!("../../templates/page_layout.html")),
     ("page_confirm.html", include_str!("../../templates/page_confirm.html")),
     ("page_message.html", include_str!("../../templates/page_message.html")),
+    ("page_terms.html", include_str!("../../templates/page_terms.html")),
 ];
 
 /// How much work one rendering may do: an operator's endless loop must not hold up the server.

@@ -14,6 +14,9 @@ use sqlx::{
 
 pub(crate) mod accounts;
 pub(crate) mod associations;
+pub(crate) mod hints;
+pub(crate) mod people;
+pub(crate) mod peppers;
 pub(crate) mod rate_limits;
 pub(crate) mod sessions;
 pub(crate) mod settings;
@@ -131,10 +134,20 @@ impl Store {
     async fn migrate(&self) -> Result<(), StoreError> {
         match self {
             Self::Sqlite { write, .. } => {
-                migrator(&[(1, "first", include_str!("../../migrations/sqlite/0001_first.sql"))]).run(write).await?;
+                migrator(&[
+                    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+                    (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
+                ])
+                .run(write)
+                .await?;
             }
             Self::Postgres(pool) => {
-                migrator(&[(1, "first", include_str!("../../migrations/postgres/0001_first.sql"))]).run(pool).await?;
+                migrator(&[
+                    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+                    (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
+                ])
+                .run(pool)
+                .await?;
             }
         }
         Ok(())
