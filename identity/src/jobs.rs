@@ -122,3 +122,64 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     removed(Rows::Peppers, app.store.delete_old_peppers(now_ms.saturating_sub(grace_ms)).await?);
     Ok(())
 }
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{path::PathBuf, sync::Arc};
+
+    use prometheus_client::registry::Registry;
+    use waypost_shared::clock::Clock;
+
+    use super::*;
+    use crate::{
+        app::AppState,
+        config::Config,
+        domain::{association::Association, peppered::Pepper, threepid::Threepid},
+    };
+
+    /// A server's state on a new SQLite database, with a clock that stands still, and its folder.
+    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (App, Clock, PathBuf) {
+        let mut config = Config::default();
+        let folder = std::env::temp_dir().join(format!("waypost-{}", waypost_shared::random::token()));
+        config.identity.data_dir.clone_from(&folder);
+        change(&mut config);
+        let clock = Clock::manual(1_000_000_000_000);
+        let app = Arc::new(AppState::build(config, clock.clone(), &mut Registry::default()).await.unwrap());
+        app.load_index().await.unwrap();
+        (app, clock, folder)
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_removed_and_nothing_else() {
+        let (app, clock, folder) = app(|_| {}).await;
+        let bound_ms = clock.now_ms();
+        for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {
+            let threepid = Threepid::email(address).unwrap();
+            let association = Association { threepid, mxid: mxid.to_owned(), bound_ms };
+            app.store.bind(&app.keys, &association).await.unwrap();
+        }
+        let alice = Threepid::email("alice@hs.test").unwrap();
+        assert!(app.store.remove_association(&app.keys, &alice, None, bound_ms).await.unwrap());
+        let pepper = Pepper { text: "new".to_owned(), created_ms: bound_ms, active_ms: bound_ms + 1 };
+        assert!(app.store.add_pepper(&pepper, bound_ms).await.unwrap());
+        let left = async || {
+            let (changes, _) = app.store.changes_since(&app.keys, Seen::default()).await.unwrap();
+            (changes.len(), app.store.peppers().await.unwrap().len())
+        };
+
+        clock.advance(Duration::from_secs(60 * 60));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (2, 2));
+        clock.advance(Duration::from_millis(1));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (1, 2));
+        clock.advance(Duration::from_secs(24 * 60 * 60));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (1, 1));
+        assert_eq!(app.store.peppers().await.unwrap(), [pepper]);
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

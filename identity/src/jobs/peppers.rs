@@ -53,3 +53,41 @@ async fn rotate_if_due(app: &App) -> Result<(), StoreError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use crate::jobs::tests::app;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pepper_is_rotated_when_its_days_are_over() {
+        let (app, clock, folder) = app(|config| config.lookup.rotate_pepper_days = 30).await;
+        let handed_out = || app.current_pepper().unwrap().pepper().to_owned();
+        let first = handed_out();
+        clock.advance(Duration::from_secs(30 * 24 * 60 * 60 - 1));
+        look(&app).await.unwrap();
+        assert_eq!(app.store.peppers().await.unwrap().len(), 1);
+
+        clock.advance(Duration::from_secs(1));
+        // Twice: the second look finds that it was done.
+        look(&app).await.unwrap();
+        look(&app).await.unwrap();
+        assert_eq!(app.store.peppers().await.unwrap().len(), 2);
+        // Ready, and handed out only when all replicas had their time.
+        clock.advance(Duration::from_secs(59));
+        assert_eq!(handed_out(), first);
+        clock.advance(Duration::from_secs(1));
+        assert_ne!(handed_out(), first);
+        // The one before is answered for a day, and then forgotten.
+        assert!(app.peppered(&first).await.unwrap().is_some());
+        clock.advance(Duration::from_secs(24 * 60 * 60));
+        assert!(app.peppered(&first).await.unwrap().is_none());
+        look(&app).await.unwrap();
+        assert_eq!(app.lookups.newest_ms(), Some(clock.now_ms() - 24 * 60 * 60 * 1000));
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

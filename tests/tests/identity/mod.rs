@@ -3,9 +3,14 @@
 mod account;
 mod associations;
 mod bad_input;
+mod commands;
 mod discovery;
+mod hosted_terms;
+mod internal;
 mod lookup;
+mod pepper;
 mod pubkey;
+mod replicas;
 mod status;
 mod terms;
 mod validation;
