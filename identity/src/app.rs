@@ -6,15 +6,17 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use url::Url;
 use waypost_shared::{
-    clock::Clock,
+    clock::{Clock, millis},
     http_client::{Outbound, OutboundError},
     rate_limit::Limiter,
+    secret::SecretString,
 };
 
 use crate::{
@@ -22,13 +24,13 @@ use crate::{
     config::{Config, KeyFile},
     delivery::{
         email::{Mailer, MailerError},
+        hosted_terms::{HostedTerms, HostedTermsError},
         sms::{Sms, SmsSetupError},
         templates::{TemplateError, Templates},
     },
     domain::{
-        hashing,
-        lookup_index::LookupIndex,
-        next_link,
+        hashing, next_link,
+        peppered::Lookups,
         phone::Country,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
@@ -37,8 +39,10 @@ use crate::{
     },
     federation::Homeservers,
     metrics::Metrics,
-    storage::{self, Store, StoreError, associations::Seen},
+    storage::{self, Store, StoreError},
 };
+
+mod lookups;
 
 /// The server's state; copies are cheap.
 pub(crate) type App = Arc<AppState>;
@@ -50,10 +54,18 @@ pub(crate) struct AppState {
     pub(crate) store: Store,
     pub(crate) keys: StorageKeys,
     pub(crate) signing_keys: SigningKeys,
-    pub(crate) pepper: String,
-    pub(crate) index: LookupIndex,
+    pub(crate) lookups: Lookups,
+    /// Told when an index is complete.
+    filled: watch::Sender<()>,
+    /// Held while indexes are filled: one after the other.
+    filling: Mutex<()>,
+    /// Told when there may be a new pepper in the database.
+    pub(crate) peppers_changed: Notify,
     pub(crate) tokens: TokenCache,
     pub(crate) terms: Terms,
+    pub(crate) hosted_terms: HostedTerms,
+    /// What callers of the internal listener have to know; none: there is no such listener.
+    pub(crate) internal_secret: Option<SecretString>,
     pub(crate) homeservers: Homeservers,
     pub(crate) mailer: Mailer,
     pub(crate) sms: Sms,
@@ -78,6 +90,9 @@ pub(crate) struct Limits {
     pub(crate) register: Limiter<std::net::IpAddr>,
     pub(crate) lookup: Limiter<Arc<str>>,
     pub(crate) unbind: Limiter<std::net::IpAddr>,
+    pub(crate) lookup_homeserver: Limiter<Arc<str>>,
+    pub(crate) addresses: Limiter<Arc<str>>,
+    pub(crate) addresses_homeserver: Limiter<Arc<str>>,
 }
 
 /// Why the server cannot start.
@@ -131,6 +146,9 @@ pub(crate) enum StartError {
     /// Templates.
     #[error("{0}")]
     Templates(#[from] TemplateError),
+    /// Policies that this server shows itself.
+    #[error("{0}")]
+    HostedTerms(#[from] HostedTermsError),
 }
 
 impl AppState {
@@ -141,16 +159,25 @@ impl AppState {
     /// [`StartError`].
     pub(crate) async fn build(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
         let Opened { keys, signing_keys, store } = open(&config).await?;
-        let pepper = match store.pepper().await? {
-            Some(pepper) => pepper,
-            None => store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?,
-        };
+        if store.pepper().await?.is_none() {
+            store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?;
+        }
+        let internal_secret = config.internal_secret().map_err(|error| StartError::File {
+            path: "internal.secret_file".to_owned(),
+            source: io::Error::other(error),
+        })?;
+        let base_url = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
+        let mut policies = config.terms.policies.clone();
+        let hosted_terms = HostedTerms::load(&mut policies, &base_url)?;
 
         let outbound = Outbound::new(&config.outbound)?;
         let limits = Limits {
             register: limiter(config.limits.register_per_source),
             lookup: limiter(config.limits.lookup_per_account),
             unbind: limiter(config.limits.unbind_per_source),
+            lookup_homeserver: limiter(config.limits.lookup_per_homeserver),
+            addresses: limiter(config.limits.addresses_per_account),
+            addresses_homeserver: limiter(config.limits.addresses_per_homeserver),
         };
         Ok(Self {
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
@@ -164,12 +191,17 @@ impl AppState {
                 .iter()
                 .filter_map(|p| next_link::Pattern::parse(p))
                 .collect(),
-            tokens: TokenCache::new(std::time::Duration::from_secs(config.tokens.cache_secs)),
-            terms: Terms(config.terms.policies.clone()),
-            base_url: base_url(config.identity.public_base_url.as_ref(), config.listen.public),
+            tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
+            terms: Terms(policies),
+            hosted_terms,
+            internal_secret,
+            base_url,
             own_names: own_names(&config),
             metrics: Metrics::register(registry),
-            index: LookupIndex::new(),
+            lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
+            filled: watch::Sender::new(()),
+            filling: Mutex::new(()),
+            peppers_changed: Notify::new(),
             outbox_filled: Notify::new(),
             binding: std::array::from_fn(|_| Mutex::new(())),
             config,
@@ -177,32 +209,8 @@ impl AppState {
             store,
             keys,
             signing_keys,
-            pepper,
             limits,
         })
-    }
-
-    /// Fills the index with all associations.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) async fn load_index(&self) -> Result<Seen, StoreError> {
-        let seen = self
-            .store
-            .each_association(&self.keys, |change| {
-                if let Some(mxid) = &change.mxid {
-                    self.index.insert(&hashing::lookup_hash(&change.threepid, &self.pepper), mxid);
-                }
-            })
-            .await?;
-        self.count_associations();
-        Ok(seen)
-    }
-
-    /// Brings the metric up to date with the index.
-    pub(crate) fn count_associations(&self) {
-        self.metrics.associations.set(i64::try_from(self.index.len()).unwrap_or(i64::MAX));
     }
 
     /// Held while an address is bound in the database and then in the index, so that two binds of one address reach

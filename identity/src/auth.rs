@@ -28,6 +28,8 @@ const MAX_CACHED: usize = 100_000;
 pub(crate) struct Account {
     /// `@user:server`
     pub(crate) mxid: Arc<str>,
+    /// The homeserver's name, for its budgets.
+    pub(crate) homeserver: Arc<str>,
     /// What stands for the token.
     pub(crate) token_hash: Fingerprint,
     terms_accepted: bool,
@@ -65,6 +67,17 @@ impl TokenCache {
     pub(crate) fn forget(&self, token_hash: &Fingerprint) {
         self.known.write().unwrap_or_else(PoisonError::into_inner).remove(token_hash);
     }
+
+    /// Forgets all tokens of somebody who was erased.
+    pub(crate) fn forget_user(&self, mxid: &str) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.retain(|_, (account, _)| *account.mxid != *mxid);
+    }
+
+    /// Forgets all tokens: one of them may have ended at another replica while nobody listened.
+    pub(crate) fn forget_all(&self) {
+        self.known.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
 }
 
 /// The account of the request's token, whether or not its owner accepted the terms.
@@ -85,7 +98,8 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
         app.store.touch_token(&token_hash, now_ms).await?;
     }
     let terms_accepted = app.terms.is_empty() || app.terms.are_accepted_by(&app.store.accepted_terms(&row.mxid).await?);
-    let account = Account { mxid: row.mxid.into(), token_hash, terms_accepted };
+    let homeserver = row.mxid.split_once(':').map_or("", |(_, name)| name).into();
+    let account = Account { mxid: row.mxid.into(), homeserver, token_hash, terms_accepted };
     // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
     if terms_accepted {
         app.tokens.put(account.clone(), now_ms);

@@ -44,6 +44,7 @@ pub(crate) struct Config {
     pub(crate) terms: TermsConfig,
     pub(crate) homeservers: HomeserversConfig,
     pub(crate) limits: LimitsConfig,
+    pub(crate) internal: InternalConfig,
     pub(crate) server: ServerConfig,
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
@@ -57,11 +58,17 @@ pub(crate) struct ListenConfig {
     pub(crate) public: SocketAddr,
     /// For health checks and Prometheus; never public. Default `127.0.0.1:8091`.
     pub(crate) operations: SocketAddr,
+    /// For programs of the operator's own, with `internal.secret`; never public. Default none: there is none.
+    pub(crate) internal: Option<SocketAddr>,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { public: SocketAddr::from(([127, 0, 0, 1], 8090)), operations: SocketAddr::from(([127, 0, 0, 1], 8091)) }
+        Self {
+            public: SocketAddr::from(([127, 0, 0, 1], 8090)),
+            operations: SocketAddr::from(([127, 0, 0, 1], 8091)),
+            internal: None,
+        }
     }
 }
 
@@ -228,11 +235,25 @@ pub(crate) struct LookupConfig {
     pub(crate) max_addresses: usize,
     /// Whether lookups without hashing (`none`) are answered: clients then send plain addresses. Default false.
     pub(crate) allow_none: bool,
+    /// Days after which the pepper is rotated; 0 is never. Default 0.
+    pub(crate) rotate_pepper_days: u32,
+    /// Seconds from a rotation until the new pepper is handed out: the time that all replicas have to prepare for it.
+    /// Default 60.
+    pub(crate) pepper_lead_secs: u64,
+    /// Seconds a pepper is still answered after the next one is handed out: clients keep it for a while. Default
+    /// 86400.
+    pub(crate) previous_pepper_secs: u64,
 }
 
 impl Default for LookupConfig {
     fn default() -> Self {
-        Self { max_addresses: 10_000, allow_none: false }
+        Self {
+            max_addresses: 10_000,
+            allow_none: false,
+            rotate_pepper_days: 0,
+            pepper_lead_secs: 60,
+            previous_pepper_secs: 86_400,
+        }
     }
 }
 
@@ -336,6 +357,12 @@ pub(crate) struct LimitsConfig {
     pub(crate) register_per_source: Rate,
     /// Lookups by one account, in each replica. Default 50, then one a second.
     pub(crate) lookup_per_account: Rate,
+    /// Lookups by all accounts of one homeserver, in each replica. Default 2000, then 50 a second.
+    pub(crate) lookup_per_homeserver: Rate,
+    /// Addresses that one account looks up, in each replica. Default 50000, then 50000 a day.
+    pub(crate) addresses_per_account: Rate,
+    /// Addresses that all accounts of one homeserver look up, in each replica. Default 1000000, then 100 a second.
+    pub(crate) addresses_per_homeserver: Rate,
     /// Mails to one address. Default 5, then one in 5 minutes.
     pub(crate) mail_per_address: Rate,
     /// Mails that one account asks for. Default 10, then one in a minute.
@@ -376,6 +403,9 @@ impl Default for LimitsConfig {
         Self {
             register_per_source: rate(20, 3.0),
             lookup_per_account: rate(50, 1.0),
+            lookup_per_homeserver: rate(2000, 0.02),
+            addresses_per_account: rate(50_000, 1.728),
+            addresses_per_homeserver: rate(1_000_000, 0.01),
             mail_per_address: rate(5, 300.0),
             mail_per_account: rate(10, 60.0),
             mail_per_source: rate(20, 30.0),
@@ -393,6 +423,16 @@ impl Default for LimitsConfig {
             sms_codes_per_source: rate(50, 60.0),
         }
     }
+}
+
+/// The internal listener.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct InternalConfig {
+    /// What its callers send as `Authorization: Bearer …`; 16 characters or more. Default none.
+    pub(crate) secret: Option<SecretString>,
+    /// A file that holds it. Default none.
+    pub(crate) secret_file: Option<PathBuf>,
 }
 
 /// So many at once, then one more in each interval.
@@ -515,10 +555,27 @@ impl Config {
                 problem(&format!("terms.policies.{id}.languages"), "needs a language, such as `en`".to_owned());
             }
             for (language, text) in &policy.languages {
-                if text.name.is_empty() || Url::parse(&text.url).is_err() {
-                    problem(&format!("terms.policies.{id}.languages.{language}"), "needs a name and a URL".to_owned());
+                let key = format!("terms.policies.{id}.languages.{language}");
+                let shown_here = text.file.is_some() && text.url.is_empty();
+                if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
+                    problem(&key, "needs a name, and a URL or a file".to_owned());
+                }
+                if text.file.is_some()
+                    && [id, &policy.version, language].iter().any(|part| matches!(part.as_str(), "." | ".."))
+                {
+                    problem(&key, "cannot be shown: `.` and `..` are no parts of an address".to_owned());
                 }
             }
+        }
+        match self.internal_secret() {
+            Err(error) => problem("internal.secret", error.to_string()),
+            Ok(None) if self.listen.internal.is_some() => {
+                problem("internal.secret", "is needed where listen.internal is set; or set secret_file".to_owned());
+            }
+            Ok(Some(secret)) if secret.expose_secret().len() < 16 => {
+                problem("internal.secret", "must have 16 characters or more".to_owned());
+            }
+            Ok(_) => {}
         }
         for (name, target) in &self.homeservers.overrides {
             let known = ServerName::parse(name).is_ok();
@@ -532,6 +589,9 @@ impl Config {
         for (key, rate) in [
             ("register_per_source", self.limits.register_per_source),
             ("lookup_per_account", self.limits.lookup_per_account),
+            ("lookup_per_homeserver", self.limits.lookup_per_homeserver),
+            ("addresses_per_account", self.limits.addresses_per_account),
+            ("addresses_per_homeserver", self.limits.addresses_per_homeserver),
             ("mail_per_address", self.limits.mail_per_address),
             ("mail_per_account", self.limits.mail_per_account),
             ("mail_per_source", self.limits.mail_per_source),
@@ -581,6 +641,15 @@ impl Config {
     /// When its file cannot be read.
     pub(crate) fn smtp_password(&self) -> Result<Option<SecretString>, secret::SecretError> {
         secret::inline_or_file(self.email.smtp_password.as_ref(), self.email.smtp_password_file.as_deref())
+    }
+
+    /// The secret of the internal listener, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub(crate) fn internal_secret(&self) -> Result<Option<SecretString>, secret::SecretError> {
+        secret::inline_or_file(self.internal.secret.as_ref(), self.internal.secret_file.as_deref())
     }
 
     /// Where the storage keys stand, and whether they may be made when they are not there.
@@ -652,6 +721,9 @@ mod tests {
             "password",
             "password_file",
             "extra_ca_file",
+            "internal",
+            "secret",
+            "secret_file",
         ] {
             assert!(sample.lines().any(|line| line.starts_with(&format!("# {key} = "))), "{key}");
         }
@@ -692,6 +764,15 @@ mod tests {
                 "[terms.policies.privacy]\nversion = '1'",
                 "waypost.toml:1: terms.policies.privacy.languages: needs a language, such as `en`",
             ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.en = { name = 'Privacy' }",
+                "waypost.toml:3: terms.policies.privacy.languages.en: needs a name, and a URL or a file",
+            ),
+            (
+                "[listen]\ninternal = '127.0.0.1:8092'\n[internal]",
+                "waypost.toml:3: internal.secret: is needed where listen.internal is set; or set secret_file",
+            ),
+            ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have 16 characters or more"),
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
                 "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",

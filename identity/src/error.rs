@@ -110,6 +110,9 @@ pub(crate) enum ApiError {
     /// A homeserver's signature that does not hold for this request.
     #[error("The homeserver's signature does not hold for this user and this request")]
     InvalidSignature,
+    /// A pepper that will be in force in a moment, when its index is complete here too.
+    #[error("This server is not ready for that pepper yet; try again in a moment")]
+    PepperNotReady,
     /// No key has this id.
     #[error("There is no key with this id")]
     UnknownKey,
@@ -158,6 +161,7 @@ impl From<&ApiError> for MatrixError {
             E::UnknownInvite => (StatusCode::NOT_FOUND, "M_UNRECOGNIZED"),
             E::NoProof => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
             E::WrongPrivateKey | E::OtherAddress | E::InvalidSignature => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
+            E::PepperNotReady => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
             E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
@@ -169,6 +173,7 @@ impl From<&ApiError> for MatrixError {
             }
             E::ThreepidInUse(mxid) => answer.with("mxid", mxid.as_str()),
             E::LimitExceeded(wait) => answer.retry_after(*wait),
+            E::PepperNotReady => answer.retry_after(Duration::from_secs(5)),
             _ => answer,
         }
     }

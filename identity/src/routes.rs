@@ -1,13 +1,13 @@
-//! Every endpoint of the public listener, on a line each.
+//! Every endpoint of the public and of the internal listener, on a line each.
 
 use waypost_shared::http::Router;
 
 use crate::{
-    api::{account, associations, invitations, lookup, pubkey, status, terms, validation},
+    api::{account, associations, internal, invitations, lookup, pubkey, status, terms, validation},
     app::App,
 };
 
-/// The table of routes.
+/// The table of the public listener.
 pub(crate) fn routes() -> Router<App> {
     Router::new()
         // API version check, status check
@@ -20,6 +20,7 @@ pub(crate) fn routes() -> Router<App> {
         // Terms of service
         .get("/_matrix/identity/v2/terms", terms::terms)
         .post("/_matrix/identity/v2/terms", terms::accept)
+        .get("/_waypost/terms/{policy}/{version}/{language}", terms::page)
         // Key management
         .get("/_matrix/identity/v2/pubkey/isvalid", pubkey::is_valid)
         .get("/_matrix/identity/v2/pubkey/ephemeral/isvalid", pubkey::is_ephemeral_valid)
@@ -42,4 +43,12 @@ pub(crate) fn routes() -> Router<App> {
         // Invitation storage, ephemeral invitation signing
         .post("/_matrix/identity/v2/store-invite", invitations::store_invite)
         .post("/_matrix/identity/v2/sign-ed25519", invitations::sign_ed25519)
+}
+
+/// The table of the internal listener, for programs of the operator's own.
+pub(crate) fn internal_routes() -> Router<App> {
+    Router::new()
+        .post("/_matrix/identity/internal/bind", internal::bind)
+        .post("/_matrix/identity/internal/unbind", internal::unbind)
+        .post("/_matrix/identity/internal/erase", internal::erase)
 }

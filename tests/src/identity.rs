@@ -30,6 +30,9 @@ pub const V2: &str = "/_matrix/identity/v2";
 const LIMITS: &[&str] = &[
     "register_per_source",
     "lookup_per_account",
+    "lookup_per_homeserver",
+    "addresses_per_account",
+    "addresses_per_homeserver",
     "mail_per_address",
     "mail_per_account",
     "mail_per_source",
@@ -114,6 +117,14 @@ pub fn terms(settings: &mut Settings) {
         .set("terms.policies.privacy_policy.languages.de", "url", TERMS_URLS[1]);
 }
 
+/// What callers of the internal listener have to know.
+pub const INTERNAL_SECRET: &str = "correct horse battery staple";
+
+/// Gives a server an internal listener.
+pub fn internal(settings: &mut Settings) {
+    settings.set("listen", "internal", "127.0.0.1:0").set("internal", "secret", INTERNAL_SECRET);
+}
+
 impl TestIdentity {
     /// Starts a server without terms.
     pub async fn start(database: Database) -> Self {
@@ -185,6 +196,19 @@ impl TestIdentity {
         all.extend_from_slice(arguments);
         let output = run(IDENTITY, &all);
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Starts a second server on the same database and keys. Calls go to the first one, until [`TestIdentity::api`] is
+    /// another one's.
+    pub async fn second_replica(&self) -> Server {
+        let config = std::fs::read_to_string(self.server.folder.path().join("waypost.toml")).unwrap();
+        Server::start(IDENTITY, TempFolder::new(), &config).await
+    }
+
+    /// A client of the internal listener, of a server that was started with [`internal`].
+    pub async fn internal_api(&self) -> Api {
+        let line = self.server.wait_for_log("the internal listener", |line| !line["internal"].is_null()).await;
+        Api::new(&format!("http://{}", line["internal"].as_str().unwrap()))
     }
 
     /// GET below `/_matrix/identity/v2`.

@@ -31,7 +31,8 @@ pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiErr
         return Err(ApiError::NotYourMxid);
     }
     let (threepid, _) = app.validated_session(&sid, &client_secret).await?;
-    Ok(json(&super::publish(&app, threepid, mxid).await?))
+    let signed = super::to_the_end(async move { super::publish(&app, threepid, mxid).await }).await?;
+    Ok(json(&signed))
 }
 
 /// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
@@ -61,7 +62,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
         (Some(_), None) => return Err(missing("client_secret")),
         (None, Some(_)) => return Err(missing("sid")),
     }
-    super::withdraw(&app, &threepid, &mxid).await?;
+    super::to_the_end(async move { super::withdraw(&app, &threepid, &mxid).await }).await?;
     Ok(json(&Map::new()))
 }
 

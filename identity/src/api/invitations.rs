@@ -79,6 +79,13 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
         return Err(ApiError::ThreepidInUse(mxid));
     }
 
+    let preferred = language::preferred(request.query_param("lang").as_deref(), None);
+    let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
+    Ok(json(&super::to_the_end(async move { keep(&app, &look, &invitation).await }).await?))
+}
+
+/// Stores the invite with a key made for it, and writes the mail; both or neither.
+async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Value, ApiError> {
     let seed = Zeroizing::new(random::bytes::<32>());
     let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
     let ephemeral = Ephemeral { token: random::token(), seed, key };
@@ -97,9 +104,7 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
     if let Some(mxid) = app.store.add_invite(&app.keys, &new).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
-    let preferred = language::preferred(request.query_param("lang").as_deref(), None);
-    let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
-    let sent = send_mail(&app, &look, &invitation, &ephemeral).await;
+    let sent = send_mail(app, look, invitation, &ephemeral).await;
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
         // Nobody knows of it, so nobody shall be let in by it.
@@ -108,7 +113,7 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
     }
     app.metrics.invites.inc();
     tracing::info!(sender = %invitation.sender, "invite stored");
-    Ok(json(&answer(&app, &invitation, &ephemeral)))
+    Ok(answer(app, invitation, &ephemeral))
 }
 
 impl Invitation {

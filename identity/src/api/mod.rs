@@ -6,18 +6,31 @@ use serde_json::{Map, Value};
 
 use crate::{
     app::AppState,
-    domain::{association::Association, hashing, invite::PendingInvite, threepid::Threepid},
+    domain::{association::Association, invite::PendingInvite, threepid::Threepid},
     error::ApiError,
 };
 
 pub(crate) mod account;
 pub(crate) mod associations;
+pub(crate) mod internal;
 pub(crate) mod invitations;
 pub(crate) mod lookup;
 pub(crate) mod pubkey;
 pub(crate) mod status;
 pub(crate) mod terms;
 pub(crate) mod validation;
+
+/// Does `work` to its end, also when the client hangs up meanwhile: what is half done, such as a row without its entry in
+/// the index, or a mail that counts as sent and was not, would stay so.
+///
+/// # Errors
+///
+/// What `work` says; [`ApiError::Internal`] if it panics.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(|error| ApiError::Internal(error.into()))?
+}
 
 /// Publishes that an address belongs to `mxid`: hands out the invites that waited for it, has the homeserver told, and
 /// returns the signed association.
@@ -35,7 +48,7 @@ pub(crate) async fn publish(app: &AppState, threepid: Threepid, mxid: String) ->
             signed(app, &association, Some(invites)).map(|object| Value::Object(object).to_string())
         };
         let invites = app.store.bind(&app.keys, &association, letter).await?;
-        app.index.insert(&hashing::lookup_hash(&association.threepid, &app.pepper), &association.mxid);
+        app.lookups.insert(&association.threepid, &association.mxid);
         invites
     };
     app.outbox_filled.notify_one();
@@ -57,15 +70,10 @@ pub(crate) async fn publish(app: &AppState, threepid: Threepid, mxid: String) ->
 ///
 /// [`ApiError`]: the database failed.
 pub(crate) async fn withdraw(app: &AppState, threepid: &Threepid, mxid: &str) -> Result<bool, ApiError> {
-    let fingerprint = app.keys.fingerprint(threepid);
-    let unbound = {
-        let _order = app.binding(&fingerprint).await;
-        let unbound = app.store.unbind(&fingerprint, mxid, app.clock.now_ms()).await?;
-        if unbound {
-            app.index.remove(&hashing::lookup_hash(threepid, &app.pepper));
-        }
-        unbound
-    };
+    let unbound = app.store.remove_association(&app.keys, threepid, Some(mxid), app.clock.now_ms()).await?;
+    if unbound {
+        app.refresh_address(threepid).await?;
+    }
     if unbound {
         app.metrics.unbinds.inc();
         app.count_associations();

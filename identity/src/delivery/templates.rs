@@ -41,6 +41,9 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("page_failed.de.html", include_str!("../../templates/page_failed.de.html")),
     ("page_expired.html", include_str!("../../templates/page_expired.html")),
     ("page_expired.de.html", include_str!("../../templates/page_expired.de.html")),
+    ("page_missing.html", include_str!("../../templates/page_missing.html")),
+    ("page_missing.de.html", include_str!("../../templates/page_missing.de.html")),
+    ("page_terms.html", include_str!("../../templates/page_terms.html")),
 ];
 
 /// How much work one rendering may do: an operator's endless loop must not hold up the server.

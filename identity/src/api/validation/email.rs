@@ -8,7 +8,7 @@ use waypost_shared::{
     rate_limit::source_key,
 };
 
-use super::{Budgeted, Charge, Opening, Wanted};
+use super::{Budgeted, Charge, Opening, Wanted, to_the_end};
 use crate::{
     app::{App, AppState},
     auth,
@@ -20,8 +20,12 @@ use crate::{
 /// `POST /_matrix/identity/v2/validate/email/requestToken`: sends a token to an address.
 pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let charge = Charge { account: Some(&account.mxid), source: request.source };
-    let sid = request_token(&app, super::params(&request)?, charge, Wanted::of(&request)).await?;
+    let (params, wanted, source) = (super::params(&request)?, Wanted::of(&request), request.source);
+    let sid = to_the_end(async move {
+        let charge = Charge { account: Some(&account.mxid), source };
+        request_token(&app, params, charge, wanted).await
+    })
+    .await?;
     Ok(json(&json!({ "sid": sid })))
 }
 

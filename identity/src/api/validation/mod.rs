@@ -21,6 +21,7 @@ use waypost_shared::{
     random,
 };
 
+use super::to_the_end;
 use crate::{
     app::{App, AppState},
     auth,

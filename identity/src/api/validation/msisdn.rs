@@ -9,7 +9,7 @@ use waypost_shared::{
     rate_limit::source_key,
 };
 
-use super::{Budgeted, Charge, Opening, Wanted};
+use super::{Budgeted, Charge, Opening, Wanted, to_the_end};
 use crate::{
     app::{App, AppState},
     auth,
@@ -24,8 +24,12 @@ use crate::{
 /// `POST /_matrix/identity/v2/validate/msisdn/requestToken`: sends a code to a phone number.
 pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let charge = Charge { account: Some(&account.mxid), source: request.source };
-    Ok(json(&request_token(&app, super::params(&request)?, charge, Wanted::of(&request)).await?))
+    let (params, wanted, source) = (super::params(&request)?, Wanted::of(&request), request.source);
+    let answer = to_the_end(async move {
+        let charge = Charge { account: Some(&account.mxid), source };
+        request_token(&app, params, charge, wanted).await
+    });
+    Ok(json(&answer.await?))
 }
 
 /// `POST /_matrix/identity/v2/validate/msisdn/submitToken`.
