@@ -128,6 +128,9 @@ pub(crate) enum StartError {
          (without it the addresses in the database cannot be read)"
     )]
     OtherStorageKey(String),
+    /// There is a server on it already.
+    #[error("another process serves this SQLite database; several replicas need PostgreSQL")]
+    Served,
     /// A key file that was made with the database is gone.
     #[error("{0} is missing, and the database was written with it; put it back from your backup")]
     LostKey(String),
@@ -290,6 +293,25 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
         .mode(0o700)
         .create(dir)
         .map_err(|source| StartError::File { path: dir.display().to_string(), source })
+}
+
+/// Holds an SQLite database for this process: a second server on it would follow the first one's changes late, and both
+/// would do the work of the one writer. Commands may work on it meanwhile.
+///
+/// # Errors
+///
+/// [`StartError::Served`] when another process serves it.
+pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, StartError> {
+    make_data_dir(config)?;
+    let Some(mut path) = config.database_url().ok().as_deref().and_then(storage::sqlite_file) else { return Ok(None) };
+    path.as_mut_os_string().push(".lock");
+    let failed = |source| StartError::File { path: path.display().to_string(), source };
+    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Served),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get

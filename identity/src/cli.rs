@@ -18,7 +18,7 @@ use waypost_shared::{
 };
 
 use crate::{
-    app::AppState,
+    app::{self, AppState},
     config::{Config, EmailTransport, sms::SmsTransport},
     domain::{sealing::StorageKeys, signing::SigningKey},
     jobs,
@@ -197,14 +197,24 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     config.listen.public = public;
     let server = config.server.clone();
 
+    let _alone = app::serve_alone(&config)?;
     let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
     let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
+    // Health and metrics are there until the end, and say "not ready" from the first moment of stopping.
+    let (stop_operations, operations_stop) = Stop::manual();
     let serving_operations = {
-        let (server, stop) = (server.clone(), stop.clone());
-        tokio::spawn(
-            async move { serve::serve(operations_listener, health::routes(), shown, &server, None, stop).await },
-        )
+        let server = server.clone();
+        tokio::spawn(async move {
+            serve::serve(operations_listener, health::routes(), shown, &server, None, operations_stop).await
+        })
     };
+    tokio::spawn({
+        let (readiness, stop) = (readiness.clone(), stop.clone());
+        async move {
+            stop.requested().await;
+            readiness.set(false);
+        }
+    });
     let seen = app.load_index().await?;
     let jobs = [
         tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
@@ -225,13 +235,13 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     tracing::info!(%public, %operations, associations = app.lookups.len(), "listening");
     serve::serve(public_listener, routes(), app.clone(), &server, Some(app.metrics.http.clone()), stop).await?;
 
-    readiness.set(false);
     for job in jobs {
         job.await?;
     }
     if let Some(serving) = serving_internal {
         serving.await??;
     }
+    stop_operations.send_replace(true);
     serving_operations.await??;
     app.store.close().await;
     tracing::info!("stopped");

@@ -70,8 +70,9 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
         }
         let (changes, seen) = app.store.changes_since(&app.keys, followed.since).await?;
         for change in &changes {
-            let _order = app.binding(&app.keys.fingerprint(&change.threepid)).await;
-            app.lookups.set(&change.threepid, change.mxid.as_deref());
+            // Read once more, in the order that holds here: what was read above may be older than what a request of
+            // our own has changed since.
+            app.refresh_address(&change.threepid).await?;
         }
         *followed = Followed { since: seen, at_ms: now_ms };
         app.count_associations();

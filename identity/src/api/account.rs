@@ -42,11 +42,10 @@ pub(crate) async fn logout(app: App, request: Incoming) -> Result<Response, ApiE
         Err(ApiError::Unauthorized) if auth::token(&app, &request).is_some() => return Err(ApiError::UnknownToken),
         account => account?,
     };
+    let deleted = app.store.delete_token(&account.token_hash).await?;
     app.tokens.forget(&account.token_hash);
-    if !app.store.delete_token(&account.token_hash).await? {
+    if !deleted {
         return Err(ApiError::UnknownToken);
     }
-    // Once more: a request that ran meanwhile may have found it in the database just before.
-    app.tokens.forget(&account.token_hash);
     Ok(json(&Map::new()))
 }

@@ -45,11 +45,9 @@ pub(crate) async fn erase(app: App, request: Incoming) -> Result<Response, ApiEr
 
     let addresses = app.store.associations_of(&app.keys, &mxid).await?;
     let erased = app.store.erase(&app.keys, &mxid, app.clock.now_ms()).await?;
-    app.tokens.forget_user(&mxid);
     for association in &addresses {
         app.refresh_address(&association.threepid).await?;
     }
-    // Once more: a request that ran meanwhile may have found a token in the database just before.
     app.tokens.forget_user(&mxid);
     tracing::info!(associations = erased.associations, access_tokens = erased.access_tokens, "somebody was erased");
     Ok(json(&json!({

@@ -195,6 +195,14 @@ impl Store {
                 ])
                 .run(pool)
                 .await?;
+                // After a restore from a dump the numbers are another cluster's and may be ahead of this one's, so that
+                // each look for changes would read those rows again. The trigger gives them a number of today.
+                sqlx::query(
+                    "UPDATE associations SET bound_ms = bound_ms
+                      WHERE changed > pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
+                )
+                .execute(pool)
+                .await?;
             }
         }
         Ok(())

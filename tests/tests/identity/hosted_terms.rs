@@ -38,7 +38,7 @@ on_each_database! {
         assert_eq!(page.header("content-type"), "text/html; charset=utf-8");
         assert!(page.header("content-security-policy").contains("default-src 'none'"));
         assert!(page.text.contains("<h1>What we keep</h1>"), "{}", page.text);
-        assert!(page.text.contains("<em>you</em>") && page.text.contains("<title>Privacy Policy</title>"));
+        assert!(page.text.contains("<em>you</em>") && page.text.contains("<title>Privacy Policy – id.test</title>"));
         // What is HTML in the file is text on the page.
         assert!(!page.text.contains("<script") && page.text.contains("&lt;script&gt;"), "{}", page.text);
         let german = t.api.get(&format!("{base}/de"), None).await;
