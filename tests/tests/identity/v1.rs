@@ -334,8 +334,8 @@ on_each_database! {
 
     async fn bodies_are_read_by_their_type(database: Database) {
         let t = TestIdentity::start_with(database, listed).await;
-        let object: &'static [u8] = br#"{"client_secret": "a", "country": "GB", "phone_number": "1", "send_attempt": 1}"#;
-        let wrong: &'static [u8] = br#"{"client_secret": 5, "country": "", "phone_number": "", "send_attempt": 1}"#;
+        let object: &[u8] = br#"{"client_secret": "a", "country": "GB", "phone_number": "1", "send_attempt": 1}"#;
+        let wrong: &[u8] = br#"{"client_secret": 5, "country": "", "phone_number": "", "send_attempt": 1}"#;
         let cases: [(Option<&str>, &'static [u8], &str); 11] = [
             // Read, and then found to be no number.
             (Some("application/json; charset=utf-8"), object, "M_INVALID_ADDRESS"),
