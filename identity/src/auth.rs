@@ -140,6 +140,19 @@ pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Re
     if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
 }
 
+/// Lets in whom the operator listed by address: what the older API has in place of access tokens.
+///
+/// # Errors
+///
+/// [`ApiError::CallerNotListed`].
+pub(crate) fn listed_caller(app: &AppState, request: &Incoming) -> Result<(), ApiError> {
+    if app.config.v1.allow.iter().any(|range| range.contains(&request.source)) {
+        return Ok(());
+    }
+    tracing::debug!(source = %request.source, "a caller is not in v1.allow");
+    Err(ApiError::CallerNotListed)
+}
+
 /// The request's token, whether or not anybody has it.
 pub(crate) fn token(app: &AppState, request: &Incoming) -> Option<String> {
     let in_query = || if app.config.tokens.allow_in_query { request.query_param("access_token") } else { None };

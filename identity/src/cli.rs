@@ -233,7 +233,15 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     };
     readiness.set(true);
     tracing::info!(%public, %operations, associations = app.lookups.len(), "listening");
-    serve::serve(public_listener, routes(), app.clone(), &server, Some(app.metrics.http.clone()), stop).await?;
+    serve::serve(
+        public_listener,
+        routes(app.config.v1.mode),
+        app.clone(),
+        &server,
+        Some(app.metrics.http.clone()),
+        stop,
+    )
+    .await?;
 
     for job in jobs {
         job.await?;

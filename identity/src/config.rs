@@ -9,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 use waypost_shared::{
@@ -45,6 +46,7 @@ pub(crate) struct Config {
     pub(crate) homeservers: HomeserversConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) internal: InternalConfig,
+    pub(crate) v1: V1Config,
     pub(crate) server: ServerConfig,
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
@@ -435,6 +437,30 @@ pub(crate) struct InternalConfig {
     pub(crate) secret_file: Option<PathBuf>,
 }
 
+/// The older API, for the programs that still call it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct V1Config {
+    /// `off`, `minimal` or `full`. Default minimal.
+    pub(crate) mode: V1Mode,
+    /// Address ranges of the homeservers that may call what needs no proof from others: in v1 nobody has a token.
+    /// Default none.
+    pub(crate) allow: Vec<IpNet>,
+}
+
+/// See [`V1Config::mode`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum V1Mode {
+    /// Nothing of it.
+    Off,
+    /// For all: the status check, keys, sign-ed25519. For `allow`: phone numbers (Synapse's SMS delegate).
+    #[default]
+    Minimal,
+    /// For `allow` also email addresses, bind, lookup and store-invite (Dendrite).
+    Full,
+}
+
 /// So many at once, then one more in each interval.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -576,6 +602,9 @@ impl Config {
                 problem("internal.secret", "must have 16 characters or more".to_owned());
             }
             Ok(_) => {}
+        }
+        if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
+            problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
         }
         for (name, target) in &self.homeservers.overrides {
             let known = ServerName::parse(name).is_ok();
@@ -773,6 +802,10 @@ mod tests {
                 "waypost.toml:3: internal.secret: is needed where listen.internal is set; or set secret_file",
             ),
             ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have 16 characters or more"),
+            (
+                "[v1]\nmode = 'full'",
+                "waypost.toml:1: v1.allow: is needed with mode = \"full\": the addresses of your homeservers",
+            ),
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
                 "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",

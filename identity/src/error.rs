@@ -33,6 +33,9 @@ pub(crate) enum ApiError {
     /// The request is about another user.
     #[error("That Matrix id is not the one that this access token belongs to")]
     NotYourMxid,
+    /// An endpoint of the older API, and a caller whose address the operator did not list.
+    #[error("Only homeservers that this server's operator has listed may call this")]
+    CallerNotListed,
     /// The user's homeserver is not on the list.
     #[error("Users of that homeserver cannot register here")]
     HomeserverNotAllowed,
@@ -137,6 +140,7 @@ impl From<&ApiError> for MatrixError {
             E::UnknownToken => (StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN"),
             E::TermsNotSigned => (StatusCode::FORBIDDEN, "M_TERMS_NOT_SIGNED"),
             E::NotYourMxid | E::HomeserverNotAllowed => (StatusCode::FORBIDDEN, "M_UNAUTHORIZED"),
+            E::CallerNotListed => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
             E::Homeserver(error) => homeserver(error),
             E::NotOpaqueId(_) | E::NextLinkNotAllowed | E::UnknownAlgorithm => {
                 (StatusCode::BAD_REQUEST, "M_INVALID_PARAM")

@@ -18,11 +18,12 @@ use zeroize::Zeroizing;
 
 use crate::{
     app::{App, AppState},
-    auth::{self, Account},
+    auth,
     delivery::{email::Mail, templates::Look},
     domain::{
         invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
         language, next_link,
+        server_name::is_user_id,
         signing::{self, SigningKey},
         threepid::{Medium, Threepid},
     },
@@ -64,17 +65,39 @@ struct Ephemeral {
 pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let object = request.json_object()?;
-    let texts = object.clone();
-    let invitation = Invitation::read(&app, object)?;
+    let invitation = Invitation::read(&app, object.clone())?;
     if invitation.sender != *account.mxid {
         return Err(ApiError::NotYourMxid);
     }
+    take(app, &request, invitation, &object).await
+}
+
+/// `POST /_matrix/identity/api/v1/store-invite`: the same for a homeserver that the operator listed, whose word is enough
+/// for any `sender`.
+pub(crate) async fn v1_store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    let object = super::v1_values(&request)?;
+    let invitation = Invitation::read(&app, object.clone())?;
+    if !is_user_id(&invitation.sender) {
+        return Err(MatrixError::invalid_param("sender", "must be a Matrix user id").into());
+    }
+    take(app, &request, invitation, &object).await
+}
+
+/// Takes an invitation whose sender is known to be true, unless something speaks against it. `texts` is all that was
+/// sent.
+async fn take(
+    app: App,
+    request: &Incoming,
+    invitation: Invitation,
+    texts: &Map<String, Value>,
+) -> Result<Response, ApiError> {
     let texts = texts.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
     if app.config.invites.blocked.refuses(&invitation.sender, &invitation.room_id, texts) {
         return Err(ApiError::InviteNotAllowed);
     }
     // Before it is told whether somebody has the address: this is no way to find that out for many.
-    charge(&app, &account, &request, &invitation.threepid).await?;
+    charge(&app, request, &invitation).await?;
     if let Some(mxid) = app.store.owner(&app.keys.fingerprint(&invitation.threepid)).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
@@ -160,13 +183,13 @@ fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
 }
 
 /// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
-async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid: &Threepid) -> Result<(), ApiError> {
+async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
     let source = source_key(request.source).to_string();
     for (bucket, key, rate) in [
-        ("invite_per_account", app.keys.budget_hash(&account.mxid), limits.invite_per_account),
+        ("invite_per_account", app.keys.budget_hash(&invitation.sender), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
-        ("invite_per_address", app.keys.fingerprint(threepid), limits.invite_per_address),
+        ("invite_per_address", app.keys.fingerprint(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
         app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
@@ -258,6 +281,16 @@ pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response
     for (name, value) in url::form_urlencoded::parse(request.query.as_bytes()) {
         values.insert(name.into_owned(), Value::from(value.into_owned()));
     }
+    sign(&app, values).await
+}
+
+/// `POST /_matrix/identity/api/v1/sign-ed25519`: the same as Android calls it, with everything in the query, or in a
+/// form or JSON; without a token, since v1 has none.
+pub(crate) async fn v1_sign_ed25519(app: App, request: Incoming) -> Result<Response, ApiError> {
+    sign(&app, super::v1_values(&request)?).await
+}
+
+async fn sign(app: &AppState, values: Map<String, Value>) -> Result<Response, ApiError> {
     let mut params = Params::new(values);
     let mxid = params.text("mxid");
     let token = params.text("token");
@@ -286,3 +319,7 @@ pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response
         key.sign(&app.config.identity.server_name, object).map_err(|error| ApiError::Internal(error.into()))?;
     Ok(json(&signed))
 }
+
+#[cfg(test)]
+#[path = "invitations_tests.rs"]
+mod tests;

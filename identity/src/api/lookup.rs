@@ -2,15 +2,16 @@
 //!
 //! Source: Identity Service API, "Association lookup".
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, json};
 use waypost_shared::{
     http::{Incoming, Response, json, with_body},
     params::Params,
+    rate_limit::source_key,
 };
 
 use crate::{
@@ -71,6 +72,30 @@ pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiE
     };
     charge(&app, &account, lookup.addresses.len())?;
     Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &peppered)))
+}
+
+/// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a homeserver that the operator
+/// listed; an empty object if the address is nobody's.
+pub(crate) async fn v1_lookup(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    let mut params = Params::new(super::v1_values(&request)?);
+    let medium = params.text("medium");
+    let address = params.text("address");
+    params.finish()?;
+    let caller: Arc<str> = source_key(request.source).to_string().into();
+    app.limits.lookup_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
+    app.limits.addresses_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
+
+    app.metrics.looked_up.inc();
+    // What is no address is nobody's.
+    let threepid = Medium::parse(&medium).and_then(|medium| Threepid::given(medium, &address).ok());
+    let Some(threepid) = threepid else { return Ok(json(&Map::new())) };
+    let Some(association) = app.store.association(&app.keys, &threepid).await? else {
+        return Ok(json(&Map::new()));
+    };
+    app.metrics.found.inc();
+    let signed = super::signed(&app, &association, None).map_err(|error| ApiError::Internal(error.into()))?;
+    Ok(json(&signed))
 }
 
 /// Nobody can go through all addresses that there could be: not one account, and not a homeserver that makes many.

@@ -20,6 +20,7 @@ mod replicas;
 mod status;
 mod terms;
 mod unbind;
+mod v1;
 mod validation;
 
 /// A user of the stand-in homeserver.

@@ -29,7 +29,7 @@ const SUBMIT: &str = "/validate/msisdn/submitToken";
 const MANUAL: &str = include_str!("../../../docs/sms.md");
 
 /// A server with a gateway that answers so.
-async fn start_with(
+pub(super) async fn start_with(
     database: Database,
     answers: Vec<Answer>,
     change: impl FnOnce(&mut Settings),

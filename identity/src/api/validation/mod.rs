@@ -21,7 +21,7 @@ use waypost_shared::{
     random,
 };
 
-use super::to_the_end;
+use super::{to_the_end, v1_values};
 use crate::{
     app::{App, AppState},
     auth,
@@ -38,12 +38,12 @@ use crate::{
 };
 
 /// Whom a message is charged to, beside the one that it goes to.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Charge<'a> {
     /// The user that asks; none where no token is needed.
     pub(crate) account: Option<&'a str>,
-    /// Where the request came from.
-    pub(crate) source: IpAddr,
+    /// Where the request came from; none for a homeserver that the operator listed, which asks for all its users.
+    pub(crate) source: Option<IpAddr>,
 }
 
 /// What a request says about how people are to be spoken to.
@@ -189,7 +189,7 @@ pub(crate) async fn submit_token(
     app: &AppState,
     medium: Medium,
     mut params: Params,
-    source: IpAddr,
+    source: Option<IpAddr>,
 ) -> Result<(), ApiError> {
     let submission = Submission::read(medium, &mut params);
     let submitted = async {
@@ -212,7 +212,7 @@ async fn submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> 
         let submission = Submission::read(medium, &mut params);
         let submitted = async {
             params.finish()?;
-            submit(app, &submission, request.source).await
+            submit(app, &submission, Some(request.source)).await
         };
         return match submitted.await {
             Ok(session) => page::done(app, &look, &session),
@@ -224,7 +224,15 @@ async fn submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> 
         Ok(object) => Params::new(object),
         Err(error) => return Err(error.with("success", false).into()),
     };
-    submit_token(app, medium, params, request.source).await?;
+    submit_token(app, medium, params, Some(request.source)).await?;
+    Ok(json(&json!({ "success": true })))
+}
+
+/// `POST …/submitToken` of the older API: by a homeserver that the operator listed.
+async fn v1_submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(app, request)?;
+    let values = v1_values(request).map_err(|error| error.with("success", false))?;
+    submit_token(app, medium, Params::new(values), None).await?;
     Ok(json(&json!({ "success": true })))
 }
 
@@ -238,7 +246,7 @@ async fn token_page(app: &AppState, medium: Medium, request: &Incoming) -> Resul
         params.finish()?;
         match app.config.validation.confirm {
             Confirm::Link if request.method == Method::GET => {
-                submit(app, &submission, request.source).await.map(|session| (session, false))
+                submit(app, &submission, Some(request.source)).await.map(|session| (session, false))
             }
             Confirm::Link | Confirm::Click => {
                 session_to_submit_to(app, &submission).await.map(|session| (session, true))
@@ -253,7 +261,7 @@ async fn token_page(app: &AppState, medium: Medium, request: &Incoming) -> Resul
 }
 
 /// Validates the session if the token is its own. Doing it again is no mistake: people press twice.
-async fn submit(app: &AppState, submission: &Submission, source: IpAddr) -> Result<Session, ApiError> {
+async fn submit(app: &AppState, submission: &Submission, source: Option<IpAddr>) -> Result<Session, ApiError> {
     let session = session_to_submit_to(app, submission).await?;
     let expected = match submission.medium {
         Medium::Email => app.keys.validation_token(&session.sid),
@@ -293,7 +301,16 @@ async fn session_to_submit_to(app: &AppState, submission: &Submission) -> Result
 /// `GET /_matrix/identity/v2/3pid/getValidated3pid`: the address of a session that was proven.
 pub(crate) async fn validated_threepid(app: App, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
-    let mut params = Params::from_pairs(&request.query);
+    validated(&app, Params::from_pairs(&request.query)).await
+}
+
+/// `GET /_matrix/identity/api/v1/3pid/getValidated3pid`: the same for a homeserver that the operator listed.
+pub(crate) async fn v1_validated_threepid(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    validated(&app, Params::new(v1_values(&request)?)).await
+}
+
+async fn validated(app: &AppState, mut params: Params) -> Result<Response, ApiError> {
     let sid = params.text("sid");
     let client_secret = params.text("client_secret");
     params.finish()?;
