@@ -1,5 +1,5 @@
-//! What was delivered and what is dead, in memory: so that no device gets an event twice (COMPAT.md P8) and no
-//! provider is asked about a dead pushkey again (P9).
+//! What was delivered and what is dead, in memory: so that no device gets an event twice (docs/compatibility.md, P8)
+//! and no provider is asked about a dead pushkey again (P9).
 //!
 //! Entries are keyed hashes with a key of this process's own, so that a copy of the memory reveals no ids, and their
 //! number is bounded.

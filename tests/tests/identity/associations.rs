@@ -166,7 +166,7 @@ async fn a_bind_whose_client_hangs_up_is_whole() {
     assert!(before.as_object().is_some_and(|found| !found.is_empty()), "no bind came through");
 }
 
-/// THREATS.md, identity server, 14.
+/// docs/security.md, identity server, 14.
 #[tokio::test]
 async fn a_copy_of_the_database_shows_no_address_and_no_token() {
     let t = TestIdentity::start(Database::Sqlite).await;

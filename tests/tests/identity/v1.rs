@@ -3,7 +3,6 @@
 use ::http::Request;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use waypost_tests::database::Database;
 use waypost_tests::http::Reply;
 use waypost_tests::identity::{Link, SERVER_NAME, TestIdentity};
 use waypost_tests::matrix::verify_signed_json;

@@ -1,4 +1,4 @@
-//! What an app on Android reads: a flat map of texts (PAYLOADS.md, "FCM").
+//! What an app on Android reads: a flat map of texts (docs/payloads.md, "FCM").
 
 use serde_json::{Map, Value, json};
 
