@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq as _;
 use url::Url;
 use waypost_shared::{
-    http::{Incoming, Response, json},
+    http::{Incoming, Response, causes, json},
     matrix_error::MatrixError,
     params::Params,
     random,
@@ -130,6 +130,8 @@ async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Va
     let sent = send_mail(app, look, invitation, &ephemeral).await;
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
+        // To the homeserver this is a 400, but it is the operator who can mend it.
+        tracing::warn!(%error, causes = causes(&error), "an invitation was not sent");
         // Nobody knows of it, so nobody shall be let in by it.
         app.store.revoke_invite(&app.keys, &ephemeral.token).await?;
         return Err(error);
