@@ -3,7 +3,7 @@
 
 use url::Url;
 
-use crate::{encryption::Subscription, encoding::from_base64, glob::Glob};
+use crate::{encoding::from_base64, encryption::Subscription, glob::Glob};
 
 /// An endpoint that may be pushed to: https, without a user's name, and without a fragment, which is no server's.
 pub(crate) fn parse(text: &str) -> Option<Url> {

@@ -7,6 +7,7 @@
 use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
+    ops::Range,
     sync::{Mutex, MutexGuard, PoisonError},
 };
 
@@ -46,6 +47,8 @@ pub(crate) struct Hold {
 struct State {
     phase: Phase,
     window: Window,
+    /// Deaths of this time were found while something was wrong: from the window before a hold to its end.
+    doubtful_ms: Range<i64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -84,10 +87,12 @@ impl Hold {
         match (state.phase, is_unusual) {
             (Phase::Watching, true) => {
                 state.phase = Phase::Holding { since_ms: now_ms };
+                state.doubtful_ms = now_ms.saturating_sub(window_ms)..i64::MAX;
                 return Some(Change::Began { dead, of });
             }
             (Phase::Holding { .. }, false) => {
                 state.phase = Phase::Watching;
+                state.doubtful_ms.end = now_ms;
                 return Some(Change::Ended { in_time: false });
             }
             (Phase::Believing { since_ms }, false) if self.is_over(since_ms, now_ms) => {
@@ -105,12 +110,22 @@ impl Hold {
         matches!(state.phase, Phase::Holding { since_ms } if !self.is_over(since_ms, self.clock.now_ms()))
     }
 
+    /// Whether a death that was found at this time, and remembered, can be believed.
+    pub(crate) fn believes(&self, found_ms: i64) -> bool {
+        let state = self.lock();
+        match state.phase {
+            Phase::Holding { since_ms } if self.is_over(since_ms, self.clock.now_ms()) => true,
+            Phase::Watching | Phase::Holding { .. } | Phase::Believing { .. } => !state.doubtful_ms.contains(&found_ms),
+        }
+    }
+
     fn end_in_time(&self, state: &mut State, now_ms: i64) -> Option<Change> {
         let Phase::Holding { since_ms } = state.phase else { return None };
         if !self.is_over(since_ms, now_ms) {
             return None;
         }
         state.phase = Phase::Believing { since_ms: now_ms };
+        state.doubtful_ms = 0..0;
         Some(Change::Ended { in_time: true })
     }
 
@@ -249,6 +264,24 @@ mod tests {
         // After as long again the next flood is held.
         clock.advance(Duration::from_secs(600));
         assert_eq!(saw(&hold, Said::Dead, 0..3), [Change::Began { dead: 3, of: 3 }]);
+    }
+
+    #[test]
+    fn deaths_of_a_bad_time_are_not_believed_afterwards() {
+        let (hold, clock) = hold(|_| ());
+        let before_ms = clock.now_ms();
+        clock.advance(Duration::from_secs(61));
+        let early_ms = clock.now_ms();
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
+        assert!(hold.believes(before_ms) && !hold.believes(early_ms) && !hold.believes(clock.now_ms()));
+        clock.advance(Duration::from_secs(1));
+        saw(&hold, Said::Alive, 0..3);
+        assert!(hold.believes(before_ms) && !hold.believes(early_ms) && hold.believes(clock.now_ms()));
+        // Where time decided that they are dead, they are.
+        assert_eq!(saw(&hold, Said::Dead, 10..16).len(), 1);
+        clock.advance(Duration::from_secs(600));
+        assert!(hold.believes(early_ms));
     }
 
     #[test]

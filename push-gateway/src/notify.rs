@@ -225,9 +225,10 @@ async fn deliver(
     }
 }
 
-/// Whether a pushkey is known to be dead. While deaths are not believed its push service is asked about each one again.
+/// Whether a pushkey is known to be dead, from a time when deaths could be believed.
 async fn is_dead(app: &App, entry: &Entry, device: &Device) -> bool {
-    !entry.hold.is_on() && app.seen.is_dead(target(Some(entry), device), device.pushkey_ts_ms).await
+    let believes = |found_ms| entry.hold.believes(found_ms);
+    app.seen.is_dead(target(Some(entry), device), device.pushkey_ts_ms, believes).await
 }
 
 /// Prepares the push and sends it, again and again while its provider is busy and there is time.

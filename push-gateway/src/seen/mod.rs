@@ -151,10 +151,17 @@ impl Seen {
         self.forget_dead(self.of_target(target)).await;
     }
 
-    /// Whether the pushkey is known to be dead. One that was set again since then is forgotten and may live.
-    pub(crate) async fn is_dead(&self, target: Target<'_>, pushkey_ts_ms: Option<i64>) -> bool {
+    /// Whether the pushkey is known to be dead, since a time that can be believed. One that was set again since then is
+    /// forgotten and may live.
+    pub(crate) async fn is_dead(
+        &self,
+        target: Target<'_>,
+        pushkey_ts_ms: Option<i64>,
+        believes: impl Fn(i64) -> bool,
+    ) -> bool {
         let fingerprint = self.of_target(target);
-        let Some(since_ms) = self.dead_since(fingerprint).await else { return false };
+        let since_ms = self.dead_since(fingerprint).await.filter(|since_ms| believes(*since_ms));
+        let Some(since_ms) = since_ms else { return false };
         let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms > since_ms);
         if set_again {
             self.forget_dead(fingerprint).await;

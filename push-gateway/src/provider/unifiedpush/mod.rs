@@ -75,11 +75,8 @@ impl UnifiedPush {
             (Kind::CountsOnly, Priority::High) => "normal",
             (Kind::Full | Kind::IdsOnly, Priority::High) => "high",
         };
-        let mut request = Request::builder()
-            .method(Method::POST)
-            .uri(uri)
-            .header("ttl", self.ttl_secs)
-            .header("urgency", urgency);
+        let mut request =
+            Request::builder().method(Method::POST).uri(uri).header("ttl", self.ttl_secs).header("urgency", urgency);
         if let Some(vapid) = &self.vapid {
             request = request.header(AUTHORIZATION, authorization(vapid, &endpoint)?);
         }
@@ -89,9 +86,8 @@ impl UnifiedPush {
                 payload::build(notification, kind, MAX_PLAIN)?
             }
             Some(subscription) => {
-                request = request
-                    .header(CONTENT_TYPE, "application/octet-stream")
-                    .header(CONTENT_ENCODING, "aes128gcm");
+                request =
+                    request.header(CONTENT_TYPE, "application/octet-stream").header(CONTENT_ENCODING, "aes128gcm");
                 let plaintext = payload::build(notification, kind, encryption::MAX_PLAINTEXT)?;
                 encryption::encrypt(&subscription, &plaintext).map_err(|error| match error {
                     NotEncrypted::NoPoint => refused("`data` holds keys that cannot be encrypted for"),
