@@ -2,7 +2,7 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use waypost_shared::metrics::HttpMetrics;
@@ -55,6 +55,39 @@ struct ProviderLabels {
     provider: &'static str,
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AppLabels {
+    app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+/// Which budget a request was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// That of who sent it.
+    Source,
+    /// That of an app that it is for.
+    App,
+    /// That of a pushkey that it is for.
+    Pushkey,
+}
+
+impl Limit {
+    const ALL: [Self; 3] = [Self::Source, Self::App, Self::Pushkey];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::App => "app",
+            Self::Pushkey => "pushkey",
+        }
+    }
+}
+
 /// The registered metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
@@ -62,6 +95,8 @@ pub(crate) struct Metrics {
     pub(crate) http: HttpMetrics,
     pushes: Family<PushLabels, Counter>,
     seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    holding: Family<AppLabels, Gauge>,
+    limited: Family<LimitLabels, Counter>,
 }
 
 /// From a provider next door (5 ms) to one that used up an attempt.
@@ -77,10 +112,32 @@ impl Metrics {
             http: HttpMetrics::register(registry),
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
+            holding: Family::default(),
+            limited: Family::default(),
         };
         registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
         registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
+        let help = "1 while so many of an app's pushkeys are called dead that none is rejected";
+        registry.register("rejections_held", help, metrics.holding.clone());
+        registry.register(
+            "limited_requests",
+            "Requests answered 429, by the budget they were over",
+            metrics.limited.clone(),
+        );
         metrics
+    }
+
+    /// Whether replicas can reach what they share. Registered only where they share something.
+    pub(crate) fn register_shared_memory(registry: &mut Registry) -> Gauge {
+        let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
+        let up = Gauge::default();
+        registry.register("shared_memory_up", "1 while Redis is there, 0 while each replica is on its own", up.clone());
+        up
+    }
+
+    /// The counters of requests that are over a budget, by budget.
+    pub(crate) fn of_limits(&self) -> LimitMetrics {
+        LimitMetrics(Limit::ALL.map(|limit| self.limited.get_or_create_owned(&LimitLabels { limit: limit.label() })))
     }
 
     /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
@@ -93,6 +150,7 @@ impl Metrics {
         AppMetrics {
             ended: Ended::ALL.map(counter),
             seconds: self.seconds.get_or_create_owned(&ProviderLabels { provider }),
+            holding: self.holding.get_or_create_owned(&AppLabels { app: app.to_owned() }),
         }
     }
 
@@ -108,6 +166,7 @@ pub(crate) struct AppMetrics {
     /// In the order of [`Ended::ALL`].
     ended: [Counter; 6],
     seconds: Histogram,
+    holding: Gauge,
 }
 
 impl AppMetrics {
@@ -119,6 +178,22 @@ impl AppMetrics {
     /// Measures a call of the provider.
     pub(crate) fn attempt_took(&self, seconds: f64) {
         self.seconds.observe(seconds);
+    }
+
+    /// Says whether the app's dead pushkeys are held.
+    pub(crate) fn holds(&self, is_on: bool) {
+        self.holding.set(i64::from(is_on));
+    }
+}
+
+/// Counts requests that are over a budget.
+#[derive(Clone, Debug)]
+pub(crate) struct LimitMetrics([Counter; 3]);
+
+impl LimitMetrics {
+    /// Counts a request.
+    pub(crate) fn over(&self, limit: Limit) {
+        self.0[limit as usize].inc();
     }
 }
 

@@ -3,11 +3,17 @@
 mod apns;
 mod apps;
 mod bad_input;
+mod calls;
 mod duplicates;
 mod fcm;
+mod hold;
+mod isolation;
 mod leniency;
 mod operations;
 mod outcomes;
+mod payloads;
+mod replicas;
+mod unifiedpush;
 mod webpush;
 
 use waypost_tests::http::Reply;

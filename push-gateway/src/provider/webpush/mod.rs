@@ -2,9 +2,7 @@
 //!
 //! Source: RFC 8030, "Generic Event Delivery Using HTTP Push".
 
-mod encryption;
 mod payload;
-mod vapid;
 
 use std::time::Duration;
 
@@ -21,16 +19,14 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use self::{
-    encryption::{NotEncrypted, Subscription},
-    vapid::Vapid,
-};
 use super::{Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
-    encoding::from_base64,
+    encryption::{self, NotEncrypted, Subscription},
+    endpoint,
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
+    vapid::Vapid,
 };
 
 /// One web app.
@@ -70,7 +66,7 @@ impl WebPush {
         let Ok(uri) = endpoint.as_str().parse::<Uri>() else {
             return Err(Unsent::Settled(Outcome::refused_push("the endpoint makes no valid request")));
         };
-        if !self.is_allowed(&endpoint) {
+        if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
             return Err(Unsent::Settled(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
         }
         let plaintext = payload::build(notification, device, kind, encryption::MAX_PLAINTEXT)?;
@@ -127,26 +123,12 @@ impl WebPush {
             status => Outcome::refused_push(format!("the push service answered {status}")),
         }
     }
-
-    fn is_allowed(&self, endpoint: &Url) -> bool {
-        let host = endpoint.host_str().unwrap_or_default();
-        // A name with its final dot is the same name.
-        let host = host.strip_suffix('.').unwrap_or(host);
-        self.allowed_endpoints.is_empty() || self.allowed_endpoints.iter().any(|allowed| allowed.matches(host))
-    }
 }
 
 /// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
 fn subscription(device: &Device) -> Option<(Url, Subscription)> {
-    let mut endpoint = Url::parse(device.data_text("endpoint")?).ok()?;
-    let is_plain = endpoint.username().is_empty() && endpoint.password().is_none();
-    if endpoint.scheme() != "https" || !endpoint.has_host() || !is_plain {
-        return None;
-    }
-    endpoint.set_fragment(None);
-    let p256dh = from_base64(&device.pushkey)?.try_into().ok()?;
-    let auth = from_base64(device.data_text("auth")?)?.try_into().ok()?;
-    Some((endpoint, Subscription { p256dh, auth }))
+    let endpoint = endpoint::parse(device.data_text("endpoint")?)?;
+    Some((endpoint, endpoint::subscription(&device.pushkey, device.data_text("auth")?)?))
 }
 
 /// Only a key that can never be encrypted for makes a subscription dead.

@@ -23,7 +23,7 @@ const MOST_ORIGINS: usize = 1000;
 
 /// The statements of one app.
 #[derive(Debug)]
-pub(super) struct Vapid {
+pub(crate) struct Vapid {
     key: Es256Key,
     public_key: String,
     contact: String,
@@ -33,13 +33,13 @@ pub(super) struct Vapid {
 }
 
 impl Vapid {
-    pub(super) fn new(key: Es256Key, contact: String, clock: Clock) -> Self {
+    pub(crate) fn new(key: Es256Key, contact: String, clock: Clock) -> Self {
         let public_key = key.public_key();
         Self { key, public_key, contact, clock, signed: Mutex::default() }
     }
 
     /// The value of `Authorization` for a push service.
-    pub(super) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
+    pub(crate) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         let is_fresh = |signed_ms: i64| (signed_ms..signed_ms + REUSED_MS).contains(&now_ms);
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
