@@ -20,7 +20,7 @@ pub(crate) use app::{
     ApnsConfig, ApnsCredentials, AppConfig, FcmConfig, FcmCredentials, ProviderConfig, UnifiedPushConfig, WebPushConfig,
 };
 pub(crate) use guards::{HoldConfig, LimitsConfig, MOST_IN_WINDOW, Rate};
-pub(crate) use seen::{ReplicasConfig, SeenConfig};
+pub(crate) use seen::SeenConfig;
 
 /// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
 const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;

@@ -1,4 +1,4 @@
-//! What was delivered and what is dead: so that no device gets an event twice (COMPAT.md P8) and no provider is asked
+//! What was delivered and what is dead: so that no device gets an event twice (docs/compatibility.md, P8) and no provider is asked
 //! about a dead pushkey again (P9). In memory and, where replicas share it, in Redis or Valkey.
 //!
 //! Entries are keyed hashes, so that a copy of the memory, or of Redis, reveals no ids. Redis has the last word while

@@ -18,7 +18,7 @@ mod webpush;
 
 use waypost_tests::http::Reply;
 
-/// An answer that makes a homeserver try again later (COMPAT.md, P3).
+/// An answer that makes a homeserver try again later (docs/compatibility.md, P3).
 fn assert_try_again(reply: &Reply) {
     assert!([429, 502, 503].contains(&reply.status), "status {}: {}", reply.status, reply.text);
     assert!(!reply.errcode().is_empty(), "{}", reply.text);

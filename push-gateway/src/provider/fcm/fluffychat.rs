@@ -1,4 +1,4 @@
-//! What FluffyChat reads beside the rest, as its own gateway, hedwig, sends it (PAYLOADS.md, "FCM").
+//! What FluffyChat reads beside the rest, as its own gateway, hedwig, sends it (docs/payloads.md, "FCM").
 
 use serde_json::{Map, Value, json};
 

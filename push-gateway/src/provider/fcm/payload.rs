@@ -1,4 +1,4 @@
-//! What an app on Android reads: a flat map of texts (PAYLOADS.md, "FCM").
+//! What an app on Android reads: a flat map of texts (docs/payloads.md, "FCM").
 
 use serde_json::{Map, Value, json};
 
@@ -161,7 +161,7 @@ fn text(value: Value) -> Value {
 fn texts(data: &mut Map<String, Value>) -> Vec<&mut String> {
     let is_sealed = data.contains_key(EVENT_CIPHERTEXT);
     let may_be_cut = |key: &str| {
-        !WHOLE.contains(&key) && !ENCRYPTED_KEYS.contains(&key) && !(is_sealed && key.starts_with("content_"))
+        !(WHOLE.contains(&key) || ENCRYPTED_KEYS.contains(&key) || is_sealed && key.starts_with("content_"))
     };
     data.iter_mut()
         .filter(|(key, _)| may_be_cut(key))

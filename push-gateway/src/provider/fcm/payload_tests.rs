@@ -1,4 +1,4 @@
-//! Whole messages, worked out by hand from PAYLOADS.md.
+//! Whole messages, worked out by hand from docs/payloads.md.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 

@@ -1,4 +1,4 @@
-//! What an app reads that is woken by UnifiedPush: the homeserver's own notification (PAYLOADS.md, "UnifiedPush").
+//! What an app reads that is woken by UnifiedPush: the homeserver's own notification (docs/payloads.md, "UnifiedPush").
 
 use serde_json::{Map, Value};
 

@@ -1,4 +1,4 @@
-//! What a web app reads: JSON, encrypted (PAYLOADS.md, "WebPush").
+//! What a web app reads: JSON, encrypted (docs/payloads.md, "WebPush").
 
 use serde_json::Value;
 
