@@ -20,6 +20,8 @@ const DEAD: &str = "waypost:dead:";
 const DELIVERED: &[u8] = b"delivered";
 /// Deletes a lease if it is still the same one: after a long pause it may be another replica's.
 const RELEASE: &[u8] = b"if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0";
+/// Ten years: Redis refuses times that it cannot add to the present.
+const LONGEST_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
 /// A lease outlives the budget of any request by this much.
 const SPARE: Duration = Duration::from_secs(10);
 
@@ -48,10 +50,10 @@ pub(super) enum Claim {
 impl Replicas {
     /// Connects nowhere yet. No sending takes longer than `budget`.
     pub(crate) fn new(redis: Redis, config: &SeenConfig, budget: Duration) -> Self {
-        let dead_ms = config.dead_ttl_secs.saturating_mul(1000);
+        let dead_ms = config.dead_ttl_secs.saturating_mul(1000).min(LONGEST_MS);
         Self {
             redis,
-            delivered_ms: config.delivered_ttl_secs.saturating_mul(1000).to_string(),
+            delivered_ms: config.delivered_ttl_secs.saturating_mul(1000).min(LONGEST_MS).to_string(),
             dead_ms: if dead_ms == 0 { String::new() } else { dead_ms.to_string() },
             lease_ms: millis(budget + SPARE).to_string(),
         }

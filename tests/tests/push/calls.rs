@@ -1,4 +1,4 @@
-//! Calls ring, and nothing else does (PAYLOADS.md, "APNs"; THREATS.md, 9).
+//! Calls ring, and nothing else does (docs/payloads.md, "APNs"; docs/security.md, push gateway, 9).
 
 use serde_json::{Value, json};
 use waypost_tests::apns::ApnsPush;

@@ -1,4 +1,4 @@
-//! Too many dead at once are held (DESIGN.md, decision 7; THREATS.md, 5).
+//! Too many dead at once are held (docs/push-gateway.md; docs/security.md, push gateway, 5).
 
 use serde_json::{Value, json};
 use waypost_tests::gateway::{ANDROID, TestGateway, android, event, ios};

@@ -1,4 +1,5 @@
-//! One app, one homeserver or one device that is too much is nobody else's trouble (THREATS.md, 8).
+//! One app, one homeserver or one device that is too much is nobody else's trouble
+//! (docs/security.md, push gateway, 8).
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Replicas that share what they remember in Redis (DESIGN.md, decision 7; COMPAT.md, P8 and P9; THREATS.md, 6).
+//! Replicas that share what they remember in Redis (docs/compatibility.md, P8 and P9; docs/security.md, push gateway,
+//! 6).
 
 use std::time::Duration;
 

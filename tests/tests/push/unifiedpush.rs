@@ -1,5 +1,5 @@
-//! What goes to push servers of UnifiedPush, and how others find this gateway (PAYLOADS.md, "UnifiedPush"; COMPAT.md,
-//! P12; THREATS.md, 2).
+//! What goes to push servers of UnifiedPush, and how others find this gateway (docs/payloads.md,
+//! "UnifiedPush"; docs/compatibility.md, P12; docs/security.md, push gateway, 2).
 
 use ::http::Method;
 use bytes::Bytes;
