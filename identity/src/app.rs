@@ -89,6 +89,7 @@ pub(crate) struct AppState {
 pub(crate) struct Limits {
     pub(crate) register: Limiter<std::net::IpAddr>,
     pub(crate) lookup: Limiter<Arc<str>>,
+    pub(crate) bind: Limiter<Arc<str>>,
     pub(crate) unbind: Limiter<std::net::IpAddr>,
     pub(crate) lookup_homeserver: Limiter<Arc<str>>,
     pub(crate) addresses: Limiter<Arc<str>>,
@@ -177,6 +178,7 @@ impl AppState {
         let limits = Limits {
             register: limiter(config.limits.register_per_source),
             lookup: limiter(config.limits.lookup_per_account),
+            bind: limiter(config.limits.bind_per_account),
             unbind: limiter(config.limits.unbind_per_source),
             lookup_homeserver: limiter(config.limits.lookup_per_homeserver),
             addresses: limiter(config.limits.addresses_per_account),

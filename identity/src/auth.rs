@@ -146,7 +146,9 @@ pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Re
 ///
 /// [`ApiError::CallerNotListed`].
 pub(crate) fn listed_caller(app: &AppState, request: &Incoming) -> Result<(), ApiError> {
-    if app.config.v1.allow.iter().any(|range| range.contains(&request.source)) {
+    // A page in the browser of somebody on the listed network is not a listed caller; homeservers send no Origin.
+    let from_a_page = request.headers.contains_key(http::header::ORIGIN);
+    if !from_a_page && app.config.v1.allow.iter().any(|range| range.contains(&request.source)) {
         return Ok(());
     }
     tracing::debug!(source = %request.source, "a caller is not in v1.allow");

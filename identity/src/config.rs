@@ -380,6 +380,8 @@ pub(crate) struct LimitsConfig {
     /// Invites that come from one source address, which is a homeserver with all its users. Default 200, then one in 5
     /// seconds.
     pub(crate) invite_per_source: Rate,
+    /// Binds by one account, in each replica: each of them is told to a homeserver. Default 20, then one in 10 seconds.
+    pub(crate) bind_per_account: Rate,
     /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
     /// their keys. Default 50, then one a second.
     pub(crate) unbind_per_source: Rate,
@@ -415,6 +417,7 @@ impl Default for LimitsConfig {
             invite_per_address: rate(5, 3600.0),
             invite_per_account: rate(20, 60.0),
             invite_per_source: rate(200, 5.0),
+            bind_per_account: rate(20, 10.0),
             unbind_per_source: rate(50, 1.0),
             sms_per_number: rate(5, 3600.0),
             sms_per_country: rate(50, 60.0),
@@ -628,6 +631,7 @@ impl Config {
             ("invite_per_address", self.limits.invite_per_address),
             ("invite_per_account", self.limits.invite_per_account),
             ("invite_per_source", self.limits.invite_per_source),
+            ("bind_per_account", self.limits.bind_per_account),
             ("unbind_per_source", self.limits.unbind_per_source),
             ("sms_per_number", self.limits.sms_per_number),
             ("sms_per_country", self.limits.sms_per_country),

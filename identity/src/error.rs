@@ -148,6 +148,7 @@ impl From<&ApiError> for MatrixError {
             E::InvalidAddress(InvalidAddress(Medium::Email)) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
             E::InvalidAddress(InvalidAddress(Medium::Msisdn)) => (StatusCode::BAD_REQUEST, "M_INVALID_ADDRESS"),
             E::DestinationRejected => (StatusCode::BAD_REQUEST, "M_DESTINATION_REJECTED"),
+            E::Mail(MailError::Address) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
             E::Mail(_) => (StatusCode::BAD_REQUEST, "M_EMAIL_SEND_ERROR"),
             // The specification's code. Clients show what a 400 says and offer to try again; a 500 is for them, and for
             // a homeserver that passes it on, a server that is broken.

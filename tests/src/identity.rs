@@ -40,6 +40,7 @@ const LIMITS: &[&str] = &[
     "invite_per_address",
     "invite_per_account",
     "invite_per_source",
+    "bind_per_account",
     "unbind_per_source",
     "sms_per_number",
     "sms_per_country",

@@ -1,6 +1,5 @@
 //! Source: Identity Service API, "Establishing associations".
 
-use ruma_common::UserId;
 use serde_json::{Map, Value};
 use waypost_shared::{
     http::{Incoming, Response, json},
@@ -29,6 +28,7 @@ pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiErr
     if binding.mxid != *account.mxid {
         return Err(ApiError::NotYourMxid);
     }
+    app.limits.bind.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
     binding.publish(app).await
 }
 
@@ -79,7 +79,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
     let client_secret = params.optional_text("client_secret");
     params.finish()?;
     let threepid = read_threepid(threepid)?;
-    if <&UserId>::try_from(mxid.as_str()).is_err() {
+    if !is_user_id(&mxid) {
         return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
     }
 
@@ -132,6 +132,10 @@ async fn signed_by_homeserver(
         signatures.iter().all(|header| header.origin == origin && header.destination.as_ref().is_none_or(for_us));
     if !all_fit {
         return Err(ApiError::InvalidSignature);
+    }
+    let listed = &app.config.homeservers.allow;
+    if !listed.is_empty() && !listed.iter().any(|name| name == origin) {
+        return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.
     app.limits.unbind.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;

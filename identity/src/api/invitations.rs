@@ -31,6 +31,8 @@ use crate::{
     storage::invites::NewInvite,
 };
 
+/// The one type of room that has words of its own.
+const SPACE: &str = "m.space";
 const SIGN_PATH: &str = "/_matrix/identity/v2/sign-ed25519";
 const IS_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/isvalid";
 const IS_EPHEMERAL_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/ephemeral/isvalid";
@@ -153,7 +155,8 @@ impl Invitation {
         let sender_name = optional("sender_display_name");
         let room_name = optional("room_name");
         let room_avatar_url = optional("room_avatar_url");
-        let room_type = optional("room_type");
+        // It is in the link, which people read, so it holds what is known and nothing of the sender's choice.
+        let room_type = optional("room_type").filter(|kind| kind == SPACE);
         let web_client = optional(WEB_CLIENT_LOCATION);
         params.finish()?;
         if Medium::parse(&medium) != Some(Medium::Email) {
@@ -234,7 +237,7 @@ async fn send_mail(
         "sender": sender,
         "inviter": sender_name.unwrap_or(&sender),
         "room_name": room_name.unwrap_or_default(),
-        "is_space": invitation.room_type.as_deref() == Some("m.space"),
+        "is_space": invitation.room_type.is_some(),
         "client": client.host_str().unwrap_or_default(),
         "days": app.config.invites.lifetime_days,
     });

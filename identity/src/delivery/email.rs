@@ -151,13 +151,10 @@ impl Mailer {
             Transport::Folder(folder) => {
                 let file = folder.join(format!("{}.eml", random::token()));
                 let mut open = tokio::fs::OpenOptions::new();
-                open.write(true)
-                    .create_new(true)
-                    .mode(0o600)
-                    .open(&file)
-                    .await?
-                    .write_all(&message.formatted())
-                    .await?;
+                let mut open = open.write(true).create_new(true).mode(0o600).open(&file).await?;
+                open.write_all(&message.formatted()).await?;
+                // tokio writes files in the background; only this says whether it could.
+                open.flush().await?;
                 tracing::info!(file = %file.display(), link, "mail written to a file, since email.transport is \"folder\"");
             }
         }

@@ -16,6 +16,9 @@ pub(crate) fn to_html(text: &str) -> String {
             let dest_url = if is_harmless(&dest_url) { dest_url } else { CowStr::Borrowed("#") };
             Event::Start(Tag::Link { link_type, dest_url, title, id })
         }
+        // The page loads nothing from anywhere, so an image is its description.
+        Event::Start(Tag::Image { .. }) => Event::Start(Tag::Emphasis),
+        Event::End(TagEnd::Image) => Event::End(TagEnd::Emphasis),
         event => event,
     });
     let mut page = String::with_capacity(text.len() * 2);
@@ -40,6 +43,7 @@ mod tests {
     fn markdown_becomes_html() {
         for (text, html) in [
             ("# Privacy\n\nWe keep *nothing*.", "<h1>Privacy</h1>\n<p>We keep <em>nothing</em>.</p>\n"),
+            ("![a map](javascript:x)", "<p><em>a map</em></p>\n"),
             ("- one\n- two\n", "<ul>\n<li>one</li>\n<li>two</li>\n</ul>\n"),
             ("[us](https://example.com/a?b&c)", "<p><a href=\"https://example.com/a?b&amp;c\">us</a></p>\n"),
             ("[here](#top) [there](other/page)", "<p><a href=\"#top\">here</a> <a href=\"other/page\">there</a></p>\n"),

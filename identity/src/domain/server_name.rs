@@ -77,14 +77,17 @@ fn is_dns_name(host: &str) -> bool {
 
 /// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
 pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
-    // Nothing that a log or a terminal would take for something else; all user ids ever were printable ASCII.
-    let is_printable = mxid.bytes().all(|byte| byte.is_ascii_graphic());
-    is_printable && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
+    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
 }
 
 /// Whether `mxid` is a user id of any server.
 pub(crate) fn is_user_id(mxid: &str) -> bool {
-    <&UserId>::try_from(mxid).is_ok()
+    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok()
+}
+
+/// Nothing that a log or a terminal would take for something else; all user ids ever were printable ASCII.
+fn is_printable(mxid: &str) -> bool {
+    mxid.bytes().all(|byte| byte.is_ascii_graphic())
 }
 
 #[cfg(test)]

@@ -71,8 +71,19 @@ impl Threepid {
         let plain = raw.chars().all(|c| !c.is_whitespace() && !c.is_control());
         // Brackets, commas and quotes have a meaning in a mail's header.
         let harmless = !raw.contains(['<', '>', ',', ';', ':', '"', '(', ')', '\\', '[', ']']);
+        let dots = |part: &str| !part.starts_with('.') && !part.ends_with('.') && !part.contains("..");
+        let hyphens = domain.split('.').all(|label| !label.starts_with('-') && !label.ends_with('-'));
         let short = raw.chars().count() <= MAX_ADDRESS_CHARS;
-        if local.is_empty() || domain.is_empty() || domain.contains('@') || !plain || !harmless || !short {
+        if local.is_empty()
+            || domain.is_empty()
+            || domain.contains('@')
+            || !plain
+            || !harmless
+            || !short
+            || !dots(local)
+            || !dots(domain)
+            || !hyphens
+        {
             return Err(invalid);
         }
         Ok(Self { medium: Medium::Email, address: UniCase::new(raw).to_folded_case() })
@@ -151,6 +162,13 @@ mod tests {
             "a\0@b",
             "<a@b>",
             "a@b,c@d",
+            ".a@b",
+            "a.@b",
+            "a..b@c",
+            "a@b..c",
+            "a@.b",
+            "a@-b",
+            "a@b-.c",
             &long,
         ] {
             assert!(Threepid::email(raw).is_err(), "{raw:?}");

@@ -116,7 +116,12 @@ impl Store {
         Ok(in_tx!(self, tx => {
             let mut erased = Erased::default();
             // In this order: the addresses tell the sessions, and the account is what tokens and policies refer to.
+            let mut address_budgets = 0;
             for (sql, rows) in [
+                (
+                    "DELETE FROM rate_limits WHERE key IN (SELECT fingerprint FROM associations WHERE mxid = $1)",
+                    &mut address_budgets,
+                ),
                 (
                     "DELETE FROM validation_sessions
                       WHERE fingerprint IN (SELECT fingerprint FROM associations WHERE mxid = $1)",
@@ -141,7 +146,7 @@ impl Store {
                 .execute(&mut *tx)
                 .await?
                 .rows_affected();
-            erased.budgets = sqlx::query("DELETE FROM rate_limits WHERE key = $1")
+            erased.budgets = address_budgets + sqlx::query("DELETE FROM rate_limits WHERE key = $1")
                 .bind(&budget[..])
                 .execute(&mut *tx)
                 .await?

@@ -77,7 +77,8 @@ impl Store {
     pub(crate) async fn delete_full_budgets(&self, now_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
             sqlx::query(
-                "DELETE FROM rate_limits WHERE (bucket, key) IN
+                // Once more outside: a budget that is taken from meanwhile must stay.
+                "DELETE FROM rate_limits WHERE full_ms < $1 AND (bucket, key) IN
                      (SELECT bucket, key FROM rate_limits WHERE full_ms < $1 LIMIT $2)",
             )
             .bind(now_ms)
