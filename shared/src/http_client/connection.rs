@@ -24,7 +24,7 @@ use hyper_util::{
     client::legacy::connect::Connection as _,
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use tokio::net::TcpStream;
+use tokio::{net::TcpStream, sync::Notify, time::sleep};
 use tower_service::Service as _;
 
 use super::{connector::Connector, origin::Origin};
@@ -33,6 +33,8 @@ use super::{connector::Connector, origin::Origin};
 const PING_AFTER: Duration = Duration::from_secs(30);
 /// ... and is dead without one after this.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer says what it allows as the first thing on a new connection: after this it should have arrived.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 type Body = Full<Bytes>;
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
@@ -48,16 +50,18 @@ pub(super) enum Opened {
     Single(Http1),
 }
 
-/// Connects, and speaks the best protocol that the peer offers.
+/// Connects, and speaks the best protocol that the peer offers. `streams` requests at once are thought to be allowed
+/// before the peer says how many.
 pub(super) async fn open(
     mut connector: HttpsConnector<Connector>,
     uri: Uri,
+    streams: usize,
     warm: bool,
 ) -> Result<Opened, Box<dyn StdError + Send + Sync>> {
     let stream: Stream = connector.call(uri).await?;
     if stream.connected().is_negotiated_h2() {
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new());
+        builder.timer(TokioTimer::new()).initial_max_send_streams(streams);
         builder.keep_alive_interval(PING_AFTER).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(warm);
         let (sender, connection): (Http2, Http2Connection) = builder.handshake(stream).await?;
         return Ok(Opened::Multiplexed(sender, connection));
@@ -68,17 +72,47 @@ pub(super) async fn open(
     Ok(Opened::Single(sender))
 }
 
-/// Moves a connection along until it ends, and keeps `streams` at what the peer allows.
-pub(super) async fn drive(mut connection: Http2Connection, streams: Arc<AtomicUsize>, origin: Weak<Origin>, id: u64) {
-    poll_fn(|context| {
-        let polled = Pin::new(&mut connection).poll(context);
-        let allowed = connection.current_max_send_streams();
-        if streams.swap(allowed, Ordering::Relaxed) < allowed {
-            Origin::has_more(&origin);
+/// What is known of who is at the other end of a connection of HTTP/2.
+pub(super) struct Peer {
+    /// What it allows at once.
+    streams: AtomicUsize,
+    /// That is to be looked at again.
+    look: Notify,
+}
+
+impl Peer {
+    pub(super) fn new(streams: usize) -> Self {
+        Self { streams: AtomicUsize::new(streams), look: Notify::new() }
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn look_again(&self) {
+        self.look.notify_one();
+    }
+}
+
+/// Moves a connection along until it ends, and takes note of what the peer allows.
+pub(super) async fn drive(mut connection: Http2Connection, peer: Arc<Peer>, origin: Weak<Origin>, id: u64) {
+    let first_look = sleep(FIRST_LOOK);
+    tokio::pin!(first_look);
+    let mut looked = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = poll_fn(|context| Pin::new(&mut connection).poll(context).map(drop)) => break,
+            () = peer.look.notified() => {}
+            () = &mut first_look, if !looked => looked = true,
         }
-        polled.map(drop)
-    })
-    .await;
+        let allowed = connection.current_max_send_streams();
+        peer.streams.store(allowed, Ordering::Relaxed);
+        if let Some(origin) = origin.upgrade() {
+            origin.allows(allowed);
+        }
+    }
+    tracing::debug!("a connection to another server has ended");
     if let Some(origin) = origin.upgrade() {
         origin.retire(id);
     }

@@ -6,10 +6,7 @@
 use std::{
     error::Error as StdError,
     fmt,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError, Weak,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -22,13 +19,19 @@ use tokio::{
 };
 
 use super::{
-    connection::{Http1, Http2, Lease, Opened, Place, Slot, drive, open},
+    connection::{Http1, Http2, Lease, Opened, Peer, Place, Slot, drive, open},
     connector::{ConnectError, Connector},
     pool::PoolLimits,
 };
 
 /// The name, the connection, the proxy and TLS together take no longer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
+/// A connection that takes longer to open is not counted on: those in line may open another one.
+const STALLED_AFTER: Duration = Duration::from_secs(2);
+/// Requests at once that a peer is thought to allow before it says so; RFC 9113 asks peers for 100 at the least.
+const PRESUMED_STREAMS: usize = 100;
+/// After so many answers is looked what the peer allows now.
+const LOOK_EVERY: u64 = 64;
 
 /// One scheme, host and port, and the connections to it.
 pub(super) struct Origin {
@@ -46,11 +49,14 @@ struct State {
     idle: Vec<(Http1, Instant)>,
     /// Connections of HTTP/1.1 that somebody uses.
     busy: usize,
-    connecting: usize,
+    /// Connections that are being opened, and since when.
+    connecting: Vec<Instant>,
     /// Requests in line.
     waiting: usize,
     /// Requests that a further connection is good for: as many as the one before it.
     expected: usize,
+    /// Whether that is known, and not only presumed: until then one connection is opened at a time.
+    is_known: bool,
     next_id: u64,
     /// How often no connection came about, and why the last time.
     failures: u64,
@@ -61,8 +67,7 @@ struct State {
 struct Multiplexed {
     id: u64,
     sender: Http2,
-    /// What the peer allows at once.
-    streams: Arc<AtomicUsize>,
+    peer: Arc<Peer>,
     in_flight: usize,
     /// How many requests the peer has said anything to.
     heard: u64,
@@ -71,7 +76,7 @@ struct Multiplexed {
 
 impl Multiplexed {
     fn free(&self, limit: usize) -> usize {
-        self.streams.load(Ordering::Relaxed).min(limit).max(1).saturating_sub(self.in_flight)
+        self.peer.streams().min(limit).max(1).saturating_sub(self.in_flight)
     }
 }
 
@@ -144,9 +149,10 @@ impl Origin {
             multiplexed: Vec::new(),
             idle: Vec::new(),
             busy: 0,
-            connecting: 0,
+            connecting: Vec::new(),
             waiting: 0,
-            expected: limits.streams,
+            expected: limits.streams.min(PRESUMED_STREAMS),
+            is_known: false,
             next_id: 0,
             failures: 0,
             failure: None,
@@ -186,7 +192,7 @@ impl Origin {
                 line.since = Some(state.failures);
                 state.waiting += 1;
             }
-            Some(before) if state.failures > before && state.open() + state.connecting == 0 => {
+            Some(before) if state.failures > before && state.open() + state.coming() == 0 => {
                 if let Some(reason) = state.failure.clone() {
                     line.leave(&mut state);
                     return Turn::GiveUp(reason);
@@ -229,41 +235,46 @@ impl Origin {
 
     /// Opens connections for those in line who will not find a place on those that there are or that are on their way.
     fn connect_as_needed(self: &Arc<Self>, state: &mut State) {
-        let coming = self.free(state) + state.connecting * state.expected;
-        let mut without = state.waiting.saturating_sub(coming);
         // Without a runtime (it may be shutting down) nobody is left to wait.
         let Ok(runtime) = Handle::try_current() else { return };
-        while without > 0 && state.open() + state.connecting < self.limits.connections {
-            state.connecting += 1;
+        let places = self.free(state) + state.coming() * state.expected;
+        let mut without = state.waiting.saturating_sub(places);
+        while without > 0
+            && state.open() + state.connecting.len() < self.limits.connections
+            && (state.is_known || state.coming() == 0)
+        {
+            let since = Instant::now();
+            state.connecting.push(since);
             without = without.saturating_sub(state.expected);
-            runtime.spawn(self.clone().connect());
+            runtime.spawn(self.clone().connect(since, state.expected));
         }
     }
 
     /// In a task of its own: whoever wanted the connection may run out of time, and the next one shall find it.
-    async fn connect(self: Arc<Self>) {
-        let opening = open(self.connector.clone(), self.uri.clone(), self.limits.warm);
+    async fn connect(self: Arc<Self>, since: Instant, streams: usize) {
+        let opening = open(self.connector.clone(), self.uri.clone(), streams, self.limits.warm);
         let opened = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.into()));
         let mut state = self.lock();
-        state.connecting -= 1;
+        if let Some(at) = state.connecting.iter().position(|other| *other == since) {
+            state.connecting.swap_remove(at);
+        }
         match opened {
             Ok(Opened::Multiplexed(sender, connection)) => {
-                let streams = Arc::new(AtomicUsize::new(connection.current_max_send_streams()));
+                let peer = Arc::new(Peer::new(connection.current_max_send_streams()));
                 let id = state.next_id;
                 state.next_id += 1;
-                state.expected = self.limits.streams.min(streams.load(Ordering::Relaxed)).max(1);
-                tokio::spawn(drive(connection, streams.clone(), Arc::downgrade(&self), id));
+                tokio::spawn(drive(connection, peer.clone(), Arc::downgrade(&self), id));
                 let idle_since = Instant::now();
-                state.multiplexed.push(Multiplexed { id, sender, streams, in_flight: 0, heard: 0, idle_since });
+                state.multiplexed.push(Multiplexed { id, sender, peer, in_flight: 0, heard: 0, idle_since });
             }
             Ok(Opened::Single(sender)) => {
-                state.expected = 1;
+                (state.expected, state.is_known) = (1, true);
                 state.idle.push((sender, Instant::now()));
             }
             Err(error) => {
                 state.failures += 1;
                 state.failure = Some(NoConnection::new(error));
-                if state.open() + state.connecting == 0 {
+                if state.open() + state.coming() == 0 {
                     drop(state);
                     self.freed.notify_waiters();
                 }
@@ -275,11 +286,11 @@ impl Origin {
         self.freed.notify_one();
     }
 
-    /// The peer allows more than before.
-    pub(super) fn has_more(origin: &Weak<Self>) {
-        if let Some(origin) = origin.upgrade() {
-            origin.freed.notify_one();
-        }
+    /// Takes note of how many requests at once a peer allows.
+    pub(super) fn allows(self: &Arc<Self>, streams: usize) {
+        let mut state = self.lock();
+        (state.expected, state.is_known) = (streams.min(self.limits.streams).max(1), true);
+        self.go_on(state);
     }
 
     /// Ends a request on a connection of HTTP/2. One that was given up while the peer said nothing at all, to nobody,
@@ -292,6 +303,10 @@ impl Origin {
         connection.idle_since = Instant::now();
         if heard {
             connection.heard += 1;
+            // Whoever answers has said before what it allows; Apple allows one request, and many after the first.
+            if connection.heard % LOOK_EVERY == 1 || connection.peer.streams() < PRESUMED_STREAMS {
+                connection.peer.look_again();
+            }
         } else if connection.heard == heard_before {
             state.multiplexed.swap_remove(at);
         }
@@ -336,7 +351,7 @@ impl Origin {
             !connection.sender.is_closed() && (connection.in_flight > 0 || is_fresh(connection.idle_since))
         });
         state.idle.retain(|(sender, since)| !sender.is_closed() && is_fresh(*since));
-        state.open() + state.connecting + state.waiting > 0
+        state.open() + state.connecting.len() + state.waiting > 0
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -348,12 +363,17 @@ impl Origin {
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
         let state = self.lock();
-        state.busy + state.connecting == 0
+        state.busy + state.connecting.len() == 0
     }
 }
 
 impl State {
     fn open(&self) -> usize {
         self.multiplexed.len() + self.idle.len() + self.busy
+    }
+
+    /// Connections that can be counted on to be open soon.
+    fn coming(&self) -> usize {
+        self.connecting.iter().filter(|since| since.elapsed() < STALLED_AFTER).count()
     }
 }

@@ -3,11 +3,14 @@
 mod apns;
 mod apps;
 mod bad_input;
+mod connections;
 mod duplicates;
+mod faults;
 mod fcm;
 mod leniency;
 mod operations;
 mod outcomes;
+mod retrier;
 mod webpush;
 
 use waypost_tests::http::Reply;
