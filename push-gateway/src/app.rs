@@ -12,7 +12,10 @@ use waypost_shared::{
 };
 
 use crate::{
-    config::{ApnsCredentials, AppConfig, Config, Content, FcmCredentials, NotifyConfig, ProviderConfig, PushType},
+    certificate::expires_at_ms,
+    config::{
+        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, NotifyConfig, ProviderConfig, PushType,
+    },
     glob::ByGlob,
     metrics::{AppMetrics, Metrics},
     provider::{Provider, Shared},
@@ -21,6 +24,10 @@ use crate::{
 
 /// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
 const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
+
+/// An app's certificate is called for when it is good for fewer days than this.
+pub(crate) const EXPIRY_WARNED_DAYS: i64 = 30;
+pub(crate) const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +63,8 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     pub(crate) provider: Provider,
     pub(crate) metrics: AppMetrics,
+    /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
+    pub(crate) expires_at_ms: Option<i64>,
 }
 
 impl App {
@@ -69,10 +78,16 @@ impl App {
         for app in apps {
             lines.push(line(&app));
             let AppConfig { position, id, content, provider } = app;
-            let counters = metrics.of_app(&id, provider.name());
+            let name = provider.name();
+            let counters = metrics.of_app(&id, name);
+            let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
+            if let Some(at_ms) = expires_at_ms {
+                metrics.certificate_expires(&id, name, at_ms);
+                warn_of_expiry(&id, at_ms - clock.now_ms());
+            }
             match Provider::new(provider, &mut shared) {
                 Ok(provider) => {
-                    entries.push((id.clone(), Entry { id, content, provider, metrics: counters }));
+                    entries.push((id.clone(), Entry { id, content, provider, metrics: counters, expires_at_ms }));
                 }
                 Err(error) => errors.push(certificate_error(loaded, position, &error)),
             }
@@ -96,6 +111,13 @@ impl App {
         self.entries.find(app_id)
     }
 
+    /// All configured apps, by their ids.
+    pub(crate) fn entries(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.entries.values().collect();
+        entries.sort_by_key(|entry| &entry.id);
+        entries
+    }
+
     /// What `check-config` says.
     pub(crate) fn summary(&self, config: &Config) -> String {
         let mut text = format!(
@@ -107,6 +129,23 @@ impl App {
             count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
         }
         text
+    }
+}
+
+/// The chain of certificates that an app shows, if it does.
+fn certificate(provider: &ProviderConfig) -> Option<&str> {
+    match provider {
+        ProviderConfig::Apns(ApnsConfig { credentials: ApnsCredentials::Certificate { chain, .. }, .. }) => Some(chain),
+        ProviderConfig::Apns(_) | ProviderConfig::Fcm(_) | ProviderConfig::WebPush(_) => None,
+    }
+}
+
+fn warn_of_expiry(app: &str, left_ms: i64) {
+    let days = left_ms / MS_PER_DAY;
+    if left_ms <= 0 {
+        tracing::error!(app, "the app's certificate has expired: renew it, or set key_file");
+    } else if days < EXPIRY_WARNED_DAYS {
+        tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
     }
 }
 

@@ -94,6 +94,11 @@ impl<T> ByGlob<T> {
         Self { exact, globs }
     }
 
+    /// All values, in no order.
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.exact.values().chain(self.globs.iter().map(|(_, value)| value))
+    }
+
     /// The value that `text` stands for.
     pub(crate) fn find(&self, text: &str) -> Option<&T> {
         self.exact.get(text).or_else(|| self.globs.iter().find(|(glob, _)| glob.matches(text)).map(|(_, value)| value))

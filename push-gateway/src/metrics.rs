@@ -2,7 +2,7 @@
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
 use waypost_shared::metrics::HttpMetrics;
@@ -51,7 +51,8 @@ struct PushLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct ProviderLabels {
+struct AppLabels {
+    app: String,
     provider: &'static str,
 }
 
@@ -61,7 +62,8 @@ pub(crate) struct Metrics {
     /// Requests of homeservers.
     pub(crate) http: HttpMetrics,
     pushes: Family<PushLabels, Counter>,
-    seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    seconds: Family<AppLabels, Histogram, fn() -> Histogram>,
+    certificates: Family<AppLabels, Gauge>,
 }
 
 /// From a provider next door (5 ms) to one that used up an attempt.
@@ -77,10 +79,22 @@ impl Metrics {
             http: HttpMetrics::register(registry),
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
+            certificates: Family::default(),
         };
         registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
         registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
+        registry.register(
+            "certificate_expiry_seconds",
+            "When an app's client certificate expires, in seconds since the epoch",
+            metrics.certificates.clone(),
+        );
         metrics
+    }
+
+    /// Tells when the certificate of an app expires, in milliseconds since the epoch.
+    pub(crate) fn certificate_expires(&self, app: &str, provider: &'static str, at_ms: i64) {
+        let labels = AppLabels { app: app.to_owned(), provider };
+        self.certificates.get_or_create(&labels).set(at_ms / 1000);
     }
 
     /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
@@ -92,7 +106,7 @@ impl Metrics {
         };
         AppMetrics {
             ended: Ended::ALL.map(counter),
-            seconds: self.seconds.get_or_create_owned(&ProviderLabels { provider }),
+            seconds: self.seconds.get_or_create_owned(&AppLabels { app: app.to_owned(), provider }),
         }
     }
 

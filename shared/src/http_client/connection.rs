@@ -190,11 +190,12 @@ impl Lease {
                 answer.map_err(|mut unsent| {
                     let never_left = unsent.take_message().is_some();
                     let error = unsent.into_error();
-                    let (is_untouched, goes_away) = said(&error);
-                    if never_left || goes_away {
+                    let is_untouched = never_left || is_untouched(&error);
+                    if is_untouched {
+                        // It takes no more requests, or for now: others go elsewhere.
                         slot.origin.retire(slot.id);
                     }
-                    Unanswered { is_untouched: is_untouched || never_left, error }
+                    Unanswered { is_untouched, error }
                 })
             }
         }
@@ -211,17 +212,14 @@ impl Lease {
     }
 }
 
-/// What an error of a connection of HTTP/2 says: whether the peer did nothing about the request, and whether it takes
-/// no more of them here. A peer that goes away names the last request that it may do something about, and only those
-/// after it end with that error.
-fn said(error: &hyper::Error) -> (bool, bool) {
+/// Whether an error of a connection of HTTP/2 says that the peer did nothing about the request: it refused it, or it
+/// goes away, names the last request that it may do something about, and this one came after it.
+fn is_untouched(error: &hyper::Error) -> bool {
     let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
         // The connection ended while the request waited to be sent.
-        return (error.is_user(), error.is_user());
+        return error.is_user();
     };
-    let goes_away = error.is_go_away() && error.is_remote();
-    let refused = error.is_reset() && error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM);
-    (goes_away || refused, goes_away)
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
 /// HTTP/1.1 wants the host in a header, and only the path in its first line.

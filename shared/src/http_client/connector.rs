@@ -3,7 +3,8 @@
 
 use std::{
     collections::HashMap,
-    io,
+    error::Error as StdError,
+    fmt, io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::{Arc, RwLock},
@@ -68,6 +69,38 @@ pub(super) enum ConnectError {
     Proxy(#[source] Box<ConnectError>),
     #[error("there is no way through the proxy")]
     Tunnel(#[from] TunnelError),
+}
+
+/// Why there is no connection. Those that waited for it share the reason.
+#[derive(Clone, Debug)]
+pub(super) struct NoConnection {
+    /// The name has no address that may be reached.
+    pub(super) is_blocked: bool,
+    error: Arc<dyn StdError + Send + Sync>,
+}
+
+impl NoConnection {
+    pub(super) fn new(error: Box<dyn StdError + Send + Sync>) -> Self {
+        let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
+        let mut is_blocked = false;
+        while let Some(error) = cause {
+            is_blocked |= matches!(error.downcast_ref(), Some(ConnectError::Blocked));
+            cause = error.source();
+        }
+        Self { is_blocked, error: error.into() }
+    }
+}
+
+impl fmt::Display for NoConnection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl StdError for NoConnection {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.error.source()
+    }
 }
 
 /// Resolves, checks, connects.

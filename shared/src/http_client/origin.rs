@@ -4,8 +4,6 @@
 //! one is opened when all are full. With HTTP/1.1 each request has one to itself. Who finds none free waits in line.
 
 use std::{
-    error::Error as StdError,
-    fmt,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -20,7 +18,7 @@ use tokio::{
 
 use super::{
     connection::{Http1, Http2, Lease, Opened, Peer, Place, Slot, drive, open},
-    connector::{ConnectError, Connector},
+    connector::{Connector, NoConnection},
     pool::PoolLimits,
 };
 
@@ -77,38 +75,6 @@ struct Multiplexed {
 impl Multiplexed {
     fn free(&self, limit: usize) -> usize {
         self.peer.streams().min(limit).max(1).saturating_sub(self.in_flight)
-    }
-}
-
-/// Why there is no connection. Those that waited for it share the reason.
-#[derive(Clone, Debug)]
-pub(super) struct NoConnection {
-    /// The name has no address that may be reached.
-    pub(super) is_blocked: bool,
-    error: Arc<dyn StdError + Send + Sync>,
-}
-
-impl NoConnection {
-    fn new(error: Box<dyn StdError + Send + Sync>) -> Self {
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
-        let mut is_blocked = false;
-        while let Some(error) = cause {
-            is_blocked |= matches!(error.downcast_ref(), Some(ConnectError::Blocked));
-            cause = error.source();
-        }
-        Self { is_blocked, error: error.into() }
-    }
-}
-
-impl fmt::Display for NoConnection {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.error.fmt(f)
-    }
-}
-
-impl StdError for NoConnection {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.error.source()
     }
 }
 

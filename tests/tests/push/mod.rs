@@ -9,7 +9,9 @@ mod faults;
 mod fcm;
 mod leniency;
 mod operations;
+mod operators;
 mod outcomes;
+mod proxy;
 mod retrier;
 mod webpush;
 

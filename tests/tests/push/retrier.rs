@@ -69,36 +69,67 @@ async fn survives(service: Service, trouble: &Trouble) {
     assert!(targets[1].events(&gateway, true).is_empty(), "{about}");
 }
 
-async fn each_survives(troubles: &[Trouble], services: &[Service]) {
-    for service in services {
-        for trouble in troubles {
-            survives(*service, trouble).await;
-        }
+async fn each_survives(trouble: Trouble) {
+    for service in Service::ALL {
+        survives(service, &trouble).await;
     }
 }
 
 #[tokio::test]
-async fn answers_that_ask_for_patience() {
-    let busy = |status: u16| Trouble::Answer(Answer::json(status, &json!({})));
-    let named = Trouble::Answer(Answer::empty(429).header("retry-after", "60"));
-    each_survives(&[busy(500), busy(503), named], &Service::ALL).await;
+async fn an_internal_error() {
+    each_survives(Trouble::Answer(Answer::json(500, &json!({})))).await;
+}
+
+#[tokio::test]
+async fn a_service_that_is_unavailable() {
+    each_survives(Trouble::Answer(Answer::empty(503))).await;
+}
+
+#[tokio::test]
+async fn a_service_that_names_its_time() {
+    each_survives(Trouble::Answer(Answer::empty(429).header("retry-after", "60"))).await;
 }
 
 #[tokio::test]
 async fn answers_that_never_come() {
-    each_survives(&[Trouble::Answer(Answer::Hang), Trouble::Answer(Answer::Reset)], &Service::ALL).await;
+    each_survives(Trouble::Answer(Answer::Hang)).await;
 }
 
 #[tokio::test]
-async fn connections_that_break() {
-    let troubles = [Fault::CutBefore, Fault::CutAfter, Fault::GoAway { taken: 0 }, Fault::Refuse, Fault::Silence];
-    each_survives(&troubles.map(Trouble::Connection), &Service::ALL).await;
+async fn requests_that_are_reset() {
+    each_survives(Trouble::Answer(Answer::Reset)).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_at_once() {
+    each_survives(Trouble::Connection(Fault::CutBefore)).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_cut_after_the_request() {
+    each_survives(Trouble::Connection(Fault::CutAfter)).await;
+}
+
+#[tokio::test]
+async fn peers_that_go_away() {
+    each_survives(Trouble::Connection(Fault::GoAway { taken: 0 })).await;
+}
+
+#[tokio::test]
+async fn peers_that_refuse_each_request() {
+    each_survives(Trouble::Connection(Fault::Refuse)).await;
+}
+
+#[tokio::test]
+async fn peers_that_say_nothing_at_all() {
+    each_survives(Trouble::Connection(Fault::Silence)).await;
 }
 
 #[tokio::test]
 async fn a_token_service_that_is_down() {
-    let down = Trouble::NoToken(Answer::json(500, &json!({"error": "internal"})));
-    each_survives(&[down, Trouble::NoToken(Answer::Reset)], &[Service::Fcm]).await;
+    for answer in [Answer::json(500, &json!({"error": "internal"})), Answer::Reset] {
+        survives(Service::Fcm, &Trouble::NoToken(answer)).await;
+    }
 }
 
 #[tokio::test]

@@ -25,7 +25,7 @@ use self::{
     encryption::{NotEncrypted, Subscription},
     vapid::Vapid,
 };
-use super::{Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Checked, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
     encoding::from_base64,
@@ -98,19 +98,27 @@ impl WebPush {
         built(request.body(Bytes::from(body)))
     }
 
-    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Outcome {
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Attempt {
         let answer = match self.client.send_for_status(request.clone(), limits(timeout)).await {
             Ok(answer) => answer,
             Err(HttpClientError::Blocked) => {
-                return Outcome::refused_push("the endpoint has an address that is not public");
+                return Outcome::refused_push("the endpoint has an address that is not public").into();
             }
             // Without the causes: they may name the endpoint's host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "webpush", %error, "no answer from the push service");
-                return Outcome::unreachable();
+                return Outcome::unreachable().into();
             }
         };
-        self.outcome(&answer)
+        Attempt { outcome: self.outcome(&answer), answer: Some(answer) }
+    }
+
+    /// Signs a statement; whether it is the key that browsers subscribed with, only the app knows.
+    pub(super) fn check(&self) -> Checked {
+        match self.vapid.authorization("https://push.example") {
+            Ok(_) => Ok(format!("the VAPID key signs; its public half is {}", self.vapid.public_key())),
+            Err(_) => Err("the VAPID key cannot sign: make another one with the command `vapid`".to_owned()),
+        }
     }
 
     fn outcome(&self, answer: &Response<Bytes>) -> Outcome {

@@ -38,6 +38,11 @@ impl Vapid {
         Self { key, public_key, contact, clock, signed: Mutex::default() }
     }
 
+    /// What the app subscribes its browsers with (`applicationServerKey`).
+    pub(super) fn public_key(&self) -> &str {
+        &self.public_key
+    }
+
     /// The value of `Authorization` for a push service.
     pub(super) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
