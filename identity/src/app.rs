@@ -6,15 +6,17 @@ use std::{
     os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
     path::{Path, PathBuf},
     sync::Arc,
+    time::Duration,
 };
 
 use prometheus_client::registry::Registry;
-use tokio::sync::{Mutex, MutexGuard, Notify};
+use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use url::Url;
 use waypost_shared::{
-    clock::Clock,
+    clock::{Clock, millis},
     http_client::{Outbound, OutboundError},
     rate_limit::Limiter,
+    secret::SecretString,
 };
 
 use crate::{
@@ -22,12 +24,14 @@ use crate::{
     config::{Config, KeyFile},
     delivery::{
         email::{Mailer, MailerError},
+        hosted_terms::{HostedTerms, HostedTermsError},
+        sms::{Sms, SmsSetupError},
         templates::{TemplateError, Templates},
     },
     domain::{
-        hashing,
-        lookup_index::LookupIndex,
-        next_link,
+        hashing, next_link,
+        peppered::Lookups,
+        phone::Country,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
         signing::{InvalidSigningKey, SigningKey, SigningKeys},
@@ -35,8 +39,10 @@ use crate::{
     },
     federation::Homeservers,
     metrics::Metrics,
-    storage::{self, Store, StoreError, associations::Seen},
+    storage::{self, Store, StoreError},
 };
+
+mod lookups;
 
 /// The server's state; copies are cheap.
 pub(crate) type App = Arc<AppState>;
@@ -48,12 +54,23 @@ pub(crate) struct AppState {
     pub(crate) store: Store,
     pub(crate) keys: StorageKeys,
     pub(crate) signing_keys: SigningKeys,
-    pub(crate) pepper: String,
-    pub(crate) index: LookupIndex,
+    pub(crate) lookups: Lookups,
+    /// Told when an index is complete.
+    filled: watch::Sender<()>,
+    /// Held while indexes are filled: one after the other.
+    filling: Mutex<()>,
+    /// Told when there may be a new pepper in the database.
+    pub(crate) peppers_changed: Notify,
     pub(crate) tokens: TokenCache,
     pub(crate) terms: Terms,
+    pub(crate) hosted_terms: HostedTerms,
+    /// What callers of the internal listener have to know; none: there is no such listener.
+    pub(crate) internal_secret: Option<SecretString>,
     pub(crate) homeservers: Homeservers,
     pub(crate) mailer: Mailer,
+    pub(crate) sms: Sms,
+    /// Where text messages may go (everywhere if it is empty), and where they may not.
+    pub(crate) sms_countries: (Vec<Country>, Vec<Country>),
     pub(crate) templates: Templates,
     pub(crate) next_links: Vec<next_link::Pattern>,
     pub(crate) limits: Limits,
@@ -73,6 +90,9 @@ pub(crate) struct Limits {
     pub(crate) register: Limiter<std::net::IpAddr>,
     pub(crate) lookup: Limiter<Arc<str>>,
     pub(crate) unbind: Limiter<std::net::IpAddr>,
+    pub(crate) lookup_homeserver: Limiter<Arc<str>>,
+    pub(crate) addresses: Limiter<Arc<str>>,
+    pub(crate) addresses_homeserver: Limiter<Arc<str>>,
 }
 
 /// Why the server cannot start.
@@ -108,6 +128,9 @@ pub(crate) enum StartError {
          (without it the addresses in the database cannot be read)"
     )]
     OtherStorageKey(String),
+    /// There is a server on it already.
+    #[error("another process serves this SQLite database; several replicas need PostgreSQL")]
+    Served,
     /// A key file that was made with the database is gone.
     #[error("{0} is missing, and the database was written with it; put it back from your backup")]
     LostKey(String),
@@ -120,9 +143,15 @@ pub(crate) enum StartError {
     /// Mail.
     #[error("{0}")]
     Mailer(#[from] MailerError),
+    /// Text messages.
+    #[error("{0}")]
+    Sms(#[from] SmsSetupError),
     /// Templates.
     #[error("{0}")]
     Templates(#[from] TemplateError),
+    /// Policies that this server shows itself.
+    #[error("{0}")]
+    HostedTerms(#[from] HostedTermsError),
 }
 
 impl AppState {
@@ -133,33 +162,49 @@ impl AppState {
     /// [`StartError`].
     pub(crate) async fn build(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
         let Opened { keys, signing_keys, store } = open(&config).await?;
-        let pepper = match store.pepper().await? {
-            Some(pepper) => pepper,
-            None => store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?,
-        };
+        if store.pepper().await?.is_none() {
+            store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?;
+        }
+        let internal_secret = config.internal_secret().map_err(|error| StartError::File {
+            path: "internal.secret_file".to_owned(),
+            source: io::Error::other(error),
+        })?;
+        let base_url = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
+        let mut policies = config.terms.policies.clone();
+        let hosted_terms = HostedTerms::load(&mut policies, &base_url)?;
 
         let outbound = Outbound::new(&config.outbound)?;
         let limits = Limits {
             register: limiter(config.limits.register_per_source),
             lookup: limiter(config.limits.lookup_per_account),
             unbind: limiter(config.limits.unbind_per_source),
+            lookup_homeserver: limiter(config.limits.lookup_per_homeserver),
+            addresses: limiter(config.limits.addresses_per_account),
+            addresses_homeserver: limiter(config.limits.addresses_per_homeserver),
         };
         Ok(Self {
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
             mailer: Mailer::new(&config)?,
-            templates: Templates::load(config.email.template_dir.as_deref())?,
+            sms: Sms::new(&config.sms, &outbound)?,
+            sms_countries: config.sms.countries(),
+            templates: Templates::load(config.email.template_dir.as_deref(), &config.email.default_language)?,
             next_links: config
                 .validation
                 .next_link_allowed
                 .iter()
                 .filter_map(|p| next_link::Pattern::parse(p))
                 .collect(),
-            tokens: TokenCache::new(std::time::Duration::from_secs(config.tokens.cache_secs)),
-            terms: Terms(config.terms.policies.clone()),
-            base_url: base_url(config.identity.public_base_url.as_ref(), config.listen.public),
+            tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
+            terms: Terms(policies),
+            hosted_terms,
+            internal_secret,
+            base_url,
             own_names: own_names(&config),
             metrics: Metrics::register(registry),
-            index: LookupIndex::new(),
+            lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
+            filled: watch::Sender::new(()),
+            filling: Mutex::new(()),
+            peppers_changed: Notify::new(),
             outbox_filled: Notify::new(),
             binding: std::array::from_fn(|_| Mutex::new(())),
             config,
@@ -167,32 +212,8 @@ impl AppState {
             store,
             keys,
             signing_keys,
-            pepper,
             limits,
         })
-    }
-
-    /// Fills the index with all associations.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
-    pub(crate) async fn load_index(&self) -> Result<Seen, StoreError> {
-        let seen = self
-            .store
-            .each_association(&self.keys, |change| {
-                if let Some(mxid) = &change.mxid {
-                    self.index.insert(&hashing::lookup_hash(&change.threepid, &self.pepper), mxid);
-                }
-            })
-            .await?;
-        self.count_associations();
-        Ok(seen)
-    }
-
-    /// Brings the metric up to date with the index.
-    pub(crate) fn count_associations(&self) {
-        self.metrics.associations.set(i64::try_from(self.index.len()).unwrap_or(i64::MAX));
     }
 
     /// Held while an address is bound in the database and then in the index, so that two binds of one address reach
@@ -272,6 +293,25 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
         .mode(0o700)
         .create(dir)
         .map_err(|source| StartError::File { path: dir.display().to_string(), source })
+}
+
+/// Holds an SQLite database for this process: a second server on it would follow the first one's changes late, and both
+/// would do the work of the one writer. Commands may work on it meanwhile.
+///
+/// # Errors
+///
+/// [`StartError::Served`] when another process serves it.
+pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, StartError> {
+    make_data_dir(config)?;
+    let Some(mut path) = config.database_url().ok().as_deref().and_then(storage::sqlite_file) else { return Ok(None) };
+    path.as_mut_os_string().push(".lock");
+    let failed = |source| StartError::File { path: path.display().to_string(), source };
+    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(Some(file)),
+        Err(fs::TryLockError::WouldBlock) => Err(StartError::Served),
+        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
+    }
 }
 
 /// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get

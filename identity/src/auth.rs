@@ -19,7 +19,8 @@ use crate::{
 };
 
 /// How often the use of a token is noted.
-const TOUCH_EVERY_MS: i64 = 24 * 60 * 60 * 1000;
+const TOUCH_EVERY_MS: i64 = DAY_MS;
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 /// Tokens in the cache at the most; more than any replica sees within the cache's seconds.
 const MAX_CACHED: usize = 100_000;
 
@@ -28,6 +29,8 @@ const MAX_CACHED: usize = 100_000;
 pub(crate) struct Account {
     /// `@user:server`
     pub(crate) mxid: Arc<str>,
+    /// The homeserver's name, for its budgets.
+    pub(crate) homeserver: Arc<str>,
     /// What stands for the token.
     pub(crate) token_hash: Fingerprint,
     terms_accepted: bool,
@@ -37,7 +40,14 @@ pub(crate) struct Account {
 #[derive(Debug)]
 pub(crate) struct TokenCache {
     lives_ms: i64,
-    known: RwLock<HashMap<Fingerprint, (Account, i64)>>,
+    known: RwLock<Known>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    tokens: HashMap<Fingerprint, (Account, i64)>,
+    /// How often something was forgotten: what was read from the database before that may have ended since.
+    forgotten: u64,
 }
 
 impl TokenCache {
@@ -48,22 +58,46 @@ impl TokenCache {
 
     fn get(&self, token_hash: &Fingerprint, now_ms: i64) -> Option<Account> {
         let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
-        known.get(token_hash).filter(|(_, until_ms)| *until_ms > now_ms).map(|(account, _)| account.clone())
+        known.tokens.get(token_hash).filter(|(_, until_ms)| *until_ms > now_ms).map(|(account, _)| account.clone())
     }
 
-    fn put(&self, account: Account, now_ms: i64) {
+    fn forgotten(&self) -> u64 {
+        self.known.read().unwrap_or_else(PoisonError::into_inner).forgotten
+    }
+
+    /// Keeps what was read when `forgotten` was the count, unless something was forgotten since.
+    fn put(&self, account: Account, now_ms: i64, forgotten: u64) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.len() >= MAX_CACHED {
-            known.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        if known.forgotten != forgotten {
+            return;
         }
-        if known.len() < MAX_CACHED {
-            known.insert(account.token_hash, (account, now_ms.saturating_add(self.lives_ms)));
+        if known.tokens.len() >= MAX_CACHED {
+            known.tokens.retain(|_, (_, until_ms)| *until_ms > now_ms);
+        }
+        if known.tokens.len() < MAX_CACHED {
+            known.tokens.insert(account.token_hash, (account, now_ms.saturating_add(self.lives_ms)));
         }
     }
 
     /// Forgets a token that ended.
     pub(crate) fn forget(&self, token_hash: &Fingerprint) {
-        self.known.write().unwrap_or_else(PoisonError::into_inner).remove(token_hash);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.forgotten += 1;
+        known.tokens.remove(token_hash);
+    }
+
+    /// Forgets all tokens of somebody who was erased.
+    pub(crate) fn forget_user(&self, mxid: &str) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.forgotten += 1;
+        known.tokens.retain(|_, (account, _)| *account.mxid != *mxid);
+    }
+
+    /// Forgets all tokens: one of them may have ended at another replica while nobody listened.
+    pub(crate) fn forget_all(&self) {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.forgotten += 1;
+        known.tokens.clear();
     }
 }
 
@@ -79,16 +113,19 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
     if let Some(account) = app.tokens.get(&token_hash, now_ms) {
         return Ok(account);
     }
-    let unused_ms = i64::from(app.config.tokens.unused_days).saturating_mul(TOUCH_EVERY_MS);
+    let forgotten = app.tokens.forgotten();
+    let unused_ms = i64::from(app.config.tokens.unused_days).saturating_mul(DAY_MS);
     let row = app.store.token(&token_hash, now_ms.saturating_sub(unused_ms)).await?.ok_or(ApiError::Unauthorized)?;
-    if now_ms.saturating_sub(row.used_ms) >= TOUCH_EVERY_MS {
+    // Where tokens live for a day, noting their use once a day would come too late.
+    if now_ms.saturating_sub(row.used_ms) >= TOUCH_EVERY_MS.min(unused_ms / 10) {
         app.store.touch_token(&token_hash, now_ms).await?;
     }
     let terms_accepted = app.terms.is_empty() || app.terms.are_accepted_by(&app.store.accepted_terms(&row.mxid).await?);
-    let account = Account { mxid: row.mxid.into(), token_hash, terms_accepted };
+    let homeserver = row.mxid.split_once(':').map_or("", |(_, name)| name).into();
+    let account = Account { mxid: row.mxid.into(), homeserver, token_hash, terms_accepted };
     // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
     if terms_accepted {
-        app.tokens.put(account.clone(), now_ms);
+        app.tokens.put(account.clone(), now_ms, forgotten);
     }
     Ok(account)
 }
@@ -101,6 +138,19 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
 pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Result<Account, ApiError> {
     let account = account(app, request).await?;
     if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
+}
+
+/// Lets in whom the operator listed by address: what the older API has in place of access tokens.
+///
+/// # Errors
+///
+/// [`ApiError::CallerNotListed`].
+pub(crate) fn listed_caller(app: &AppState, request: &Incoming) -> Result<(), ApiError> {
+    if app.config.v1.allow.iter().any(|range| range.contains(&request.source)) {
+        return Ok(());
+    }
+    tracing::debug!(source = %request.source, "a caller is not in v1.allow");
+    Err(ApiError::CallerNotListed)
 }
 
 /// The request's token, whether or not anybody has it.

@@ -1,5 +1,7 @@
 //! The configuration: every key, its default and its unit. `config.sample.toml` shows the same to operators.
 
+pub(crate) mod sms;
+
 use std::{
     collections::BTreeMap,
     net::SocketAddr,
@@ -7,6 +9,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
 use waypost_shared::{
@@ -17,8 +20,10 @@ use waypost_shared::{
     telemetry::LogConfig,
 };
 
+use self::sms::SmsConfig;
 use crate::{
-    domain::{invite::Blocked, server_name::ServerName, terms::Policy},
+    delivery,
+    domain::{invite::Blocked, language, server_name::ServerName, terms::Policy},
     storage::{self, rate_limits::Budget},
 };
 
@@ -31,6 +36,7 @@ pub(crate) struct Config {
     pub(crate) database: DatabaseConfig,
     pub(crate) keys: KeysConfig,
     pub(crate) email: EmailConfig,
+    pub(crate) sms: SmsConfig,
     pub(crate) validation: ValidationConfig,
     pub(crate) lookup: LookupConfig,
     pub(crate) invites: InvitesConfig,
@@ -39,6 +45,8 @@ pub(crate) struct Config {
     pub(crate) terms: TermsConfig,
     pub(crate) homeservers: HomeserversConfig,
     pub(crate) limits: LimitsConfig,
+    pub(crate) internal: InternalConfig,
+    pub(crate) v1: V1Config,
     pub(crate) server: ServerConfig,
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
@@ -52,11 +60,17 @@ pub(crate) struct ListenConfig {
     pub(crate) public: SocketAddr,
     /// For health checks and Prometheus; never public. Default `127.0.0.1:8091`.
     pub(crate) operations: SocketAddr,
+    /// For programs of the operator's own, with `internal.secret`; never public. Default none: there is none.
+    pub(crate) internal: Option<SocketAddr>,
 }
 
 impl Default for ListenConfig {
     fn default() -> Self {
-        Self { public: SocketAddr::from(([127, 0, 0, 1], 8090)), operations: SocketAddr::from(([127, 0, 0, 1], 8091)) }
+        Self {
+            public: SocketAddr::from(([127, 0, 0, 1], 8090)),
+            operations: SocketAddr::from(([127, 0, 0, 1], 8091)),
+            internal: None,
+        }
     }
 }
 
@@ -137,6 +151,8 @@ pub(crate) struct EmailConfig {
     pub(crate) folder: Option<PathBuf>,
     /// A folder with templates that take the place of the built-in ones of the same names. Default none.
     pub(crate) template_dir: Option<PathBuf>,
+    /// The language of who reads none that there are templates in. Default en.
+    pub(crate) default_language: String,
 }
 
 impl Default for EmailConfig {
@@ -154,6 +170,7 @@ impl Default for EmailConfig {
             smtp_timeout_secs: 30,
             folder: None,
             template_dir: None,
+            default_language: language::ENGLISH.to_owned(),
         }
     }
 }
@@ -220,11 +237,25 @@ pub(crate) struct LookupConfig {
     pub(crate) max_addresses: usize,
     /// Whether lookups without hashing (`none`) are answered: clients then send plain addresses. Default false.
     pub(crate) allow_none: bool,
+    /// Days after which the pepper is rotated; 0 is never. Default 0.
+    pub(crate) rotate_pepper_days: u32,
+    /// Seconds from a rotation until the new pepper is handed out: the time that all replicas have to prepare for it.
+    /// Default 60.
+    pub(crate) pepper_lead_secs: u64,
+    /// Seconds a pepper is still answered after the next one is handed out: clients keep it for a while. Default
+    /// 86400.
+    pub(crate) previous_pepper_secs: u64,
 }
 
 impl Default for LookupConfig {
     fn default() -> Self {
-        Self { max_addresses: 10_000, allow_none: false }
+        Self {
+            max_addresses: 10_000,
+            allow_none: false,
+            rotate_pepper_days: 0,
+            pepper_lead_secs: 60,
+            previous_pepper_secs: 86_400,
+        }
     }
 }
 
@@ -328,6 +359,12 @@ pub(crate) struct LimitsConfig {
     pub(crate) register_per_source: Rate,
     /// Lookups by one account, in each replica. Default 50, then one a second.
     pub(crate) lookup_per_account: Rate,
+    /// Lookups by all accounts of one homeserver, in each replica. Default 2000, then 50 a second.
+    pub(crate) lookup_per_homeserver: Rate,
+    /// Addresses that one account looks up, in each replica. Default 50000, then 50000 a day.
+    pub(crate) addresses_per_account: Rate,
+    /// Addresses that all accounts of one homeserver look up, in each replica. Default 1000000, then 100 a second.
+    pub(crate) addresses_per_homeserver: Rate,
     /// Mails to one address. Default 5, then one in 5 minutes.
     pub(crate) mail_per_address: Rate,
     /// Mails that one account asks for. Default 10, then one in a minute.
@@ -346,6 +383,20 @@ pub(crate) struct LimitsConfig {
     /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
     /// their keys. Default 50, then one a second.
     pub(crate) unbind_per_source: Rate,
+    /// SMS to one number. Default 5, then one in an hour.
+    pub(crate) sms_per_number: Rate,
+    /// SMS to one country. Default 50, then one in a minute.
+    pub(crate) sms_per_country: Rate,
+    /// SMS that one account asks for. Default 5, then one in 10 minutes.
+    pub(crate) sms_per_account: Rate,
+    /// SMS that one source address asks for. Default 10, then one in 5 minutes.
+    pub(crate) sms_per_source: Rate,
+    /// SMS in all. Default 500, then 500 a day.
+    pub(crate) sms_total: Rate,
+    /// Codes that are tried for one number, over all its sessions. Default 20, then one in 10 minutes.
+    pub(crate) sms_codes_per_number: Rate,
+    /// Codes that one source address tries. Default 50, then one in a minute.
+    pub(crate) sms_codes_per_source: Rate,
 }
 
 impl Default for LimitsConfig {
@@ -354,6 +405,9 @@ impl Default for LimitsConfig {
         Self {
             register_per_source: rate(20, 3.0),
             lookup_per_account: rate(50, 1.0),
+            lookup_per_homeserver: rate(2000, 0.02),
+            addresses_per_account: rate(50_000, 1.728),
+            addresses_per_homeserver: rate(1_000_000, 0.01),
             mail_per_address: rate(5, 300.0),
             mail_per_account: rate(10, 60.0),
             mail_per_source: rate(20, 30.0),
@@ -362,8 +416,49 @@ impl Default for LimitsConfig {
             invite_per_account: rate(20, 60.0),
             invite_per_source: rate(200, 5.0),
             unbind_per_source: rate(50, 1.0),
+            sms_per_number: rate(5, 3600.0),
+            sms_per_country: rate(50, 60.0),
+            sms_per_account: rate(5, 600.0),
+            sms_per_source: rate(10, 300.0),
+            sms_total: rate(500, 172.8),
+            sms_codes_per_number: rate(20, 600.0),
+            sms_codes_per_source: rate(50, 60.0),
         }
     }
+}
+
+/// The internal listener.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct InternalConfig {
+    /// What its callers send as `Authorization: Bearer …`; 16 characters or more. Default none.
+    pub(crate) secret: Option<SecretString>,
+    /// A file that holds it. Default none.
+    pub(crate) secret_file: Option<PathBuf>,
+}
+
+/// The older API, for the programs that still call it.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct V1Config {
+    /// `off`, `minimal` or `full`. Default minimal.
+    pub(crate) mode: V1Mode,
+    /// Address ranges of the homeservers that may call what needs no proof from others: in v1 nobody has a token.
+    /// Default none.
+    pub(crate) allow: Vec<IpNet>,
+}
+
+/// See [`V1Config::mode`].
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum V1Mode {
+    /// Nothing of it.
+    Off,
+    /// For all: the status check, keys, sign-ed25519. For `allow`: phone numbers (Synapse's SMS delegate).
+    #[default]
+    Minimal,
+    /// For `allow` also email addresses, bind, lookup and store-invite (Dendrite).
+    Full,
 }
 
 /// So many at once, then one more in each interval.
@@ -447,6 +542,12 @@ impl Config {
         if self.email.smtp_max_connections == 0 {
             problem("email.smtp_max_connections", "must be at least 1".to_owned());
         }
+        if language::tag(&self.email.default_language).as_deref() != Some(self.email.default_language.as_str()) {
+            problem("email.default_language", "must be a language, such as \"en\" or \"pt-br\"".to_owned());
+        }
+        for (key, text) in self.sms.problems().into_iter().chain(delivery::sms::problems(&self.sms)) {
+            problem(&format!("sms.{key}"), text);
+        }
         for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
             if crate::domain::next_link::Pattern::parse(pattern).is_none() {
                 problem(
@@ -480,10 +581,30 @@ impl Config {
                 problem(&format!("terms.policies.{id}.languages"), "needs a language, such as `en`".to_owned());
             }
             for (language, text) in &policy.languages {
-                if text.name.is_empty() || Url::parse(&text.url).is_err() {
-                    problem(&format!("terms.policies.{id}.languages.{language}"), "needs a name and a URL".to_owned());
+                let key = format!("terms.policies.{id}.languages.{language}");
+                let shown_here = text.file.is_some() && text.url.is_empty();
+                if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
+                    problem(&key, "needs a name, and a URL or a file".to_owned());
+                }
+                if text.file.is_some()
+                    && [id, &policy.version, language].iter().any(|part| matches!(part.as_str(), "." | ".."))
+                {
+                    problem(&key, "cannot be shown: `.` and `..` are no parts of an address".to_owned());
                 }
             }
+        }
+        match self.internal_secret() {
+            Err(error) => problem("internal.secret", error.to_string()),
+            Ok(None) if self.listen.internal.is_some() => {
+                problem("internal.secret", "is needed where listen.internal is set; or set secret_file".to_owned());
+            }
+            Ok(Some(secret)) if secret.expose_secret().len() < 16 => {
+                problem("internal.secret", "must have 16 characters or more".to_owned());
+            }
+            Ok(_) => {}
+        }
+        if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
+            problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
         }
         for (name, target) in &self.homeservers.overrides {
             let known = ServerName::parse(name).is_ok();
@@ -497,6 +618,9 @@ impl Config {
         for (key, rate) in [
             ("register_per_source", self.limits.register_per_source),
             ("lookup_per_account", self.limits.lookup_per_account),
+            ("lookup_per_homeserver", self.limits.lookup_per_homeserver),
+            ("addresses_per_account", self.limits.addresses_per_account),
+            ("addresses_per_homeserver", self.limits.addresses_per_homeserver),
             ("mail_per_address", self.limits.mail_per_address),
             ("mail_per_account", self.limits.mail_per_account),
             ("mail_per_source", self.limits.mail_per_source),
@@ -505,6 +629,13 @@ impl Config {
             ("invite_per_account", self.limits.invite_per_account),
             ("invite_per_source", self.limits.invite_per_source),
             ("unbind_per_source", self.limits.unbind_per_source),
+            ("sms_per_number", self.limits.sms_per_number),
+            ("sms_per_country", self.limits.sms_per_country),
+            ("sms_per_account", self.limits.sms_per_account),
+            ("sms_per_source", self.limits.sms_per_source),
+            ("sms_total", self.limits.sms_total),
+            ("sms_codes_per_number", self.limits.sms_codes_per_number),
+            ("sms_codes_per_source", self.limits.sms_codes_per_source),
         ] {
             if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
                 problem(
@@ -539,6 +670,15 @@ impl Config {
     /// When its file cannot be read.
     pub(crate) fn smtp_password(&self) -> Result<Option<SecretString>, secret::SecretError> {
         secret::inline_or_file(self.email.smtp_password.as_ref(), self.email.smtp_password_file.as_deref())
+    }
+
+    /// The secret of the internal listener, if there is one.
+    ///
+    /// # Errors
+    ///
+    /// When its file cannot be read.
+    pub(crate) fn internal_secret(&self) -> Result<Option<SecretString>, secret::SecretError> {
+        secret::inline_or_file(self.internal.secret.as_ref(), self.internal.secret_file.as_deref())
     }
 
     /// Where the storage keys stand, and whether they may be made when they are not there.
@@ -606,7 +746,13 @@ mod tests {
             "smtp_password_file",
             "folder",
             "template_dir",
+            "username",
+            "password",
+            "password_file",
             "extra_ca_file",
+            "internal",
+            "secret",
+            "secret_file",
         ] {
             assert!(sample.lines().any(|line| line.starts_with(&format!("# {key} = "))), "{key}");
         }
@@ -628,12 +774,37 @@ mod tests {
                 "waypost.toml:2: email.smtp_tls: unknown variant `ssl`, expected one of `none`, `starttls`, `tls`",
             ),
             (
+                "[sms]\ncountries_allowed = ['GB', 'UK']",
+                "waypost.toml:2: sms.countries_allowed.1: must be a country, such as \"GB\", or a calling code, such as \"+44\"",
+            ),
+            (
+                "[sms]\ntransport = 'http'\n[sms.http]\nurl = 'ftp://a'\nbody = '{{ text }}'",
+                "waypost.toml:4: sms.http.url: must be an http or https URL; only its path and query may be filled in",
+            ),
+            (
+                "[email]\ndefault_language = 'English'",
+                "waypost.toml:2: email.default_language: must be a language, such as \"en\" or \"pt-br\"",
+            ),
+            (
                 "[limits]\nmail_total = { burst = 5 }",
                 "waypost.toml:2: limits.mail_total: needs refill_secs of 0.001 or more, or burst = 0 for no limit",
             ),
             (
                 "[terms.policies.privacy]\nversion = '1'",
                 "waypost.toml:1: terms.policies.privacy.languages: needs a language, such as `en`",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.en = { name = 'Privacy' }",
+                "waypost.toml:3: terms.policies.privacy.languages.en: needs a name, and a URL or a file",
+            ),
+            (
+                "[listen]\ninternal = '127.0.0.1:8092'\n[internal]",
+                "waypost.toml:3: internal.secret: is needed where listen.internal is set; or set secret_file",
+            ),
+            ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have 16 characters or more"),
+            (
+                "[v1]\nmode = 'full'",
+                "waypost.toml:1: v1.allow: is needed with mode = \"full\": the addresses of your homeservers",
             ),
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",

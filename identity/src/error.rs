@@ -6,7 +6,10 @@ use http::StatusCode;
 use waypost_shared::matrix_error::MatrixError;
 
 use crate::{
-    delivery::email::MailError, domain::threepid::InvalidAddress, federation::HomeserverError, storage::StoreError,
+    delivery::{email::MailError, sms::SmsError},
+    domain::threepid::{InvalidAddress, Medium},
+    federation::HomeserverError,
+    storage::StoreError,
 };
 
 /// A failed request.
@@ -30,6 +33,9 @@ pub(crate) enum ApiError {
     /// The request is about another user.
     #[error("That Matrix id is not the one that this access token belongs to")]
     NotYourMxid,
+    /// An endpoint of the older API, and a caller whose address the operator did not list.
+    #[error("Only homeservers that this server's operator has listed may call this")]
+    CallerNotListed,
     /// The user's homeserver is not on the list.
     #[error("Users of that homeserver cannot register here")]
     HomeserverNotAllowed,
@@ -39,12 +45,18 @@ pub(crate) enum ApiError {
     /// A `client_secret` or `sid` with other characters than the specification has.
     #[error("`{0}` must be 1 to 255 of the characters 0-9 a-z A-Z . = _ -")]
     NotOpaqueId(&'static str),
-    /// Not an email address.
+    /// Not an email address, or not a phone number.
     #[error("That is {0}")]
     InvalidAddress(#[from] InvalidAddress),
     /// The mail could not be sent.
     #[error("The mail could not be sent")]
     Mail(#[from] MailError),
+    /// No message may go to this phone number, or to any.
+    #[error("This server does not send messages to that phone number's country")]
+    DestinationRejected,
+    /// The text message could not be sent.
+    #[error("The text message could not be sent")]
+    Sms(#[from] SmsError),
     /// `next_link` leads elsewhere than this server allows.
     #[error("`next_link` is not one that this server redirects to")]
     NextLinkNotAllowed,
@@ -101,6 +113,9 @@ pub(crate) enum ApiError {
     /// A homeserver's signature that does not hold for this request.
     #[error("The homeserver's signature does not hold for this user and this request")]
     InvalidSignature,
+    /// A pepper that will be in force in a moment, when its index is complete here too.
+    #[error("This server is not ready for that pepper yet; try again in a moment")]
+    PepperNotReady,
     /// No key has this id.
     #[error("There is no key with this id")]
     UnknownKey,
@@ -125,12 +140,18 @@ impl From<&ApiError> for MatrixError {
             E::UnknownToken => (StatusCode::UNAUTHORIZED, "M_UNKNOWN_TOKEN"),
             E::TermsNotSigned => (StatusCode::FORBIDDEN, "M_TERMS_NOT_SIGNED"),
             E::NotYourMxid | E::HomeserverNotAllowed => (StatusCode::FORBIDDEN, "M_UNAUTHORIZED"),
+            E::CallerNotListed => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
             E::Homeserver(error) => homeserver(error),
             E::NotOpaqueId(_) | E::NextLinkNotAllowed | E::UnknownAlgorithm => {
                 (StatusCode::BAD_REQUEST, "M_INVALID_PARAM")
             }
-            E::InvalidAddress(_) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
+            E::InvalidAddress(InvalidAddress(Medium::Email)) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
+            E::InvalidAddress(InvalidAddress(Medium::Msisdn)) => (StatusCode::BAD_REQUEST, "M_INVALID_ADDRESS"),
+            E::DestinationRejected => (StatusCode::BAD_REQUEST, "M_DESTINATION_REJECTED"),
             E::Mail(_) => (StatusCode::BAD_REQUEST, "M_EMAIL_SEND_ERROR"),
+            // The specification's code. Clients show what a 400 says and offer to try again; a 500 is for them, and for
+            // a homeserver that passes it on, a server that is broken.
+            E::Sms(_) => (StatusCode::BAD_REQUEST, "M_SEND_ERROR"),
             E::NoValidSession => (StatusCode::NOT_FOUND, "M_NO_VALID_SESSION"),
             E::SubmitToNoSession => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
             E::TokenIncorrect => (StatusCode::BAD_REQUEST, "M_TOKEN_INCORRECT"),
@@ -144,6 +165,7 @@ impl From<&ApiError> for MatrixError {
             E::UnknownInvite => (StatusCode::NOT_FOUND, "M_UNRECOGNIZED"),
             E::NoProof => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
             E::WrongPrivateKey | E::OtherAddress | E::InvalidSignature => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
+            E::PepperNotReady => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
             E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
             E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
@@ -155,6 +177,7 @@ impl From<&ApiError> for MatrixError {
             }
             E::ThreepidInUse(mxid) => answer.with("mxid", mxid.as_str()),
             E::LimitExceeded(wait) => answer.retry_after(*wait),
+            E::PepperNotReady => answer.retry_after(Duration::from_secs(5)),
             _ => answer,
         }
     }

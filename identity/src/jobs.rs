@@ -8,12 +8,14 @@ use waypost_shared::serve::Stop;
 
 use crate::{
     app::App,
-    domain::hashing,
-    storage::{StoreError, associations::Seen},
+    metrics::Rows,
+    storage::{StoreError, associations::Seen, hints::Hint},
 };
 
-/// How often changes are looked for when no hint came: a hint may be lost with its connection.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
+pub(crate) mod peppers;
+
+/// How often changes are looked for when no hint came: a hint may be lost with its connection, and SQLite gives none.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long to wait before a database that failed is asked again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
 /// How often what is over is removed.
@@ -22,15 +24,17 @@ const CLEAN_EVERY: Duration = Duration::from_secs(600);
 const CLEAN_BATCH: i64 = 500;
 /// How long a session is kept after it expired, so that its owner is told `M_SESSION_EXPIRED` and not that it never was.
 const KEEP_EXPIRED_MS: i64 = 24 * 60 * 60 * 1000;
-/// How long an address that was unbound keeps its row, from which other replicas hear of it.
-const KEEP_UNBOUND_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// Follows what other replicas bind and unbind, until `stop`. SQLite has one process, so there is nothing to follow.
+/// How long an address that was unbound keeps its row, so that every replica learns of it. One that could not look for
+/// half of that time fills its indexes anew.
+const KEEP_UNBOUND_MS: i64 = 60 * 60 * 1000;
+
+/// Follows what other replicas and commands bind, unbind and end, until `stop`.
 pub(crate) async fn follow(app: App, since: Seen, stop: Stop) {
-    let mut since = since;
+    let mut followed_to = Followed { since, at_ms: app.clock.now_ms() };
     loop {
         let followed = tokio::select! {
-            followed = follow_while_connected(&app, &mut since) => followed,
+            followed = follow_while_connected(&app, &mut followed_to) => followed,
             () = stop.requested() => return,
         };
         match followed {
@@ -46,22 +50,45 @@ pub(crate) async fn follow(app: App, since: Seen, stop: Stop) {
     }
 }
 
-async fn follow_while_connected(app: &App, since: &mut Seen) -> Result<(), StoreError> {
-    let Some(mut hints) = app.store.association_hints().await? else { return Ok(()) };
+/// Up to where changes were followed, and when.
+struct Followed {
+    since: Seen,
+    at_ms: i64,
+}
+
+/// Ends only by a failure.
+async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<(), StoreError> {
+    let mut hints = app.store.hints().await?;
+    // Whatever was told while nobody listened.
+    app.tokens.forget_all();
+    app.peppers_changed.notify_one();
     loop {
-        let (changes, seen) = app.store.changes_since(&app.keys, *since).await?;
-        for change in &changes {
-            let _order = app.binding(&app.keys.fingerprint(&change.threepid)).await;
-            let hash = hashing::lookup_hash(&change.threepid, &app.pepper);
-            match &change.mxid {
-                Some(mxid) => app.index.insert(&hash, mxid),
-                None => app.index.remove(&hash),
-            }
+        let now_ms = app.clock.now_ms();
+        if now_ms.saturating_sub(followed.at_ms) > KEEP_UNBOUND_MS / 2 {
+            tracing::info!("changes could not be followed for long, so all associations are read again");
+            followed.since = app.reload_index().await?;
         }
-        *since = seen;
+        let (changes, seen) = app.store.changes_since(&app.keys, followed.since).await?;
+        for change in &changes {
+            // Read once more, in the order that holds here: what was read above may be older than what a request of
+            // our own has changed since.
+            app.refresh_address(&change.threepid).await?;
+        }
+        *followed = Followed { since: seen, at_ms: now_ms };
         app.count_associations();
-        if let Ok(hint) = tokio::time::timeout(LOOK_EVERY, hints.recv()).await {
-            hint?;
+
+        let next_look = tokio::time::Instant::now() + LOOK_EVERY;
+        while let Ok(hint) = tokio::time::timeout_at(next_look, hints.next()).await {
+            match hint? {
+                Hint::Associations => break,
+                Hint::Peppers => app.peppers_changed.notify_one(),
+                Hint::TokenEnded(token_hash) => app.tokens.forget(&token_hash),
+                Hint::Missed => {
+                    app.tokens.forget_all();
+                    app.peppers_changed.notify_one();
+                    break;
+                }
+            }
         }
     }
 }
@@ -88,12 +115,77 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     let now_ms = app.clock.now_ms();
     let expired_ms = now_ms.saturating_sub(app.session_rules().lifetime_ms).saturating_sub(KEEP_EXPIRED_MS);
     let unused_ms = now_ms.saturating_sub(i64::from(app.config.tokens.unused_days) * 24 * 60 * 60 * 1000);
-    while app.store.delete_expired_sessions(expired_ms, CLEAN_BATCH).await? > 0 {}
-    while app.store.delete_unused_tokens(unused_ms, CLEAN_BATCH).await? > 0 {}
-    while app.store.delete_full_budgets(now_ms, CLEAN_BATCH).await? > 0 {}
-    while app.store.delete_expired_invites(now_ms, CLEAN_BATCH).await? > 0 {}
+    let unbound_ms = now_ms.saturating_sub(KEEP_UNBOUND_MS);
     let dead_ms = now_ms.saturating_sub(i64::from(app.config.outbox.keep_dead_days) * 24 * 60 * 60 * 1000);
-    while app.store.delete_dead_letters(dead_ms, CLEAN_BATCH).await? > 0 {}
-    while app.store.delete_unbound(now_ms.saturating_sub(KEEP_UNBOUND_MS), CLEAN_BATCH).await? > 0 {}
+    let grace_ms = i64::try_from(app.config.lookup.previous_pepper_secs).unwrap_or(i64::MAX).saturating_mul(1000);
+    let removed = |rows, count| app.metrics.removed(rows, count) > 0;
+    while removed(Rows::Sessions, app.store.delete_expired_sessions(expired_ms, CLEAN_BATCH).await?) {}
+    while removed(Rows::Tokens, app.store.delete_unused_tokens(unused_ms, CLEAN_BATCH).await?) {}
+    while removed(Rows::Budgets, app.store.delete_full_budgets(now_ms, CLEAN_BATCH).await?) {}
+    while removed(Rows::Unbound, app.store.delete_unbound(unbound_ms, CLEAN_BATCH).await?) {}
+    while removed(Rows::Invites, app.store.delete_expired_invites(now_ms, CLEAN_BATCH).await?) {}
+    while removed(Rows::Outbox, app.store.delete_dead_letters(dead_ms, CLEAN_BATCH).await?) {}
+    removed(Rows::Peppers, app.store.delete_old_peppers(now_ms.saturating_sub(grace_ms)).await?);
     Ok(())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{path::PathBuf, sync::Arc};
+
+    use prometheus_client::registry::Registry;
+    use waypost_shared::clock::Clock;
+
+    use super::*;
+    use crate::{
+        app::AppState,
+        config::Config,
+        domain::{association::Association, peppered::Pepper, threepid::Threepid},
+    };
+
+    /// A server's state on a new SQLite database, with a clock that stands still, and its folder.
+    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (App, Clock, PathBuf) {
+        let mut config = Config::default();
+        let folder = std::env::temp_dir().join(format!("waypost-{}", waypost_shared::random::token()));
+        config.identity.data_dir.clone_from(&folder);
+        change(&mut config);
+        let clock = Clock::manual(1_000_000_000_000);
+        let app = Arc::new(AppState::build(config, clock.clone(), &mut Registry::default()).await.unwrap());
+        app.load_index().await.unwrap();
+        (app, clock, folder)
+    }
+
+    #[tokio::test]
+    async fn what_is_over_is_removed_and_nothing_else() {
+        let (app, clock, folder) = app(|_| {}).await;
+        let bound_ms = clock.now_ms();
+        for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {
+            let threepid = Threepid::email(address).unwrap();
+            let association = Association { threepid, mxid: mxid.to_owned(), bound_ms };
+            app.store.bind(&app.keys, &association, |_| Ok(String::new())).await.unwrap();
+        }
+        let alice = Threepid::email("alice@hs.test").unwrap();
+        assert!(app.store.remove_association(&app.keys, &alice, None, bound_ms).await.unwrap());
+        let pepper = Pepper { text: "new".to_owned(), created_ms: bound_ms, active_ms: bound_ms + 1 };
+        assert!(app.store.add_pepper(&pepper, bound_ms).await.unwrap());
+        let left = async || {
+            let (changes, _) = app.store.changes_since(&app.keys, Seen::default()).await.unwrap();
+            (changes.len(), app.store.peppers().await.unwrap().len())
+        };
+
+        clock.advance(Duration::from_secs(60 * 60));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (2, 2));
+        clock.advance(Duration::from_millis(1));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (1, 2));
+        clock.advance(Duration::from_secs(24 * 60 * 60));
+        clean_once(&app).await.unwrap();
+        assert_eq!(left().await, (1, 1));
+        assert_eq!(app.store.peppers().await.unwrap(), [pepper]);
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

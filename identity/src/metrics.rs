@@ -7,7 +7,7 @@ use prometheus_client::{
 };
 use waypost_shared::metrics::HttpMetrics;
 
-/// How a mail ended.
+/// How a mail or a text message ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MailLabels {
     outcome: &'static str,
@@ -30,12 +30,52 @@ pub(crate) enum Onbind {
     Dead,
 }
 
+/// What is removed when it is over.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+pub(crate) enum Rows {
+    /// Validation sessions that expired.
+    Sessions,
+    /// Access tokens that were not used for long.
+    Tokens,
+    /// Budgets that are full again.
+    Budgets,
+    /// Addresses that were unbound.
+    Unbound,
+    /// Invites that nobody took in time.
+    Invites,
+    /// Calls of homeservers that were given up long ago.
+    Outbox,
+    /// Peppers that are no longer answered.
+    Peppers,
+}
+
+impl Rows {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Sessions => "validation_sessions",
+            Self::Tokens => "access_tokens",
+            Self::Budgets => "rate_limits",
+            Self::Unbound => "associations",
+            Self::Invites => "invites",
+            Self::Outbox => "outbox",
+            Self::Peppers => "peppers",
+        }
+    }
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct RowsLabels {
+    table: &'static str,
+}
+
 /// What is counted.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
     mails: Family<MailLabels, Counter>,
+    sms: Family<MailLabels, Counter>,
+    removed: Family<RowsLabels, Counter>,
     /// Addresses that were looked up.
     pub(crate) looked_up: Counter,
     /// Of them, those that were found.
@@ -62,6 +102,8 @@ impl Metrics {
         let metrics = Self {
             http: HttpMetrics::register(registry),
             mails: Family::default(),
+            sms: Family::default(),
+            removed: Family::default(),
             looked_up: Counter::default(),
             found: Counter::default(),
             associations: Gauge::default(),
@@ -73,6 +115,8 @@ impl Metrics {
             onbinds: Family::default(),
         };
         registry.register("mails", "Mails by how they ended", metrics.mails.clone());
+        registry.register("sms", "Text messages by how they ended", metrics.sms.clone());
+        registry.register("rows_removed", "Rows that were over and were removed", metrics.removed.clone());
         registry.register("addresses_looked_up", "Addresses in lookups", metrics.looked_up.clone());
         registry.register("addresses_found", "Addresses in lookups that were found", metrics.found.clone());
         registry.register("associations", "Associations in the lookup index", metrics.associations.clone());
@@ -99,5 +143,17 @@ impl Metrics {
     pub(crate) fn mail(&self, sent: bool) {
         let outcome = if sent { "sent" } else { "failed" };
         self.mails.get_or_create(&MailLabels { outcome }).inc();
+    }
+
+    /// Counts a text message.
+    pub(crate) fn sms(&self, sent: bool) {
+        let outcome = if sent { "sent" } else { "failed" };
+        self.sms.get_or_create(&MailLabels { outcome }).inc();
+    }
+
+    /// Counts rows that were removed; returns how many.
+    pub(crate) fn removed(&self, rows: Rows, count: u64) -> u64 {
+        self.removed.get_or_create(&RowsLabels { table: rows.name() }).inc_by(count);
+        count
     }
 }

@@ -1,29 +1,42 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    hash::{BuildHasher as _, RandomState},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use prometheus_client::registry::Registry;
+use tokio::sync::Semaphore;
 use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
     metrics::HttpMetrics,
-    rate_limit::Limiter,
+    rate_limit::{Limiter, source_key},
 };
 
 use crate::{
     certificate::expires_at_ms,
     config::{
-        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, NotifyConfig, ProviderConfig, PushType,
+        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
+        NotifyConfig, ProviderConfig, PushType, Rate,
     },
-    glob::ByGlob,
-    metrics::{AppMetrics, Metrics},
+    error::ApiError,
+    glob::{ByGlob, Glob},
+    hold::Hold,
+    metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
     provider::{Provider, Shared},
-    seen::Seen,
+    redis::Redis,
+    seen::{Replicas, Seen, Target},
 };
 
 /// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
 const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
+
+/// How often it is logged that an app has too many pushes under way.
+const ONE_LINE_EACH: Duration = Duration::from_secs(60);
 
 /// An app's certificate is called for when it is good for fewer days than this.
 pub(crate) const EXPIRY_WARNED_DAYS: i64 = 30;
@@ -45,6 +58,7 @@ pub(crate) enum StartError {
 pub(crate) struct App {
     pub(crate) config: NotifyConfig,
     pub(crate) seen: Arc<Seen>,
+    pub(crate) limits: Limits,
     pub(crate) http: HttpMetrics,
     /// Counts the pushes that no entry takes.
     pub(crate) unmatched: AppMetrics,
@@ -62,9 +76,62 @@ pub(crate) struct Entry {
     pub(crate) id: String,
     pub(crate) content: Content,
     pub(crate) provider: Provider,
+    /// Whether its dead pushkeys can be believed.
+    pub(crate) hold: Hold,
+    /// One for each push that may be under way.
+    pub(crate) in_flight: Semaphore,
+    /// Lets a line through to the log when there are too many.
+    pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
     /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
     pub(crate) expires_at_ms: Option<i64>,
+    /// What a push for it takes a little of.
+    budget: Limiter<()>,
+}
+
+/// The budgets that are looked at before any work.
+#[derive(Debug)]
+pub(crate) struct Limits {
+    sources: Limiter<IpAddr>,
+    /// By hash: pushkeys are secrets.
+    pushkeys: Limiter<u64>,
+    hasher: RandomState,
+    metrics: LimitMetrics,
+}
+
+impl Limits {
+    fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
+        Self {
+            sources: limiter(config.per_source),
+            pushkeys: limiter(config.per_pushkey),
+            hasher: RandomState::new(),
+            metrics,
+        }
+    }
+
+    /// Takes a request from its source's budget.
+    pub(crate) fn request_from(&self, source: IpAddr) -> Result<(), ApiError> {
+        self.within(Limit::Source, self.sources.check(&source_key(source)))
+    }
+
+    /// Takes a push from its app's and its pushkey's budgets.
+    pub(crate) fn push_to(&self, entry: Option<&Entry>, target: Target<'_>) -> Result<(), ApiError> {
+        if let Some(entry) = entry {
+            self.within(Limit::App, entry.budget.check(&()))?;
+        }
+        self.within(Limit::Pushkey, self.pushkeys.check(&self.hasher.hash_one(target)))
+    }
+
+    fn within(&self, limit: Limit, checked: Result<(), Duration>) -> Result<(), ApiError> {
+        checked.map_err(|retry_after| {
+            self.metrics.over(limit);
+            ApiError::Limited { retry_after }
+        })
+    }
+}
+
+fn limiter<K: std::hash::Hash + Eq + Clone>(rate: Rate) -> Limiter<K> {
+    Limiter::new(rate.burst, rate.refill())
 }
 
 impl App {
@@ -72,12 +139,18 @@ impl App {
     pub(crate) fn new(loaded: &Loaded<Config>, registry: &mut Registry, clock: Clock) -> Result<Arc<Self>, StartError> {
         let Loaded { config, source } = loaded;
         let apps = config.validate(source)?;
-        let mut shared = Shared::new(Outbound::new(&config.outbound)?, clock.clone());
+        let outbound = Outbound::new(&config.outbound)?;
         let metrics = Metrics::register(registry);
+        let replicas = config.seen.replicas(source)?.map(|replicas| {
+            let up = Metrics::register_shared_memory(registry);
+            let redis = Redis::new(replicas.address, outbound.clone(), up);
+            (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
+        });
+        let mut shared = Shared::new(outbound, clock.clone());
         let (mut entries, mut errors, mut lines) = (Vec::new(), Vec::new(), Vec::new());
         for app in apps {
             lines.push(line(&app));
-            let AppConfig { position, id, content, provider } = app;
+            let AppConfig { position, id, content, max_in_flight, provider } = app;
             let name = provider.name();
             let counters = metrics.of_app(&id, name);
             let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
@@ -87,7 +160,18 @@ impl App {
             }
             match Provider::new(provider, &mut shared) {
                 Ok(provider) => {
-                    entries.push((id.clone(), Entry { id, content, provider, metrics: counters, expires_at_ms }));
+                    let entry = Entry {
+                        id: id.clone(),
+                        content,
+                        provider,
+                        hold: Hold::new(&config.hold, clock.clone()),
+                        in_flight: Semaphore::new(max_in_flight),
+                        told_full: Limiter::new(1, ONE_LINE_EACH),
+                        metrics: counters,
+                        expires_at_ms,
+                        budget: limiter(config.limits.per_app),
+                    };
+                    entries.push((id, entry));
                 }
                 Err(error) => errors.push(certificate_error(loaded, position, &error)),
             }
@@ -97,7 +181,8 @@ impl App {
         }
         Ok(Arc::new(Self {
             config: config.notify.clone(),
-            seen: Arc::new(Seen::new(&config.seen, clock)),
+            seen: Arc::new(Seen::new(&config.seen, clock, replicas)),
+            limits: Limits::new(&config.limits, metrics.of_limits()),
             unmatched: metrics.of_unmatched(),
             unknown_apps: Limiter::new(UNKNOWN_APPS_LOGGED.0, UNKNOWN_APPS_LOGGED.1),
             http: metrics.http,
@@ -113,9 +198,14 @@ impl App {
 
     /// All configured apps, by their ids.
     pub(crate) fn entries(&self) -> Vec<&Entry> {
-        let mut entries: Vec<_> = self.entries.values().collect();
+        let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|entry| &entry.id);
         entries
+    }
+
+    /// Whether an app is pushed to by UnifiedPush, so that others may discover this gateway.
+    pub(crate) fn has_unifiedpush(&self) -> bool {
+        self.entries.iter().any(|entry| matches!(entry.provider, Provider::UnifiedPush(_)))
     }
 
     /// What `check-config` says.
@@ -124,6 +214,9 @@ impl App {
             "The configuration is good.\npublic      {}\noperations  {}\n",
             config.listen.public, config.listen.operations
         );
+        if config.seen.redis_url.is_some() || config.seen.redis_url_file.is_some() {
+            text.push_str("memory      shared with other replicas in Redis\n");
+        }
         match self.lines.len() {
             0 => text.push_str("apps        none: add an [[apps]] entry for each app that is to be pushed to"),
             count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
@@ -136,7 +229,10 @@ impl App {
 fn certificate(provider: &ProviderConfig) -> Option<&str> {
     match provider {
         ProviderConfig::Apns(ApnsConfig { credentials: ApnsCredentials::Certificate { chain, .. }, .. }) => Some(chain),
-        ProviderConfig::Apns(_) | ProviderConfig::Fcm(_) | ProviderConfig::WebPush(_) => None,
+        ProviderConfig::Apns(_)
+        | ProviderConfig::Fcm(_)
+        | ProviderConfig::WebPush(_)
+        | ProviderConfig::UnifiedPush(_) => None,
     }
 }
 
@@ -173,14 +269,18 @@ fn line(app: &AppConfig) -> String {
                 FcmCredentials::ServiceAccount { email, .. } => email.as_str(),
                 FcmCredentials::WorkloadIdentity { .. } => "the machine's own identity",
             };
-            format!("FCM at {}, project {}, as {credentials}", fcm.endpoint, fcm.project_id)
+            let profile = match fcm.profile {
+                FcmProfile::Sygnal => "",
+                FcmProfile::FluffyChat => ", for FluffyChat",
+            };
+            format!("FCM at {}, project {}, as {credentials}{profile}", fcm.endpoint, fcm.project_id)
         }
         ProviderConfig::WebPush(webpush) => {
-            let hosts = match webpush.allowed_endpoints.len() {
-                0 => "any public host".to_owned(),
-                count => format!("hosts that match one of {count} patterns"),
-            };
-            format!("web push to {hosts}, as {}", webpush.vapid_contact)
+            format!("web push to {}, as {}", hosts(&webpush.allowed_endpoints), webpush.vapid_contact)
+        }
+        ProviderConfig::UnifiedPush(unifiedpush) => {
+            let contact = unifiedpush.vapid.as_ref().map(|(_, contact)| format!(", as {contact}"));
+            format!("UnifiedPush to {}{}", hosts(&unifiedpush.allowed_endpoints), contact.unwrap_or_default())
         }
     };
     let content = match app.content {
@@ -188,4 +288,11 @@ fn line(app: &AppConfig) -> String {
         Content::Full => "full contents",
     };
     format!("  {}  {provider}; {content}", app.id)
+}
+
+fn hosts(allowed: &[Glob]) -> String {
+    match allowed.len() {
+        0 => "any public host".to_owned(),
+        count => format!("hosts that match one of {count} patterns"),
+    }
 }

@@ -24,7 +24,7 @@ use crate::{
     routes,
 };
 
-/// A Matrix push gateway: APNs, FCM and web push.
+/// A Matrix push gateway: APNs, FCM, web push and UnifiedPush.
 #[derive(Debug, Parser)]
 #[command(name = "waypost-push-gateway", version)]
 pub(crate) struct Cli {
@@ -137,7 +137,7 @@ async fn serve(config: &Config, app: Arc<App>, registry: Registry) -> Result<(),
     // Health is answered until the last request has ended, and is not ready from the moment of the stop.
     let (until_served, served) = Stop::manual();
     let public = async {
-        let ended = serve::serve(public, routes::public(), app, &config.server, metrics, stop.clone()).await;
+        let ended = serve::serve(public, routes::public(&app), app, &config.server, metrics, stop.clone()).await;
         drop(until_served);
         ended
     };

@@ -2,6 +2,8 @@
 
 mod app;
 mod apps;
+mod guards;
+mod seen;
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -15,8 +17,10 @@ use waypost_shared::{
 };
 
 pub(crate) use app::{
-    ApnsConfig, ApnsCredentials, AppConfig, FcmConfig, FcmCredentials, ProviderConfig, WebPushConfig,
+    ApnsConfig, ApnsCredentials, AppConfig, FcmConfig, FcmCredentials, ProviderConfig, UnifiedPushConfig, WebPushConfig,
 };
+pub(crate) use guards::{HoldConfig, LimitsConfig, MOST_IN_WINDOW, Rate};
+pub(crate) use seen::SeenConfig;
 
 /// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
 const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;
@@ -34,6 +38,8 @@ pub(crate) struct Config {
     pub(crate) log: LogConfig,
     pub(crate) notify: NotifyConfig,
     pub(crate) seen: SeenConfig,
+    pub(crate) limits: LimitsConfig,
+    pub(crate) hold: HoldConfig,
     pub(crate) apps: Vec<AppSection>,
 }
 
@@ -95,24 +101,6 @@ pub(crate) enum UnknownApp {
     Reject,
 }
 
-/// The section `[seen]`: what is remembered of past pushes, in memory.
-#[derive(Clone, Debug, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct SeenConfig {
-    /// Seconds that a delivered event is remembered, so that no device gets it twice. Default 7200.
-    pub(crate) delivered_ttl_secs: u64,
-    /// Seconds that a dead pushkey is remembered, so that its provider is not asked again. Default 3600.
-    pub(crate) dead_ttl_secs: u64,
-    /// Entries of each kind at the most; the oldest make room. Default 200000.
-    pub(crate) max_entries: usize,
-}
-
-impl Default for SeenConfig {
-    fn default() -> Self {
-        Self { delivered_ttl_secs: 7200, dead_ttl_secs: 3600, max_entries: 200_000 }
-    }
-}
-
 /// How much of an event the provider may see.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "snake_case")]
@@ -145,6 +133,16 @@ pub(crate) enum PushType {
     Voip,
 }
 
+/// How an FCM app reads its messages.
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum FcmProfile {
+    /// As Sygnal sends them, for Element and most others.
+    Sygnal,
+    /// As hedwig sends them: counts and devices as JSON, and what iOS shows.
+    FluffyChat,
+}
+
 /// An entry of `[[apps]]`, as it is written. Which keys are needed depends on `type`, so none has a default here:
 /// `apps.rs` checks and fills in.
 #[derive(Clone, Debug, Default, Deserialize)]
@@ -154,6 +152,7 @@ pub(crate) struct AppSection {
     #[serde(rename = "type")]
     pub(crate) kind: Option<String>,
     pub(crate) content: Option<Content>,
+    pub(crate) max_in_flight: Option<usize>,
 
     // APNs and FCM
     pub(crate) endpoint: Option<String>,
@@ -179,7 +178,9 @@ pub(crate) struct AppSection {
     pub(crate) metadata_uri: Option<String>,
     pub(crate) options: Option<Map<String, Value>>,
 
-    // Web push
+    pub(crate) profile: Option<FcmProfile>,
+
+    // Web push and UnifiedPush
     pub(crate) vapid_key_file: Option<PathBuf>,
     pub(crate) vapid_contact: Option<String>,
     pub(crate) allowed_endpoints: Option<Vec<String>>,
@@ -192,6 +193,9 @@ impl Config {
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
         let mut errors = self.server.problems(source);
         errors.extend(self.outbound.problems(source));
+        errors.extend(self.limits.problems(source));
+        errors.extend(self.hold.problems(source));
+        errors.extend(self.seen.replicas(source).err());
         let mut must = |holds: bool, key: &str, problem: &str| {
             if !holds {
                 errors.push(source.error(key, problem));

@@ -71,6 +71,71 @@ fn an_app_of_each_kind_is_understood() {
 }
 
 #[test]
+fn unifiedpush_needs_nothing_but_its_type() {
+    let toml = "[[apps]]\nid = 'up'\ntype = 'unifiedpush'\n";
+    let apps = Folder::new().validate(toml).unwrap();
+    let ProviderConfig::UnifiedPush(unifiedpush) = &apps[0].provider else { panic!("it is UnifiedPush") };
+    assert!(unifiedpush.vapid.is_none() && unifiedpush.allowed_endpoints.is_empty());
+    assert_eq!((unifiedpush.ttl_secs, unifiedpush.events_only), (86_400, false));
+    let apps = Folder::new()
+        .validate(&format!("{toml}vapid_key_file = 'DIR/key.p8'\nvapid_contact = 'ops@example.com'\n"))
+        .unwrap();
+    let ProviderConfig::UnifiedPush(unifiedpush) = &apps[0].provider else { panic!("it is UnifiedPush") };
+    assert_eq!(unifiedpush.vapid.as_ref().unwrap().1, "mailto:ops@example.com");
+    assert_eq!(
+        Folder::new().validate(&format!("{toml}vapid_contact = 'ops@example.com'\n")).unwrap_err(),
+        "waypost.toml:1: apps.0.vapid_key_file: is missing; set it to the PEM file of the VAPID key"
+    );
+}
+
+#[test]
+fn limits_and_holds_must_be_possible() {
+    let folder = Folder::new();
+    for (toml, expected) in [
+        (
+            "[limits]\nper_app = { burst = 5 }\n",
+            "waypost.toml:2: limits.per_app: needs refill_secs of 0.000001 or more, or burst = 0 for no limit",
+        ),
+        ("[hold]\nshare_percent = 100\n", "waypost.toml:2: hold.share_percent: must be 0 to 99"),
+        ("[hold]\nhold_secs = 0\n", "waypost.toml:2: hold.hold_secs: must be 1 to 2678400"),
+        (
+            "[[apps]]\nid = 'up'\ntype = 'unifiedpush'\nmax_in_flight = 0\n",
+            "waypost.toml:4: apps.0.max_in_flight: must be 1 to 1000000",
+        ),
+    ] {
+        assert_eq!(folder.validate(toml).unwrap_err(), expected);
+    }
+    assert!(folder.validate("[limits]\nper_app = { burst = 0 }\n[hold]\nmin_gone = 0\n").is_ok());
+}
+
+#[test]
+fn replicas_share_a_memory_and_a_secret() {
+    let folder = Folder::new();
+    fs::write(folder.0.join("secret"), "0123456789abcdef\n").unwrap();
+    for (toml, expected) in [
+        (
+            "[seen]\nredis_url = 'redis://cache'\n",
+            "waypost.toml:1: seen.secret: is missing; set it to a secret that all replicas have, such as of `openssl rand -hex 32`",
+        ),
+        (
+            "[seen]\nredis_url = 'http://swordfish@cache'\nsecret_file = 'DIR/secret'\n",
+            "waypost.toml:2: seen.redis_url: must be a URL such as redis://user:password@redis.example.com:6379/0, or rediss:// for TLS",
+        ),
+        (
+            "[seen]\nredis_url = 'redis://cache'\nsecret = 'short'\n",
+            "waypost.toml:3: seen.secret: must have 16 bytes or more",
+        ),
+        (
+            "[seen]\nredis_url = 'redis://cache'\nredis_url_file = 'DIR/secret'\n",
+            "waypost.toml:2: seen.redis_url: both the value and its `_file` are set; keep one of them",
+        ),
+    ] {
+        assert_eq!(folder.validate(toml).unwrap_err(), expected);
+    }
+    assert!(folder.validate("[seen]\nredis_url = 'redis://cache'\nsecret_file = 'DIR/secret'\n").is_ok());
+}
+
+#[test]
 fn an_app_for_calls_has_calls_topic() {
     let toml = APNS.replace("'ios'", "'org.example.ios.voip'");
     let apps = Folder::new().validate(&toml).unwrap();

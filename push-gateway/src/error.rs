@@ -24,6 +24,12 @@ pub(crate) enum ApiError {
         /// When it may be worth another try.
         retry_after: Duration,
     },
+    /// Too much at once, for one source, one app or one pushkey. Nothing was done.
+    #[error("Too many requests; send the same request again later")]
+    Limited {
+        /// When there is room again.
+        retry_after: Duration,
+    },
     /// A bug.
     #[error("Internal server error")]
     Crashed(#[from] JoinError),
@@ -41,11 +47,12 @@ impl From<&ApiError> for MatrixError {
             E::Notification(I::Invalid { .. }) => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
             E::Notification(I::TooManyDevices(_)) => (StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE"),
             E::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
+            E::Limited { .. } => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Crashed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
         };
         let answer = Self::new(status, errcode, error.to_string());
         match error {
-            E::Unsettled { retry_after } => answer.retry_after(*retry_after),
+            E::Unsettled { retry_after } | E::Limited { retry_after } => answer.retry_after(*retry_after),
             E::Body(_) | E::Notification(_) | E::Crashed(_) => answer,
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! All of it takes time linear in the texts' length, and cuts between characters only.
 
+use serde_json::{Map, Value};
+
 /// Bytes that a text takes between the quotes of compact JSON.
 pub(crate) fn json_len(text: &str) -> usize {
     text.chars().map(json_char_len).sum()
@@ -68,6 +70,50 @@ fn level(ascending: &[usize], budget: usize) -> usize {
     }
     usize::MAX
 }
+
+/// An event's content as an app needs it: a notification shows plain text, and HTML takes most of the room.
+pub(crate) fn without_html(content: &Map<String, Value>) -> Map<String, Value> {
+    content
+        .iter()
+        .filter(|(key, _)| *key != "formatted_body")
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
+
+/// A notification as compact JSON of `max_bytes` at the most. Its readable texts are cut; when that is not enough its
+/// content is left out, and the app fetches the event. None when it cannot be made to fit.
+pub(crate) fn notification(mut payload: Map<String, Value>, max_bytes: usize) -> Option<String> {
+    loop {
+        let body = serde_json::to_string(&payload).ok()?;
+        let Some(excess) = body.len().checked_sub(max_bytes).filter(|excess| *excess > 0) else {
+            return Some(body);
+        };
+        if shrink(readable(&mut payload), excess, "") {
+            continue;
+        }
+        // What else is in a content must not be cut (ciphertext, ids, keys).
+        payload.remove("content")?;
+    }
+}
+
+/// The texts of a notification that may be cut: what people read.
+fn readable(payload: &mut Map<String, Value>) -> Vec<&mut String> {
+    payload
+        .iter_mut()
+        .filter_map(|(key, value)| match (key.as_str(), value) {
+            ("room_name" | "room_alias" | "sender_display_name", Value::String(text)) => Some(text),
+            ("content", Value::Object(content)) => match content.get_mut("body") {
+                Some(Value::String(text)) => Some(text),
+                _ => None,
+            },
+            _ => None,
+        })
+        .collect()
+}
+
+#[cfg(test)]
+#[path = "fit_tests.rs"]
+mod properties;
 
 #[cfg(test)]
 mod tests {

@@ -94,8 +94,8 @@ impl<T> ByGlob<T> {
         Self { exact, globs }
     }
 
-    /// All values, in no order.
-    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+    /// All values, in no order that means anything.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.exact.values().chain(self.globs.iter().map(|(_, value)| value))
     }
 

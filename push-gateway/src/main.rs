@@ -7,16 +7,21 @@ mod certificate;
 mod cli;
 mod config;
 mod encoding;
+mod encryption;
+mod endpoint;
 mod error;
 mod fit;
 mod glob;
+mod hold;
 mod jwt;
 mod metrics;
 mod notification;
 mod notify;
 mod provider;
+mod redis;
 mod routes;
 mod seen;
+mod vapid;
 
 use std::process::ExitCode;
 

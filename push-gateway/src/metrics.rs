@@ -51,9 +51,42 @@ struct PushLabels {
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
-struct AppLabels {
+struct ProviderLabels {
     app: String,
     provider: &'static str,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct AppLabels {
+    app: String,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct LimitLabels {
+    limit: &'static str,
+}
+
+/// Which budget a request was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Limit {
+    /// That of who sent it.
+    Source,
+    /// That of an app that it is for.
+    App,
+    /// That of a pushkey that it is for.
+    Pushkey,
+}
+
+impl Limit {
+    const ALL: [Self; 3] = [Self::Source, Self::App, Self::Pushkey];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Source => "source",
+            Self::App => "app",
+            Self::Pushkey => "pushkey",
+        }
+    }
 }
 
 /// The registered metrics.
@@ -62,8 +95,10 @@ pub(crate) struct Metrics {
     /// Requests of homeservers.
     pub(crate) http: HttpMetrics,
     pushes: Family<PushLabels, Counter>,
-    seconds: Family<AppLabels, Histogram, fn() -> Histogram>,
-    certificates: Family<AppLabels, Gauge>,
+    seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    certificates: Family<ProviderLabels, Gauge>,
+    holding: Family<AppLabels, Gauge>,
+    limited: Family<LimitLabels, Counter>,
 }
 
 /// From a provider next door (5 ms) to one that used up an attempt.
@@ -80,9 +115,18 @@ impl Metrics {
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
             certificates: Family::default(),
+            holding: Family::default(),
+            limited: Family::default(),
         };
         registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
         registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
+        let help = "1 while so many of an app's pushkeys are called dead that none is rejected";
+        registry.register("rejections_held", help, metrics.holding.clone());
+        registry.register(
+            "limited_requests",
+            "Requests answered 429, by the budget they were over",
+            metrics.limited.clone(),
+        );
         registry.register(
             "certificate_expiry_seconds",
             "When an app's client certificate expires, in seconds since the epoch",
@@ -93,8 +137,21 @@ impl Metrics {
 
     /// Tells when the certificate of an app expires, in milliseconds since the epoch.
     pub(crate) fn certificate_expires(&self, app: &str, provider: &'static str, at_ms: i64) {
-        let labels = AppLabels { app: app.to_owned(), provider };
+        let labels = ProviderLabels { app: app.to_owned(), provider };
         self.certificates.get_or_create(&labels).set(at_ms / 1000);
+    }
+
+    /// Whether replicas can reach what they share. Registered only where they share something.
+    pub(crate) fn register_shared_memory(registry: &mut Registry) -> Gauge {
+        let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
+        let up = Gauge::default();
+        registry.register("shared_memory_up", "1 while Redis is there, 0 while each replica is on its own", up.clone());
+        up
+    }
+
+    /// The counters of requests that are over a budget, by budget.
+    pub(crate) fn of_limits(&self) -> LimitMetrics {
+        LimitMetrics(Limit::ALL.map(|limit| self.limited.get_or_create_owned(&LimitLabels { limit: limit.label() })))
     }
 
     /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
@@ -106,7 +163,8 @@ impl Metrics {
         };
         AppMetrics {
             ended: Ended::ALL.map(counter),
-            seconds: self.seconds.get_or_create_owned(&AppLabels { app: app.to_owned(), provider }),
+            seconds: self.seconds.get_or_create_owned(&ProviderLabels { app: app.to_owned(), provider }),
+            holding: self.holding.get_or_create_owned(&AppLabels { app: app.to_owned() }),
         }
     }
 
@@ -122,6 +180,7 @@ pub(crate) struct AppMetrics {
     /// In the order of [`Ended::ALL`].
     ended: [Counter; 6],
     seconds: Histogram,
+    holding: Gauge,
 }
 
 impl AppMetrics {
@@ -133,6 +192,22 @@ impl AppMetrics {
     /// Measures a call of the provider.
     pub(crate) fn attempt_took(&self, seconds: f64) {
         self.seconds.observe(seconds);
+    }
+
+    /// Says whether the app's dead pushkeys are held.
+    pub(crate) fn holds(&self, is_on: bool) {
+        self.holding.set(i64::from(is_on));
+    }
+}
+
+/// Counts requests that are over a budget.
+#[derive(Clone, Debug)]
+pub(crate) struct LimitMetrics([Counter; 3]);
+
+impl LimitMetrics {
+    /// Counts a request.
+    pub(crate) fn over(&self, limit: Limit) {
+        self.0[limit as usize].inc();
     }
 }
 

@@ -91,6 +91,12 @@ impl Counts {
         }
         Some(self.unread.unwrap_or(0).saturating_add(self.missed_calls.unwrap_or(0)))
     }
+
+    /// As the specification writes it; what is not said is not there.
+    pub(crate) fn to_object(self) -> Map<String, Value> {
+        let counts = [("unread", self.unread), ("missed_calls", self.missed_calls)];
+        counts.into_iter().filter_map(|(key, count)| Some((key.to_owned(), count?.into()))).collect()
+    }
 }
 
 /// How much of a notification one device gets.
@@ -182,6 +188,11 @@ impl Notification {
             .map(|(number, device)| device_of(device, &format!("notification.devices[{number}]")))
             .collect::<Result<_, _>>()?;
         Ok(Self { raw, counts, prio, devices })
+    }
+
+    /// All that the request says, but for its devices.
+    pub(crate) fn as_it_came(&self) -> &Map<String, Value> {
+        &self.raw
     }
 
     /// A text of the notification; null and the empty text count as not there.

@@ -1,4 +1,4 @@
-//! The leniency that COMPAT.md's homeservers need, and what is refused nevertheless.
+//! The leniency that homeservers need (docs/compatibility.md, P5), and what is refused nevertheless.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 

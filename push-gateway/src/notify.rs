@@ -16,6 +16,7 @@ use crate::{
     app::{App, Entry},
     config::UnknownApp,
     error::ApiError,
+    hold::{Change, Said},
     metrics::Ended,
     notification::{Device, Notification},
     provider::{Fault, Outcome, Unsent},
@@ -28,6 +29,11 @@ const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Durat
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
 /// No homeserver is asked to wait longer, whatever a provider says.
 const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
+
+/// What a homeserver is asked to wait while an app has as many pushes under way as it may have.
+const WAIT_FOR_ROOM: Duration = Duration::from_secs(2);
+/// The same while an app's dead pushkeys are held: somebody has to look at it first.
+const WAIT_FOR_BELIEF: Duration = Duration::from_secs(15 * 60);
 
 /// An attempt needs this long, or a tenth of a smaller budget: one that is cut short may be delivered nevertheless.
 const LEAST_ATTEMPT: Duration = Duration::from_secs(2);
@@ -45,6 +51,7 @@ enum Verdict {
 
 /// `POST /_matrix/push/v1/notify`: an event, or new counts, for some devices.
 pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
+    app.limits.request_from(request.source)?;
     let notification = Notification::parse(request.json_object()?, &app.config)?;
     // Devices whose data cannot be understood are left out, as long as there is another one.
     let all_faulty = notification.devices.iter().all(|device| device.fault.is_some());
@@ -55,9 +62,20 @@ pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response,
         }
         return Err(fault.into());
     }
+    for device in &notification.devices {
+        let entry = app.entry(&device.app_id);
+        app.limits.push_to(entry, target(entry, device))?;
+    }
     // In a task of its own: a homeserver that hangs up must not cut a push short between the provider's answer and
     // our memory of it.
     tokio::spawn(async move { settle(&app, &notification).await }).await?
+}
+
+/// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one.
+///
+/// Source: UnifiedPush, "Push Gateway for Matrix".
+pub(crate) async fn discovery(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
+    Ok(json(&json!({"gateway": "matrix", "unifiedpush": {"gateway": "matrix"}})))
 }
 
 /// Sends to all devices at once and decides the answer.
@@ -173,18 +191,25 @@ async fn deliver(
     if notification.is_test() {
         return send(app, entry, notification, device, deadline).await;
     }
-    let target = target(Some(entry), device);
-    if app.seen.is_dead(target, device.pushkey_ts_ms) {
+    if is_dead(app, entry, device).await {
         return (Outcome::Gone, Ended::Gone);
     }
     let Some(event_id) = notification.text("event_id") else {
         return send(app, entry, notification, device, deadline).await;
     };
-    match app.seen.begin(event_id, target) {
+    let target = target(Some(entry), device);
+    // Should another replica that has it fail, there must be time for an attempt of our own.
+    let until = deadline - least_attempt(app.config.budget());
+    match app.seen.begin(event_id, target, until).await {
         Begun::Delivered => (Outcome::Delivered, Ended::Suppressed),
+        Begun::Elsewhere => (Outcome::unreachable(), Ended::Busy),
         Begun::Send(ticket) => {
-            let (outcome, ended) = send(app, entry, notification, device, deadline).await;
-            ticket.finish(&outcome);
+            let (outcome, ended) = if ticket.was_elsewhere() && is_dead(app, entry, device).await {
+                (Outcome::Gone, Ended::Gone)
+            } else {
+                send(app, entry, notification, device, deadline).await
+            };
+            ticket.finish(&outcome).await;
             (outcome, ended)
         }
         Begun::Wait(mut outcome) => {
@@ -203,6 +228,12 @@ async fn deliver(
     }
 }
 
+/// Whether a pushkey is known to be dead, from a time when deaths could be believed.
+async fn is_dead(app: &App, entry: &Entry, device: &Device) -> bool {
+    let believes = |found_ms| entry.hold.believes(found_ms);
+    app.seen.is_dead(target(Some(entry), device), device.pushkey_ts_ms, believes).await
+}
+
 /// Prepares the push and sends it, again and again while its provider is busy and there is time.
 async fn send(
     app: &App,
@@ -212,15 +243,19 @@ async fn send(
     deadline: Instant,
 ) -> (Outcome, Ended) {
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
-        Ok(request) => {
-            let outcome = attempts(app, entry, &request, device, deadline).await;
-            match outcome {
-                Outcome::Gone => app.seen.found_dead(target(Some(entry), device)),
-                Outcome::Delivered => app.seen.found_alive(target(Some(entry), device)),
-                Outcome::Busy { .. } | Outcome::Refused(_) => {}
+        Ok(request) => match entry.in_flight.try_acquire() {
+            Ok(_permit) => {
+                let outcome = attempts(app, entry, &request, device, deadline).await;
+                judged(app, entry, notification, device, outcome).await
             }
-            outcome
-        }
+            // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
+            Err(_) => {
+                if entry.told_full.check(&()).is_ok() {
+                    tracing::warn!(app = entry.id, "as many pushes are under way as `max_in_flight` allows");
+                }
+                Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) }
+            }
+        },
         Err(Unsent::NothingToSay) => return (Outcome::Delivered, Ended::Dropped),
         Err(Unsent::Settled(outcome)) => outcome,
     };
@@ -229,6 +264,51 @@ async fn send(
     }
     let ended = ended(&outcome);
     (outcome, ended)
+}
+
+/// What a provider's answer is taken for: of an app whose pushkeys die by the dozen, no death is believed.
+async fn judged(app: &App, entry: &Entry, notification: &Notification, device: &Device, outcome: Outcome) -> Outcome {
+    let target = target(Some(entry), device);
+    match outcome {
+        Outcome::Delivered => {
+            take_note(entry, device, Said::Alive);
+            if notification.is_test() {
+                // Nothing else is sent to a pushkey that is known to be dead.
+                app.seen.found_alive(target).await;
+            }
+            Outcome::Delivered
+        }
+        Outcome::Gone => {
+            take_note(entry, device, Said::Dead);
+            if entry.hold.is_on() {
+                return Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) };
+            }
+            app.seen.found_dead(target).await;
+            Outcome::Gone
+        }
+        Outcome::Busy { .. } | Outcome::Refused(_) => outcome,
+    }
+}
+
+/// Counts an answer, and says so when it changes what is believed.
+fn take_note(entry: &Entry, device: &Device, said: Said) {
+    match entry.hold.saw(&device.pushkey, said) {
+        None => {}
+        Some(Change::Began { dead, of }) => {
+            entry.metrics.holds(true);
+            tracing::error!(
+                app = entry.id,
+                dead,
+                of,
+                "so many of this app's pushkeys are called dead that none is rejected for now: are its credentials, \
+                 its environment or project the right ones?"
+            );
+        }
+        Some(Change::Ended { in_time }) => {
+            entry.metrics.holds(false);
+            tracing::warn!(app = entry.id, in_time, "this app's dead pushkeys are rejected again");
+        }
+    }
 }
 
 async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &Device, deadline: Instant) -> Outcome {
@@ -250,7 +330,11 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
 
 /// Whether what is left is enough to wait and try again.
 fn has_time(wait: Duration, left: Duration, budget: Duration) -> bool {
-    left >= wait.saturating_add(LEAST_ATTEMPT.min(budget / 10))
+    left >= wait.saturating_add(least_attempt(budget))
+}
+
+fn least_attempt(budget: Duration) -> Duration {
+    LEAST_ATTEMPT.min(budget / 10)
 }
 
 fn ended(outcome: &Outcome) -> Ended {

@@ -4,7 +4,7 @@ use std::{
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -15,6 +15,8 @@ use governor::{
 
 /// How many keys may be remembered before those whose budget is full again are forgotten for the first time.
 const FIRST_SWEEP: usize = 16_384;
+/// How many checks go by between two counts of the keys: counting takes all the locks of the table.
+const COUNT_EVERY: u32 = 256;
 
 /// A budget for each key: so many at once, and then one more in each interval.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Limiter<K: Hash + Eq + Clone> {
     inner: Option<DefaultKeyedRateLimiter<K>>,
     /// So many keys, and those that are full again are forgotten.
     sweep_above: AtomicUsize,
+    burst: u32,
+    checks: AtomicU32,
 }
 
 impl<K: Hash + Eq + Clone> Limiter<K> {
@@ -29,7 +33,12 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     #[must_use]
     pub fn new(burst: u32, per: Duration) -> Self {
         let quota = NonZeroU32::new(burst).and_then(|burst| Some(Quota::with_period(per)?.allow_burst(burst)));
-        Self { inner: quota.map(DefaultKeyedRateLimiter::keyed), sweep_above: AtomicUsize::new(FIRST_SWEEP) }
+        Self {
+            inner: quota.map(DefaultKeyedRateLimiter::keyed),
+            burst,
+            checks: AtomicU32::new(0),
+            sweep_above: AtomicUsize::new(FIRST_SWEEP),
+        }
     }
 
     /// Takes one from the key's budget.
@@ -38,14 +47,30 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     ///
     /// How long to wait until there is one again.
     pub fn check(&self, key: &K) -> Result<(), Duration> {
+        self.check_many(key, 1)
+    }
+
+    /// Takes `count` from the key's budget, all or none. More than a whole burst counts as a whole burst: it would
+    /// never be there.
+    ///
+    /// # Errors
+    ///
+    /// How long to wait until there are so many again.
+    pub fn check_many(&self, key: &K, count: u32) -> Result<(), Duration> {
         let Some(limiter) = &self.inner else { return Ok(()) };
+        let Some(count) = NonZeroU32::new(count.min(self.burst)) else { return Ok(()) };
         // governor keeps keys until it is asked not to, and strangers choose the keys.
-        if limiter.len() > self.sweep_above.load(Ordering::Relaxed) {
+        let counts = self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNT_EVERY);
+        if counts && limiter.len() > self.sweep_above.load(Ordering::Relaxed) {
             limiter.retain_recent();
             // A sweep looks at all keys, so the next one waits until there are twice as many.
             self.sweep_above.store(limiter.len().saturating_mul(2).max(FIRST_SWEEP), Ordering::Relaxed);
         }
-        limiter.check_key(key).map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now()))
+        match limiter.check_key_n(key, count) {
+            Ok(checked) => checked.map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now())),
+            // More than a burst, which was ruled out above.
+            Err(_) => Ok(()),
+        }
     }
 }
 
@@ -84,6 +109,19 @@ mod tests {
         let wait = limiter.check(&"a").err();
         assert!(wait.is_some_and(|wait| wait > Duration::from_secs(50)), "{wait:?}");
         assert!(limiter.check(&"b").is_ok());
+    }
+
+    #[test]
+    fn many_are_taken_all_or_none() {
+        let limiter = Limiter::new(10, Duration::from_secs(60));
+        assert!(limiter.check_many(&"a", 8).is_ok());
+        assert!(limiter.check_many(&"a", 3).is_err());
+        assert!(limiter.check_many(&"a", 2).is_ok());
+        assert!(limiter.check_many(&"a", 0).is_ok());
+        assert!(limiter.check(&"a").is_err());
+        // More than there ever are is taken as all of them.
+        assert!(limiter.check_many(&"b", 1000).is_ok());
+        assert!(limiter.check(&"b").is_err());
     }
 
     #[test]

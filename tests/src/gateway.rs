@@ -1,4 +1,4 @@
-//! A push gateway with the three push services around it.
+//! A push gateway with the push services around it.
 
 use serde_json::{Value, json};
 
@@ -8,6 +8,7 @@ use crate::fcm::{self, Fcm};
 use crate::http::{Api, Reply};
 use crate::process::{PUSH_GATEWAY, Server, TempFolder, text};
 use crate::settings::Settings;
+use crate::unifiedpush::PushServer;
 use crate::webpush::{HOST, PushService};
 
 /// The app that goes to APNs.
@@ -16,6 +17,8 @@ pub const IOS: &str = "org.example.ios";
 pub const ANDROID: &str = "org.example.android";
 /// The app that goes to WebPush.
 pub const WEB: &str = "org.example.web";
+/// The app that goes to UnifiedPush.
+pub const UNIFIED: &str = "org.example.unified";
 /// The topic of the APNs app.
 pub const TOPIC: &str = "org.example.ios.app";
 /// The one endpoint.
@@ -34,6 +37,8 @@ pub struct TestGateway {
     pub fcm: Fcm,
     /// A browser vendor.
     pub webpush: PushService,
+    /// A push server that somebody runs for UnifiedPush.
+    pub unifiedpush: PushServer,
     /// The root certificate that all of them use.
     pub ca: Ca,
 }
@@ -49,6 +54,8 @@ pub struct Around<'a> {
     pub fcm: &'a Fcm,
     /// A browser vendor.
     pub webpush: &'a PushService,
+    /// A push server for UnifiedPush.
+    pub unifiedpush: &'a PushServer,
     /// The root certificate.
     pub ca: &'a Ca,
 }
@@ -91,6 +98,11 @@ impl Around<'_> {
     }
 }
 
+/// The entry of a UnifiedPush app.
+pub fn unifiedpush_app(id: &str) -> Vec<(&'static str, Value)> {
+    vec![("id", json!(id)), ("type", json!("unifiedpush")), ("allowed_endpoints", json!([HOST]))]
+}
+
 /// An app's entry with other or further keys.
 pub fn with(mut app: Vec<(&'static str, Value)>, keys: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
     app.retain(|(key, _)| !keys.iter().any(|(other, _)| key == other));
@@ -130,6 +142,7 @@ impl TestGateway {
         let apns = Apns::start(&ca).await;
         let fcm = Fcm::start(&ca).await;
         let webpush = PushService::start(&ca).await;
+        let unifiedpush = PushServer::start(&ca).await;
         let folder = TempFolder::new();
         let mut settings = Settings::default();
         settings
@@ -140,10 +153,24 @@ impl TestGateway {
             .set("outbound.hosts", HOST, "127.0.0.1")
             .set("log", "level", "debug")
             .set("log", "format", "json");
-        apps(&mut settings, &Around { folder: &folder, apns: &apns, fcm: &fcm, webpush: &webpush, ca: &ca });
+        let around =
+            Around { folder: &folder, apns: &apns, fcm: &fcm, webpush: &webpush, unifiedpush: &unifiedpush, ca: &ca };
+        apps(&mut settings, &around);
         let server = Server::start(PUSH_GATEWAY, folder, &settings.toml()).await;
         let api = Api::new(&server.public);
-        Self { server, api, apns, fcm, webpush, ca }
+        Self { server, api, apns, fcm, webpush, unifiedpush, ca }
+    }
+
+    /// Starts another process with the same configuration, as a replica.
+    pub async fn replica(&self) -> Replica {
+        let config = std::fs::read_to_string(self.server.folder.path().join("waypost.toml")).unwrap();
+        let server = Server::start(PUSH_GATEWAY, TempFolder::new(), &config).await;
+        Replica { api: Api::new(&server.public), server }
+    }
+
+    /// A sample of the gateway's metrics, by its name with all labels as they are written.
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        metric(&self.server, name).await
     }
 
     /// Sends a notification.
@@ -155,6 +182,28 @@ impl TestGateway {
     pub async fn rejected(&self, notification: &Value) -> Value {
         self.notify(notification).await.ok()["rejected"].clone()
     }
+}
+
+/// Another process of the same gateway.
+#[derive(Debug)]
+pub struct Replica {
+    /// Its process.
+    pub server: Server,
+    /// A client of its public listener.
+    pub api: Api,
+}
+
+impl Replica {
+    /// Sends a notification.
+    pub async fn notify(&self, notification: &Value) -> Reply {
+        self.api.post(NOTIFY, None, &json!({"notification": notification})).await
+    }
+}
+
+/// A sample of a server's metrics, by its name with all labels as they are written.
+pub async fn metric(server: &Server, name: &str) -> Option<f64> {
+    let text = Api::new(&server.operations).get("/metrics", None).await.text;
+    text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
 /// The event of the specification's example, for `devices`.

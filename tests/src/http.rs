@@ -14,7 +14,7 @@ use serde_json::Value;
 
 use crate::ca::{Ca, install_crypto};
 
-/// Longer than the 25 s in which the push gateway has to answer (COMPAT.md, P1).
+/// Longer than the 25 s in which the push gateway has to answer (docs/compatibility.md, P1).
 const TIMEOUT: Duration = Duration::from_secs(40);
 
 /// An answer.

@@ -27,9 +27,12 @@ pub const TERMS_URLS: [&str; 2] = ["https://id.test/privacy-en.html", "https://i
 pub const V2: &str = "/_matrix/identity/v2";
 
 /// The keys of `[limits]`.
-const LIMITS: [&str; 10] = [
+const LIMITS: &[&str] = &[
     "register_per_source",
     "lookup_per_account",
+    "lookup_per_homeserver",
+    "addresses_per_account",
+    "addresses_per_homeserver",
     "mail_per_address",
     "mail_per_account",
     "mail_per_source",
@@ -38,6 +41,13 @@ const LIMITS: [&str; 10] = [
     "invite_per_account",
     "invite_per_source",
     "unbind_per_source",
+    "sms_per_number",
+    "sms_per_country",
+    "sms_per_account",
+    "sms_per_source",
+    "sms_total",
+    "sms_codes_per_number",
+    "sms_codes_per_source",
 ];
 
 /// The running server and its surroundings.
@@ -105,6 +115,14 @@ pub fn terms(settings: &mut Settings) {
         .set("terms.policies.privacy_policy.languages.en", "url", TERMS_URLS[0])
         .set("terms.policies.privacy_policy.languages.de", "name", "Datenschutz")
         .set("terms.policies.privacy_policy.languages.de", "url", TERMS_URLS[1]);
+}
+
+/// What callers of the internal listener have to know.
+pub const INTERNAL_SECRET: &str = "correct horse battery staple";
+
+/// Gives a server an internal listener.
+pub fn internal(settings: &mut Settings) {
+    settings.set("listen", "internal", "127.0.0.1:0").set("internal", "secret", INTERNAL_SECRET);
 }
 
 impl TestIdentity {
@@ -180,6 +198,19 @@ impl TestIdentity {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
+    /// Starts a second server on the same database and keys. Calls go to the first one, until [`TestIdentity::api`] is
+    /// another one's.
+    pub async fn second_replica(&self) -> Server {
+        let config = std::fs::read_to_string(self.server.folder.path().join("waypost.toml")).unwrap();
+        Server::start(IDENTITY, TempFolder::new(), &config).await
+    }
+
+    /// A client of the internal listener, of a server that was started with [`internal`].
+    pub async fn internal_api(&self) -> Api {
+        let line = self.server.wait_for_log("the internal listener", |line| !line["internal"].is_null()).await;
+        Api::new(&format!("http://{}", line["internal"].as_str().unwrap()))
+    }
+
     /// GET below `/_matrix/identity/v2`.
     pub async fn get(&self, path: &str, token: Option<&str>) -> Reply {
         self.api.get(&format!("{V2}{path}"), token).await
@@ -224,6 +255,13 @@ impl TestIdentity {
     pub async fn request_email(&self, token: &str, email: &str, secret: &str, attempt: u32) -> Reply {
         let body = json!({"client_secret": secret, "email": email, "send_attempt": attempt});
         self.post("/validate/email/requestToken", Some(token), &body).await
+    }
+
+    /// Calls requestToken for a phone number.
+    pub async fn request_sms(&self, token: &str, number: &str, country: &str, secret: &str, attempt: u32) -> Reply {
+        let body =
+            json!({"client_secret": secret, "country": country, "phone_number": number, "send_attempt": attempt});
+        self.post("/validate/msisdn/requestToken", Some(token), &body).await
     }
 
     /// Asks for a mail to `email` and returns the session and the mail.

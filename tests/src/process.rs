@@ -182,6 +182,20 @@ impl Server {
         self.child.id()
     }
 
+    /// Kills it, and leaves its folder as it is.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// Runs a command of the same program with the same configuration to its end.
+    pub fn run(&self, arguments: &[&str]) -> Output {
+        let folder = self.folder.path();
+        let mut command = command(self.name);
+        command.arg("--config").arg(folder.join("waypost.toml")).args(arguments).current_dir(folder);
+        command.output().unwrap()
+    }
+
     /// Asks it to stop (SIGTERM).
     pub fn terminate(&self) {
         // The shell's own `kill` is there even where the program of that name is not.
@@ -233,4 +247,20 @@ pub async fn timed<R>(work: impl Future<Output = R>) -> (R, Duration) {
     let start = Instant::now();
     let result = work.await;
     (result, start.elapsed())
+}
+
+/// Asks again and again until the answer is there; each time is a call over a socket, so that this does not spin.
+///
+/// # Panics
+///
+/// When it is not there after `patience`.
+pub async fn eventually<R, F: Future<Output = Option<R>>>(patience: Duration, what: &str, ask: impl Fn() -> F) -> R {
+    let asking = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+        }
+    };
+    tokio::time::timeout(patience, asking).await.unwrap_or_else(|_| panic!("waited {patience:?} in vain for {what}"))
 }

@@ -4,9 +4,12 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::io::{AsyncBufReadExt as _, AsyncWriteExt as _, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
+use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 use crate::mail::{Part, first_link};
 use crate::record::Record;
@@ -20,6 +23,30 @@ pub struct Mail {
     pub to: Vec<String>,
     /// The message, dots unstuffed.
     pub raw: String,
+    /// Whether it came over TLS.
+    pub encrypted: bool,
+    /// Whose password it came with, if any.
+    pub user: Option<String>,
+}
+
+/// When a server encrypts.
+#[derive(Clone)]
+pub enum Tls {
+    /// Never.
+    None,
+    /// After STARTTLS, with this certificate; it takes no mail before.
+    Starttls(Arc<rustls::ServerConfig>),
+    /// From the first byte.
+    Immediate(Arc<rustls::ServerConfig>),
+}
+
+/// What a server asks of its clients.
+#[derive(Clone)]
+pub struct Demands {
+    /// Encryption.
+    pub tls: Tls,
+    /// A user's name and password (AUTH PLAIN or LOGIN).
+    pub login: Option<(String, String)>,
 }
 
 impl Mail {
@@ -68,6 +95,11 @@ impl Drop for Smtp {
 impl Smtp {
     /// Listens on a free port of 127.0.0.1.
     pub async fn start() -> Self {
+        Self::start_with(Demands { tls: Tls::None, login: None }).await
+    }
+
+    /// Listens on a free port of 127.0.0.1, with demands.
+    pub async fn start_with(demands: Demands) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mails = Arc::new(Record::default());
@@ -81,8 +113,10 @@ impl Smtp {
                         accepted = listener.accept() => {
                             let Ok((stream, _)) = accepted else { continue };
                             let (mails, refused) = (Arc::clone(&mails), Arc::clone(&refused));
+                            let demands = demands.clone();
                             sessions.spawn(async move {
-                                let _ = session(stream, &mails, &refused).await;
+                                let _ = stream.set_nodelay(true);
+                                let _ = connection(Box::new(stream), &demands, &mails, &refused).await;
                             });
                         }
                         Some(_) = sessions.join_next(), if !sessions.is_empty() => {}
@@ -128,61 +162,177 @@ fn is_for(mail: &Mail, recipient: &str) -> bool {
     mail.to.iter().any(|to| to.eq_ignore_ascii_case(recipient))
 }
 
-async fn session(stream: TcpStream, mails: &Record<Mail>, refused: &Mutex<HashSet<String>>) -> std::io::Result<()> {
-    stream.set_nodelay(true)?;
-    let mut stream = BufReader::new(stream);
-    stream.write_all(b"220 mail.test ESMTP stand-in\r\n").await?;
-    let mut from = String::new();
-    let mut to = Vec::new();
-    loop {
-        let mut line = Vec::new();
-        if stream.read_until(b'\n', &mut line).await? == 0 {
-            return Ok(());
+/// A connection, encrypted or not.
+trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
+
+/// Serves a connection, encrypting it as demanded. A handshake that fails ends it.
+async fn connection(
+    stream: Box<dyn Wire>,
+    demands: &Demands,
+    mails: &Record<Mail>,
+    refused: &Mutex<HashSet<String>>,
+) -> std::io::Result<()> {
+    let mut session = Session { demands, mails, refused, encrypted: false, user: None };
+    match &demands.tls {
+        Tls::None => session.serve(stream, true).await.map(|_| ()),
+        Tls::Immediate(config) => {
+            let stream: Box<dyn Wire> = Box::new(TlsAcceptor::from(Arc::clone(config)).accept(stream).await?);
+            session.encrypted = true;
+            session.serve(stream, true).await.map(|_| ())
         }
-        let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-        let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
-        let answer = match verb.as_str() {
-            "EHLO" => "250-mail.test\r\n250-8BITMIME\r\n250-SMTPUTF8\r\n250 SIZE 10485760",
-            "HELO" | "NOOP" => "250 OK",
-            "RSET" => {
-                from.clear();
-                to.clear();
-                "250 OK"
-            }
-            "MAIL" => {
-                from = address(&line);
-                to.clear();
-                "250 OK"
-            }
-            "RCPT" => {
-                let recipient = address(&line);
-                let refused = refused.lock().unwrap_or_else(PoisonError::into_inner);
-                if refused.contains(&recipient) {
-                    "550 5.1.1 no such mailbox here"
-                } else {
-                    to.push(recipient);
-                    "250 OK"
-                }
-            }
-            "DATA" if to.is_empty() => "503 5.5.1 no recipient",
-            "DATA" => {
-                stream.write_all(b"354 go ahead\r\n").await?;
-                let raw = data(&mut stream).await?;
-                mails.push(Mail { from: std::mem::take(&mut from), to: std::mem::take(&mut to), raw });
-                "250 2.0.0 kept"
-            }
-            "QUIT" => {
-                stream.write_all(b"221 bye\r\n").await?;
-                return Ok(());
-            }
-            _ => "502 5.5.2 not known here",
-        };
-        stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+        Tls::Starttls(config) => {
+            let Some(stream) = session.serve(stream, true).await? else { return Ok(()) };
+            let stream: Box<dyn Wire> = Box::new(TlsAcceptor::from(Arc::clone(config)).accept(stream).await?);
+            session.encrypted = true;
+            // There is no second greeting (RFC 3207, 4.2).
+            session.serve(stream, false).await.map(|_| ())
+        }
     }
 }
 
+struct Session<'a> {
+    demands: &'a Demands,
+    mails: &'a Record<Mail>,
+    refused: &'a Mutex<HashSet<String>>,
+    encrypted: bool,
+    user: Option<String>,
+}
+
+impl Session<'_> {
+    /// Talks until the client leaves, or wants to encrypt: then the connection comes back.
+    async fn serve(&mut self, stream: Box<dyn Wire>, greet: bool) -> std::io::Result<Option<Box<dyn Wire>>> {
+        let mut stream = BufReader::new(stream);
+        if greet {
+            stream.write_all(b"220 mail.test ESMTP stand-in\r\n").await?;
+        }
+        let mut from = String::new();
+        let mut to = Vec::new();
+        loop {
+            let Some(line) = read_line(&mut stream).await? else { return Ok(None) };
+            let verb = line.split([' ', ':']).next().unwrap_or_default().to_ascii_uppercase();
+            let answer = match verb.as_str() {
+                "EHLO" => self.capabilities(),
+                "HELO" | "NOOP" => "250 OK".to_owned(),
+                "STARTTLS" if self.may_start_tls() => {
+                    stream.write_all(b"220 2.0.0 go ahead\r\n").await?;
+                    return Ok(Some(stream.into_inner()));
+                }
+                "AUTH" => self.login(&line, &mut stream).await?,
+                "MAIL" if self.may_start_tls() => "530 5.7.0 STARTTLS first".to_owned(),
+                "MAIL" if self.demands.login.is_some() && self.user.is_none() => "530 5.7.0 AUTH first".to_owned(),
+                "RSET" => {
+                    from.clear();
+                    to.clear();
+                    "250 OK".to_owned()
+                }
+                "MAIL" => {
+                    from = address(&line);
+                    to.clear();
+                    "250 OK".to_owned()
+                }
+                "RCPT" => {
+                    let recipient = address(&line);
+                    let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&recipient);
+                    if refused {
+                        "550 5.1.1 no such mailbox here".to_owned()
+                    } else {
+                        to.push(recipient);
+                        "250 OK".to_owned()
+                    }
+                }
+                "DATA" if to.is_empty() => "503 5.5.1 no recipient".to_owned(),
+                "DATA" => {
+                    stream.write_all(b"354 go ahead\r\n").await?;
+                    let raw = data(&mut stream).await?;
+                    self.mails.push(Mail {
+                        from: std::mem::take(&mut from),
+                        to: std::mem::take(&mut to),
+                        raw,
+                        encrypted: self.encrypted,
+                        user: self.user.clone(),
+                    });
+                    "250 2.0.0 kept".to_owned()
+                }
+                "QUIT" => {
+                    stream.write_all(b"221 bye\r\n").await?;
+                    return Ok(None);
+                }
+                _ => "502 5.5.2 not known here".to_owned(),
+            };
+            stream.write_all(format!("{answer}\r\n").as_bytes()).await?;
+        }
+    }
+
+    fn may_start_tls(&self) -> bool {
+        matches!(self.demands.tls, Tls::Starttls(_)) && !self.encrypted
+    }
+
+    fn capabilities(&self) -> String {
+        let mut lines = vec!["mail.test", "8BITMIME", "SMTPUTF8"];
+        if self.may_start_tls() {
+            lines.push("STARTTLS");
+        } else if self.demands.login.is_some() {
+            lines.push("AUTH PLAIN LOGIN");
+        }
+        let lines: Vec<String> = lines.into_iter().map(|line| format!("250-{line}\r\n")).collect();
+        format!("{}250 SIZE 10485760", lines.concat())
+    }
+
+    /// AUTH PLAIN (RFC 4616) and AUTH LOGIN, with or without an initial response.
+    async fn login(&mut self, line: &str, stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<String> {
+        let mut words = line.split(' ').skip(1);
+        let mechanism = words.next().unwrap_or_default().to_ascii_uppercase();
+        let initial = words.next().map(str::to_owned);
+        let said = match mechanism.as_str() {
+            "PLAIN" => {
+                let response = match initial {
+                    Some(response) => response,
+                    None => ask(stream, "").await?,
+                };
+                let response = decoded(&response);
+                let mut parts = response.split('\0').skip(1).map(str::to_owned);
+                (parts.next().unwrap_or_default(), parts.next().unwrap_or_default())
+            }
+            "LOGIN" => {
+                let user = match initial {
+                    Some(user) => user,
+                    None => ask(stream, "VXNlcm5hbWU6").await?,
+                };
+                let password = ask(stream, "UGFzc3dvcmQ6").await?;
+                (decoded(&user), decoded(&password))
+            }
+            _ => return Ok("504 5.5.4 not known here".to_owned()),
+        };
+        if self.demands.login.as_ref() == Some(&said) {
+            self.user = Some(said.0);
+            return Ok("235 2.7.0 welcome".to_owned());
+        }
+        Ok("535 5.7.8 wrong user or password".to_owned())
+    }
+}
+
+async fn ask(stream: &mut BufReader<Box<dyn Wire>>, challenge: &str) -> std::io::Result<String> {
+    stream.write_all(format!("334 {challenge}\r\n").as_bytes()).await?;
+    Ok(read_line(stream).await?.unwrap_or_default())
+}
+
+fn decoded(text: &str) -> String {
+    String::from_utf8_lossy(&STANDARD.decode(text).unwrap_or_default()).into_owned()
+}
+
+/// A line without its end; none when the client is gone.
+async fn read_line(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<Option<String>> {
+    let mut line = Vec::new();
+    if stream.read_until(b'\n', &mut line).await? == 0 {
+        return Ok(None);
+    }
+    Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()))
+}
+
 /// The message up to the line with a single dot.
-async fn data(stream: &mut BufReader<TcpStream>) -> std::io::Result<String> {
+async fn data(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<String> {
     let mut raw = Vec::new();
     loop {
         let mut line = Vec::new();

@@ -5,6 +5,7 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     params::Params,
     random,
+    rate_limit::source_key,
 };
 
 use crate::{app::App, auth, error::ApiError};
@@ -16,7 +17,7 @@ pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, Ap
     let server_name = params.text("matrix_server_name");
     params.finish()?;
 
-    app.limits.register.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    app.limits.register.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
     let allowed = &app.config.homeservers.allow;
     if !allowed.is_empty() && !allowed.contains(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);
@@ -41,11 +42,10 @@ pub(crate) async fn logout(app: App, request: Incoming) -> Result<Response, ApiE
         Err(ApiError::Unauthorized) if auth::token(&app, &request).is_some() => return Err(ApiError::UnknownToken),
         account => account?,
     };
+    let deleted = app.store.delete_token(&account.token_hash).await?;
     app.tokens.forget(&account.token_hash);
-    if !app.store.delete_token(&account.token_hash).await? {
+    if !deleted {
         return Err(ApiError::UnknownToken);
     }
-    // Once more: a request that ran meanwhile may have found it in the database just before.
-    app.tokens.forget(&account.token_hash);
     Ok(json(&Map::new()))
 }

@@ -6,12 +6,16 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
     params::Params,
+    rate_limit::source_key,
 };
 
 use crate::{
     app::{App, AppState},
     auth,
-    domain::threepid::{Medium, Threepid},
+    domain::{
+        server_name::is_user_id,
+        threepid::{Medium, Threepid},
+    },
     error::ApiError,
     federation::request_auth::{SignedRequest, x_matrix},
 };
@@ -21,16 +25,46 @@ const UNBIND_PATH: &str = "/_matrix/identity/v2/3pid/unbind";
 /// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
 pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let mut params = Params::new(request.json_object()?);
-    let sid = params.text("sid");
-    let client_secret = params.text("client_secret");
-    let mxid = params.text("mxid");
-    params.finish()?;
-    if mxid != *account.mxid {
+    let binding = Binding::read(request.json_object()?)?;
+    if binding.mxid != *account.mxid {
         return Err(ApiError::NotYourMxid);
     }
-    let (threepid, _) = app.validated_session(&sid, &client_secret).await?;
-    Ok(json(&super::publish(&app, threepid, mxid).await?))
+    binding.publish(app).await
+}
+
+/// `POST /_matrix/identity/api/v1/3pid/bind`: the same for a homeserver that the operator listed, whose word is enough
+/// for any `mxid`.
+pub(crate) async fn v1_bind(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    let binding = Binding::read(super::v1_values(&request)?)?;
+    if !is_user_id(&binding.mxid) {
+        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
+    }
+    binding.publish(app).await
+}
+
+/// What a bind asks for.
+struct Binding {
+    sid: String,
+    client_secret: String,
+    mxid: String,
+}
+
+impl Binding {
+    fn read(values: Map<String, Value>) -> Result<Self, MatrixError> {
+        let mut params = Params::new(values);
+        let sid = params.text("sid");
+        let client_secret = params.text("client_secret");
+        let mxid = params.text("mxid");
+        params.finish()?;
+        Ok(Self { sid, client_secret, mxid })
+    }
+
+    async fn publish(self, app: App) -> Result<Response, ApiError> {
+        let (threepid, _) = app.validated_session(&self.sid, &self.client_secret).await?;
+        let signed = super::to_the_end(async move { super::publish(&app, threepid, self.mxid).await }).await?;
+        Ok(json(&signed))
+    }
 }
 
 /// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
@@ -60,7 +94,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
         (Some(_), None) => return Err(missing("client_secret")),
         (None, Some(_)) => return Err(missing("sid")),
     }
-    super::withdraw(&app, &threepid, &mxid).await?;
+    super::to_the_end(async move { super::withdraw(&app, &threepid, &mxid).await }).await?;
     Ok(json(&Map::new()))
 }
 
@@ -100,7 +134,7 @@ async fn signed_by_homeserver(
         return Err(ApiError::InvalidSignature);
     }
     // Last, since it makes us call a server that a stranger names.
-    app.limits.unbind.check(&request.source).map_err(ApiError::LimitExceeded)?;
+    app.limits.unbind.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
     let signed = SignedRequest {
         method: request.method.as_str(),
         uri: UNBIND_PATH,

@@ -8,20 +8,22 @@ use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq as _;
 use url::Url;
 use waypost_shared::{
-    http::{Incoming, Response, json},
+    http::{Incoming, Response, causes, json},
     matrix_error::MatrixError,
     params::Params,
     random,
+    rate_limit::source_key,
 };
 use zeroize::Zeroizing;
 
 use crate::{
     app::{App, AppState},
-    auth::{self, Account},
-    delivery::email::Mail,
+    auth,
+    delivery::{email::Mail, templates::Look},
     domain::{
         invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
-        next_link,
+        language, next_link,
+        server_name::is_user_id,
         signing::{self, SigningKey},
         threepid::{Medium, Threepid},
     },
@@ -63,21 +65,50 @@ struct Ephemeral {
 pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let object = request.json_object()?;
-    let texts = object.clone();
-    let invitation = Invitation::read(&app, object)?;
+    let invitation = Invitation::read(&app, object.clone())?;
     if invitation.sender != *account.mxid {
         return Err(ApiError::NotYourMxid);
     }
+    take(app, &request, invitation, &object).await
+}
+
+/// `POST /_matrix/identity/api/v1/store-invite`: the same for a homeserver that the operator listed, whose word is enough
+/// for any `sender`.
+pub(crate) async fn v1_store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    let object = super::v1_values(&request)?;
+    let invitation = Invitation::read(&app, object.clone())?;
+    if !is_user_id(&invitation.sender) {
+        return Err(MatrixError::invalid_param("sender", "must be a Matrix user id").into());
+    }
+    take(app, &request, invitation, &object).await
+}
+
+/// Takes an invitation whose sender is known to be true, unless something speaks against it. `texts` is all that was
+/// sent.
+async fn take(
+    app: App,
+    request: &Incoming,
+    invitation: Invitation,
+    texts: &Map<String, Value>,
+) -> Result<Response, ApiError> {
     let texts = texts.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
     if app.config.invites.blocked.refuses(&invitation.sender, &invitation.room_id, texts) {
         return Err(ApiError::InviteNotAllowed);
     }
     // Before it is told whether somebody has the address: this is no way to find that out for many.
-    charge(&app, &account, &request, &invitation.threepid).await?;
+    charge(&app, request, &invitation).await?;
     if let Some(mxid) = app.store.owner(&app.keys.fingerprint(&invitation.threepid)).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
 
+    let preferred = language::preferred(request.query_param("lang").as_deref(), None);
+    let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
+    Ok(json(&super::to_the_end(async move { keep(&app, &look, &invitation).await }).await?))
+}
+
+/// Stores the invite with a key made for it, and writes the mail; both or neither.
+async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Value, ApiError> {
     let seed = Zeroizing::new(random::bytes::<32>());
     let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
     let ephemeral = Ephemeral { token: random::token(), seed, key };
@@ -96,16 +127,18 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
     if let Some(mxid) = app.store.add_invite(&app.keys, &new).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
-    let sent = send_mail(&app, &invitation, &ephemeral).await;
+    let sent = send_mail(app, look, invitation, &ephemeral).await;
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
+        // To the homeserver this is a 400, but it is the operator who can mend it.
+        tracing::warn!(%error, causes = causes(&error), "an invitation was not sent");
         // Nobody knows of it, so nobody shall be let in by it.
         app.store.revoke_invite(&app.keys, &ephemeral.token).await?;
         return Err(error);
     }
     app.metrics.invites.inc();
     tracing::info!(sender = %invitation.sender, "invite stored");
-    Ok(json(&answer(&app, &invitation, &ephemeral)))
+    Ok(answer(app, invitation, &ephemeral))
 }
 
 impl Invitation {
@@ -152,13 +185,13 @@ fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
 }
 
 /// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
-async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid: &Threepid) -> Result<(), ApiError> {
+async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
-    let source = request.source.to_string();
+    let source = source_key(request.source).to_string();
     for (bucket, key, rate) in [
-        ("invite_per_account", app.keys.budget_hash(&account.mxid), limits.invite_per_account),
+        ("invite_per_account", app.keys.budget_hash(&invitation.sender), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
-        ("invite_per_address", app.keys.fingerprint(threepid), limits.invite_per_address),
+        ("invite_per_address", app.keys.fingerprint(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
         app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
@@ -166,7 +199,12 @@ async fn charge(app: &AppState, account: &Account, request: &Incoming, threepid:
     Ok(())
 }
 
-async fn send_mail(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Result<(), ApiError> {
+async fn send_mail(
+    app: &AppState,
+    look: &Look,
+    invitation: &Invitation,
+    ephemeral: &Ephemeral,
+) -> Result<(), ApiError> {
     let client = invitation.web_client.as_ref().unwrap_or(&app.config.invites.web_client_url);
     let private_key = Zeroizing::new(URL_SAFE_NO_PAD.encode(*ephemeral.seed));
     let sign_url = Zeroizing::new(format!(
@@ -200,7 +238,8 @@ async fn send_mail(app: &AppState, invitation: &Invitation, ephemeral: &Ephemera
         "client": client.host_str().unwrap_or_default(),
         "days": app.config.invites.lifetime_days,
     });
-    let render = |template| app.templates.render(template, &values).map_err(|error| ApiError::Internal(error.into()));
+    let render =
+        |template| app.templates.render(look, template, &values).map_err(|error| ApiError::Internal(error.into()));
     let mail = Mail {
         subject: render("invitation_subject.txt")?.trim().to_owned(),
         text: render("invitation_mail.txt")?,
@@ -244,6 +283,16 @@ pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response
     for (name, value) in url::form_urlencoded::parse(request.query.as_bytes()) {
         values.insert(name.into_owned(), Value::from(value.into_owned()));
     }
+    sign(&app, values).await
+}
+
+/// `POST /_matrix/identity/api/v1/sign-ed25519`: the same as Android calls it, with everything in the query, or in a
+/// form or JSON; without a token, since v1 has none.
+pub(crate) async fn v1_sign_ed25519(app: App, request: Incoming) -> Result<Response, ApiError> {
+    sign(&app, super::v1_values(&request)?).await
+}
+
+async fn sign(app: &AppState, values: Map<String, Value>) -> Result<Response, ApiError> {
     let mut params = Params::new(values);
     let mxid = params.text("mxid");
     let token = params.text("token");
@@ -272,3 +321,7 @@ pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response
         key.sign(&app.config.identity.server_name, object).map_err(|error| ApiError::Internal(error.into()))?;
     Ok(json(&signed))
 }
+
+#[cfg(test)]
+#[path = "invitations_tests.rs"]
+mod tests;

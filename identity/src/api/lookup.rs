@@ -2,21 +2,26 @@
 //!
 //! Source: Identity Service API, "Association lookup".
 
-use std::borrow::Cow;
+use std::{borrow::Cow, sync::Arc};
 
 use bytes::Bytes;
 use http::StatusCode;
 use serde::Deserialize;
-use serde_json::json;
+use serde_json::{Map, json};
 use waypost_shared::{
     http::{Incoming, Response, json, with_body},
     params::Params,
+    rate_limit::source_key,
 };
 
 use crate::{
     app::{App, AppState},
-    auth,
-    domain::{hashing, threepid::Threepid},
+    auth::{self, Account},
+    domain::{
+        hashing,
+        peppered::Peppered,
+        threepid::{Medium, Threepid},
+    },
     error::ApiError,
 };
 
@@ -29,7 +34,7 @@ const NONE: &str = "none";
 pub(crate) async fn hash_details(app: App, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
     let algorithms: &[_] = if app.config.lookup.allow_none { &[SHA256, NONE] } else { &[SHA256] };
-    Ok(json(&json!({ "algorithms": algorithms, "lookup_pepper": app.pepper })))
+    Ok(json(&json!({ "algorithms": algorithms, "lookup_pepper": app.current_pepper()?.pepper() })))
 }
 
 /// The body of a lookup, borrowed from the request where nothing is escaped in it: 1000 hashes are no allocations.
@@ -61,12 +66,46 @@ pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiE
     if lookup.addresses.len() > app.config.lookup.max_addresses {
         return Err(ApiError::TooManyAddresses(app.config.lookup.max_addresses));
     }
-    if lookup.pepper.0 != app.pepper {
-        let (algorithm, lookup_pepper) = (lookup.algorithm.0.into_owned(), app.pepper.clone());
-        return Err(ApiError::InvalidPepper { algorithm, lookup_pepper });
-    }
-    app.limits.lookup.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
-    Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup)))
+    let Some(peppered) = app.peppered(&lookup.pepper.0).await? else {
+        let lookup_pepper = app.current_pepper()?.pepper().to_owned();
+        return Err(ApiError::InvalidPepper { algorithm: lookup.algorithm.0.into_owned(), lookup_pepper });
+    };
+    charge(&app, &account, lookup.addresses.len())?;
+    Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &peppered)))
+}
+
+/// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a homeserver that the operator
+/// listed; an empty object if the address is nobody's.
+pub(crate) async fn v1_lookup(app: App, request: Incoming) -> Result<Response, ApiError> {
+    auth::listed_caller(&app, &request)?;
+    let mut params = Params::new(super::v1_values(&request)?);
+    let medium = params.text("medium");
+    let address = params.text("address");
+    params.finish()?;
+    let caller: Arc<str> = source_key(request.source).to_string().into();
+    app.limits.lookup_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
+    app.limits.addresses_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
+
+    app.metrics.looked_up.inc();
+    // What is no address is nobody's.
+    let threepid = Medium::parse(&medium).and_then(|medium| Threepid::given(medium, &address).ok());
+    let Some(threepid) = threepid else { return Ok(json(&Map::new())) };
+    let Some(association) = app.store.association(&app.keys, &threepid).await? else {
+        return Ok(json(&Map::new()));
+    };
+    app.metrics.found.inc();
+    let signed = super::signed(&app, &association, None).map_err(|error| ApiError::Internal(error.into()))?;
+    Ok(json(&signed))
+}
+
+/// Nobody can go through all addresses that there could be: not one account, and not a homeserver that makes many.
+fn charge(app: &AppState, account: &Account, addresses: usize) -> Result<(), ApiError> {
+    let addresses = u32::try_from(addresses).unwrap_or(u32::MAX);
+    let limits = &app.limits;
+    limits.lookup.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
+    limits.lookup_homeserver.check(&account.homeserver).map_err(ApiError::LimitExceeded)?;
+    limits.addresses.check_many(&account.mxid, addresses).map_err(ApiError::LimitExceeded)?;
+    limits.addresses_homeserver.check_many(&account.homeserver, addresses).map_err(ApiError::LimitExceeded)
 }
 
 /// What is wrong with a body that is not as it should be; the fast way of reading does not tell it well.
@@ -86,17 +125,25 @@ fn explain(request: &Incoming) -> ApiError {
 }
 
 /// The body of the answer: each address that is known, as it was sent, once.
-fn mappings(app: &AppState, lookup: &LookupRequest<'_>) -> Bytes {
+///
+/// Three passes, each over all addresses: what has to be fetched from far away in memory is then fetched for several
+/// of them at once.
+fn mappings(app: &AppState, lookup: &LookupRequest<'_>, peppered: &Peppered) -> Bytes {
     let hashed = lookup.algorithm.0 == SHA256;
-    let index = app.index.read();
-    let mut found: Vec<(&str, &str)> = lookup
-        .addresses
-        .iter()
-        .filter_map(|Text(address)| {
-            let hash = if hashed { hashing::parse(address) } else { plain(address, &app.pepper) };
-            Some((address.as_ref(), index.get(&hash?)?))
-        })
-        .collect();
+    let hash = |Text(address): &Text<'_>| {
+        if hashed { hashing::parse(address) } else { plain(address, peppered.pepper()) }
+    };
+    let hashes: Vec<_> = lookup.addresses.iter().map(hash).collect();
+    let index = peppered.index().read();
+    let mut found: Vec<(u64, &str, u32)> = Vec::with_capacity(hashes.len());
+    for (hash, Text(address)) in hashes.iter().zip(&lookup.addresses) {
+        if let Some(hash) = hash
+            && let Some(mxid) = index.find(hash)
+        {
+            found.push((hashing::prefix(hash), &**address, mxid));
+        }
+    }
+    // By the hash's first bytes: numbers are compared sooner than texts, and equal texts still stand together.
     found.sort_unstable();
     found.dedup();
     app.metrics.looked_up.inc_by(lookup.addresses.len() as u64);
@@ -104,13 +151,20 @@ fn mappings(app: &AppState, lookup: &LookupRequest<'_>) -> Bytes {
 
     let mut body = Vec::with_capacity(16 + found.len() * 96);
     body.extend_from_slice(br#"{"mappings":{"#);
-    for (number, (address, mxid)) in found.into_iter().enumerate() {
+    for (number, (_, address, mxid)) in found.into_iter().enumerate() {
         if number > 0 {
             body.push(b',');
         }
-        write_text(&mut body, address);
+        if hashed {
+            // URL-safe base64, as parsing it showed: there is nothing to escape.
+            body.push(b'"');
+            body.extend_from_slice(address.as_bytes());
+            body.push(b'"');
+        } else {
+            write_text(&mut body, address);
+        }
         body.push(b':');
-        write_text(&mut body, mxid);
+        write_text(&mut body, index.mxid(mxid));
     }
     body.extend_from_slice(b"}}");
     body.into()
@@ -123,9 +177,9 @@ fn write_text(body: &mut Vec<u8>, text: &str) {
 /// `address medium`, as the algorithm `none` has it.
 fn plain(text: &str, pepper: &str) -> Option<hashing::LookupHash> {
     let (address, medium) = text.rsplit_once(' ')?;
-    let threepid = match crate::domain::threepid::Medium::parse(medium)? {
-        crate::domain::threepid::Medium::Email => Threepid::email(address).ok()?,
-        msisdn => Threepid::stored(msisdn, address.to_owned()),
+    let threepid = match Medium::parse(medium)? {
+        Medium::Email => Threepid::email(address).ok()?,
+        Medium::Msisdn => Threepid::stored(Medium::Msisdn, address.to_owned()),
     };
     Some(hashing::lookup_hash(&threepid, pepper))
 }

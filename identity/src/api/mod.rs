@@ -1,23 +1,86 @@
 //! HTTP: one file for each section of the specification, one function for each endpoint. What several endpoints do
 //! alike stands here.
 
+use http::header::CONTENT_TYPE;
 use ruma_common::canonical_json::CanonicalJsonError;
 use serde_json::{Map, Value};
+use waypost_shared::{
+    http::{Incoming, not_json},
+    matrix_error::MatrixError,
+};
 
 use crate::{
     app::AppState,
-    domain::{association::Association, hashing, invite::PendingInvite, threepid::Threepid},
+    domain::{association::Association, invite::PendingInvite, threepid::Threepid},
     error::ApiError,
 };
 
 pub(crate) mod account;
 pub(crate) mod associations;
+pub(crate) mod internal;
 pub(crate) mod invitations;
 pub(crate) mod lookup;
 pub(crate) mod pubkey;
 pub(crate) mod status;
 pub(crate) mod terms;
 pub(crate) mod validation;
+
+/// The parameters of a request of the older API, v1: those of a JSON body, if the content type says that it is one, or
+/// else of a form; and those of the query. What is given twice counts as missing, wherever it stands.
+///
+/// # Errors
+///
+/// 400 `M_NOT_JSON`; 400 `M_INVALID_PARAM` for what is not UTF-8.
+pub(crate) fn v1_values(request: &Incoming) -> Result<Map<String, Value>, MatrixError> {
+    let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    let is_json = content_type.is_some_and(|value| value.starts_with("application/json"));
+    let mut given = pairs(request.query.as_bytes())?;
+    if !is_json {
+        given.extend(pairs(&request.body)?);
+    } else if !request.body.trim_ascii().is_empty() {
+        match serde_json::from_slice(&request.body) {
+            Ok(Value::Object(object)) => given.extend(object),
+            // Element Web sends `null`, and all that it has to say in the query.
+            Ok(_) => {}
+            Err(error) => return Err(not_json(&error)),
+        }
+    }
+
+    let mut values = Map::new();
+    let mut twice = Vec::new();
+    for (name, value) in given {
+        if values.insert(name.clone(), value).is_some() {
+            twice.push(name);
+        }
+    }
+    values.retain(|name, _| !twice.contains(name));
+    Ok(values)
+}
+
+/// The pairs of a form or a query.
+fn pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
+    let mut pairs = Vec::new();
+    for (name, value) in url::form_urlencoded::parse(text) {
+        // Decoding puts this character in place of what is not UTF-8; nobody means to send it.
+        if name.contains(char::REPLACEMENT_CHARACTER) || value.contains(char::REPLACEMENT_CHARACTER) {
+            return Err(MatrixError::bad_request("M_INVALID_PARAM", "The parameters must be UTF-8"));
+        }
+        pairs.push((name.into_owned(), Value::from(value.into_owned())));
+    }
+    Ok(pairs)
+}
+
+/// Does `work` to its end, also when the client hangs up meanwhile: what is half done, such as a row without its entry in
+/// the index, or a mail that counts as sent and was not, would stay so.
+///
+/// # Errors
+///
+/// What `work` says; [`ApiError::Internal`] if it panics.
+pub(crate) async fn to_the_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
+) -> Result<T, ApiError> {
+    tokio::spawn(work).await.map_err(|error| ApiError::Internal(error.into()))?
+}
 
 /// Publishes that an address belongs to `mxid`: hands out the invites that waited for it, has the homeserver told, and
 /// returns the signed association.
@@ -35,7 +98,7 @@ pub(crate) async fn publish(app: &AppState, threepid: Threepid, mxid: String) ->
             signed(app, &association, Some(invites)).map(|object| Value::Object(object).to_string())
         };
         let invites = app.store.bind(&app.keys, &association, letter).await?;
-        app.index.insert(&hashing::lookup_hash(&association.threepid, &app.pepper), &association.mxid);
+        app.lookups.insert(&association.threepid, &association.mxid);
         invites
     };
     app.outbox_filled.notify_one();
@@ -57,15 +120,10 @@ pub(crate) async fn publish(app: &AppState, threepid: Threepid, mxid: String) ->
 ///
 /// [`ApiError`]: the database failed.
 pub(crate) async fn withdraw(app: &AppState, threepid: &Threepid, mxid: &str) -> Result<bool, ApiError> {
-    let fingerprint = app.keys.fingerprint(threepid);
-    let unbound = {
-        let _order = app.binding(&fingerprint).await;
-        let unbound = app.store.unbind(&fingerprint, mxid, app.clock.now_ms()).await?;
-        if unbound {
-            app.index.remove(&hashing::lookup_hash(threepid, &app.pepper));
-        }
-        unbound
-    };
+    let unbound = app.store.remove_association(&app.keys, threepid, Some(mxid), app.clock.now_ms()).await?;
+    if unbound {
+        app.refresh_address(threepid).await?;
+    }
     if unbound {
         app.metrics.unbinds.inc();
         app.count_associations();

@@ -1,13 +1,17 @@
 //! Source: Identity Service API, "Terms of service".
 
+use http::{
+    HeaderValue, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
+};
 use serde_json::{Map, Value};
 use waypost_shared::{
-    http::{Incoming, Response, json},
+    http::{Incoming, Response, json, with_body},
     matrix_error::MatrixError,
     params::Params,
 };
 
-use crate::{app::App, auth, error::ApiError};
+use crate::{app::App, auth, domain::language, error::ApiError};
 
 /// `GET /_matrix/identity/v2/terms`: the policies. No token needed.
 pub(crate) async fn terms(app: App, _request: Incoming) -> Result<Response, ApiError> {
@@ -38,4 +42,37 @@ pub(crate) async fn accept(app: App, request: Incoming) -> Result<Response, ApiE
     app.store.accept_terms(&account.mxid, &policies, app.clock.now_ms()).await?;
     app.tokens.forget(&account.token_hash);
     Ok(json(&Map::new()))
+}
+
+/// `GET /_waypost/terms/{policy}/{version}/{language}`: a policy that this server shows itself.
+pub(crate) async fn page(app: App, request: Incoming) -> Result<Response, ApiError> {
+    let param = |name| request.path_param(name).unwrap_or_default();
+    let (version, tag) = (param("version"), param("language"));
+    let look = app.templates.look(None, &language::preferred(Some(tag), None));
+    let server_name = &app.config.identity.server_name;
+    let (status, template, values) = match app.hosted_terms.page(param("policy"), version, tag) {
+        Some(page) => {
+            let values = serde_json::json!({
+                "server_name": server_name,
+                "title": page.title,
+                "html": page.html,
+                "version": version,
+                "language": tag,
+            });
+            (StatusCode::OK, "page_terms.html", values)
+        }
+        None => {
+            let values = serde_json::json!({ "server_name": server_name });
+            (StatusCode::NOT_FOUND, "page_missing.html", values)
+        }
+    };
+    let html = app.templates.render(&look, template, &values).map_err(|error| ApiError::Internal(error.into()))?;
+    let mut response = with_body(status, "text/html; charset=utf-8", html);
+    let policy = "default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'; \
+                  frame-ancestors 'none'";
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_static(policy));
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-cache"));
+    Ok(response)
 }

@@ -136,15 +136,6 @@ impl Mailer {
     ///
     /// [`MailError`].
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
-        let sent = self.try_send(to, mail, link).await;
-        // To the client this is a 400, but it is the operator who can mend it.
-        if let Err(error) = &sent {
-            tracing::warn!(%error, "a mail could not be sent");
-        }
-        sent
-    }
-
-    async fn try_send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
         match &self.transport {

@@ -1,4 +1,6 @@
-//! What reaches people: mails and pages.
+//! What reaches people: mails, text messages and pages.
 
 pub(crate) mod email;
+pub(crate) mod hosted_terms;
+pub(crate) mod sms;
 pub(crate) mod templates;

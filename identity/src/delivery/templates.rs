@@ -1,22 +1,49 @@
-//! The texts of mails and pages: built in, and each replaceable by an operator's file of the same name.
+//! The texts of mails, messages and pages: built in, and each replaceable by an operator's file of the same name.
+//!
+//! `NAME.de.html` is the German of `NAME.html`. A sub-folder of the operator's folder is a brand, which requests choose by
+//! name. A template is looked for in the brand's folder, in the operator's, and among those that are built in; in each
+//! first in the reader's language. So what an operator wrote comes before what is built in, in whatever language.
 
-use std::{fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
 
-use minijinja::{AutoEscape, Environment, Output, State, UndefinedBehavior, Value, value::Serde};
+use minijinja::{AutoEscape, Environment, Output, State, UndefinedBehavior, Value, context, value::Serde};
 use serde::Serialize;
 
+use crate::domain::language::{self, ENGLISH};
+
 /// Names and texts of all templates. Those that end in `.html` are escaped.
-const BUILT_IN: [(&str, &str); 10] = [
+const BUILT_IN: &[(&str, &str)] = &[
     ("mail_layout.html", include_str!("../../templates/mail_layout.html")),
     ("verification_subject.txt", include_str!("../../templates/verification_subject.txt")),
+    ("verification_subject.de.txt", include_str!("../../templates/verification_subject.de.txt")),
     ("verification_mail.txt", include_str!("../../templates/verification_mail.txt")),
+    ("verification_mail.de.txt", include_str!("../../templates/verification_mail.de.txt")),
     ("verification_mail.html", include_str!("../../templates/verification_mail.html")),
     ("invitation_subject.txt", include_str!("../../templates/invitation_subject.txt")),
     ("invitation_mail.txt", include_str!("../../templates/invitation_mail.txt")),
     ("invitation_mail.html", include_str!("../../templates/invitation_mail.html")),
+    ("invitation_subject.de.txt", include_str!("../../templates/invitation_subject.de.txt")),
+    ("invitation_mail.de.txt", include_str!("../../templates/invitation_mail.de.txt")),
+    ("invitation_mail.de.html", include_str!("../../templates/invitation_mail.de.html")),
+    ("verification_mail.de.html", include_str!("../../templates/verification_mail.de.html")),
+    ("verification_sms.txt", include_str!("../../templates/verification_sms.txt")),
+    ("verification_sms.de.txt", include_str!("../../templates/verification_sms.de.txt")),
     ("page_layout.html", include_str!("../../templates/page_layout.html")),
     ("page_confirm.html", include_str!("../../templates/page_confirm.html")),
-    ("page_message.html", include_str!("../../templates/page_message.html")),
+    ("page_confirm.de.html", include_str!("../../templates/page_confirm.de.html")),
+    ("page_done.html", include_str!("../../templates/page_done.html")),
+    ("page_done.de.html", include_str!("../../templates/page_done.de.html")),
+    ("page_failed.html", include_str!("../../templates/page_failed.html")),
+    ("page_failed.de.html", include_str!("../../templates/page_failed.de.html")),
+    ("page_expired.html", include_str!("../../templates/page_expired.html")),
+    ("page_expired.de.html", include_str!("../../templates/page_expired.de.html")),
+    ("page_missing.html", include_str!("../../templates/page_missing.html")),
+    ("page_missing.de.html", include_str!("../../templates/page_missing.de.html")),
+    ("page_terms.html", include_str!("../../templates/page_terms.html")),
 ];
 
 /// How much work one rendering may do: an operator's endless loop must not hold up the server.
@@ -25,7 +52,7 @@ const FUEL: u64 = 100_000;
 /// A template folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TemplateError {
-    /// A file in it cannot be read.
+    /// A file or folder in it cannot be read.
     #[error("cannot read the template {path}: {source}")]
     Unreadable {
         /// The file.
@@ -38,49 +65,185 @@ pub(crate) enum TemplateError {
     Mistake(#[from] minijinja::Error),
 }
 
+/// In whose name and in which language somebody is spoken to; one that there are templates for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Look {
+    /// The operator's sub-folder; none is the folder itself.
+    pub(crate) brand: Option<String>,
+    /// A language tag in lower case.
+    pub(crate) language: String,
+}
+
 /// The templates, read once.
 #[derive(Debug)]
-pub(crate) struct Templates(Environment<'static>);
+pub(crate) struct Templates {
+    /// By brand; the empty name is none.
+    brands: BTreeMap<String, Brand>,
+    default_language: String,
+}
+
+/// The templates of one brand, complete: `de/page_done.html` is whichever text serves German readers best.
+#[derive(Debug)]
+struct Brand {
+    environment: Environment<'static>,
+    /// The languages that there are templates in, and for each template and language the one that it is written in.
+    written_in: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+/// Texts by file name.
+type Texts = BTreeMap<String, String>;
 
 impl Templates {
-    /// Reads the built-in templates, and over them those of `folder`.
+    /// Reads the built-in templates, and over them those of `folder` and its sub-folders. Who reads no language that
+    /// there are templates in gets `default_language`.
     ///
     /// # Errors
     ///
     /// [`TemplateError`] that names the file.
-    pub(crate) fn load(folder: Option<&Path>) -> Result<Self, TemplateError> {
+    pub(crate) fn load(folder: Option<&Path>, default_language: &str) -> Result<Self, TemplateError> {
+        let built_in: Texts = BUILT_IN.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
+        let own = folder.map(texts).transpose()?.unwrap_or_default();
+        let mut brands = BTreeMap::from([(String::new(), Brand::build(&Texts::new(), &own, &built_in)?)]);
+        for (name, path) in folder.map(brand_folders).transpose()?.unwrap_or_default() {
+            let brand = Brand::build(&texts(&path)?, &own, &built_in)?;
+            brands.insert(name, brand);
+        }
+        Ok(Self { brands, default_language: default_language.to_owned() })
+    }
+
+    /// The look for a request: `brand` if there is such a one, and the first of the languages that there are templates
+    /// in.
+    pub(crate) fn look(&self, brand: Option<&str>, preferred: &[String]) -> Look {
+        // A name out of a request is only compared with those that were found at the start, never made a path of.
+        let brand = brand.filter(|brand| !brand.is_empty() && self.brands.contains_key(*brand)).map(str::to_owned);
+        let known = self.brand(brand.as_deref()).map(|brand| &brand.written_in);
+        let language = language::choose(preferred, |language| {
+            known.and_then(|known| known.get_key_value(language)).map(|(language, _)| language.as_str())
+        });
+        Look { brand, language: language.unwrap_or(&self.default_language).to_owned() }
+    }
+
+    /// Fills in a template. It can also use `lang`, the language that it is written in.
+    ///
+    /// # Errors
+    ///
+    /// A mistake in an operator's template that shows only now: an unknown variable, too much work.
+    pub(crate) fn render(&self, look: &Look, name: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
+        let unknown = || minijinja::Error::new(minijinja::ErrorKind::TemplateNotFound, "there is no such brand");
+        let brand = self.brand(look.brand.as_deref()).ok_or_else(unknown)?;
+        // An operator's default language may be one that there is nothing in yet.
+        let (language, written_in) = brand
+            .written_in
+            .get_key_value(&look.language)
+            .or_else(|| brand.written_in.get_key_value(ENGLISH))
+            .ok_or_else(unknown)?;
+        let lang = written_in.get(name).map_or(ENGLISH, String::as_str);
+        let values = context! { lang => lang, ..Value::from(Serde(values)) };
+        brand.environment.get_template(&format!("{language}/{name}"))?.render(values)
+    }
+
+    fn brand(&self, name: Option<&str>) -> Option<&Brand> {
+        self.brands.get(name.unwrap_or_default())
+    }
+}
+
+impl Brand {
+    /// Puts together what a brand's own texts, the operator's and the built-in ones make of each template, in each
+    /// language of any of them.
+    fn build(brand: &Texts, own: &Texts, built_in: &Texts) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
         environment.set_undefined_behavior(UndefinedBehavior::Strict);
         environment
             .set_auto_escape_callback(|name| if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None });
         environment.set_formatter(write_value);
-        for (name, text) in BUILT_IN {
-            let replaced = folder.map(|folder| replacement(&folder.join(name))).transpose()?.flatten();
-            match replaced {
-                Some(own) => environment.add_template_owned(name, own)?,
-                None => environment.add_template(name, text)?,
+        // What a template extends or includes is of its own language.
+        environment.set_path_join_callback(|name, parent| match parent.split_once('/') {
+            Some((language, _)) => format!("{language}/{name}").into(),
+            None => name.into(),
+        });
+        let mut languages = BTreeSet::from([ENGLISH.to_owned()]);
+        let mut names = BTreeSet::new();
+        for file in brand.keys().chain(own.keys()).chain(built_in.keys()) {
+            let (name, language) = split(file);
+            names.insert(name);
+            languages.extend(language);
+        }
+        let mut written_in: BTreeMap<String, BTreeMap<String, String>> = BTreeMap::new();
+        for language in languages {
+            let of_language = written_in.entry(language.clone()).or_default();
+            for name in &names {
+                let translated = translated(name, &language);
+                let found = [
+                    (brand.get(&translated), language.as_str()),
+                    (brand.get(name), ENGLISH),
+                    (own.get(&translated), language.as_str()),
+                    (own.get(name), ENGLISH),
+                    (built_in.get(&translated), language.as_str()),
+                    (built_in.get(name), ENGLISH),
+                ];
+                let Some((text, written)) = found.into_iter().find_map(|(text, written)| Some((text?, written))) else {
+                    continue;
+                };
+                environment.add_template_owned(format!("{language}/{name}"), text.clone())?;
+                of_language.insert(name.clone(), written.to_owned());
             }
         }
-        Ok(Self(environment))
-    }
-
-    /// Fills in a template.
-    ///
-    /// # Errors
-    ///
-    /// A mistake in an operator's template that shows only now: an unknown variable, too much work.
-    pub(crate) fn render(&self, name: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
-        self.0.get_template(name)?.render(Serde(values))
+        Ok(Self { environment, written_in })
     }
 }
 
-fn replacement(path: &Path) -> Result<Option<String>, TemplateError> {
-    match fs::read_to_string(path) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(source) => Err(TemplateError::Unreadable { path: path.display().to_string(), source }),
+/// `page_done.de.html` is `page_done.html` in `de`.
+fn split(file: &str) -> (String, Option<String>) {
+    let parts: Vec<_> = file.split('.').collect();
+    match parts[..] {
+        [stem, language, extension] if language::tag(language).as_deref() == Some(language) => {
+            (format!("{stem}.{extension}"), Some(language.to_owned()))
+        }
+        _ => (file.to_owned(), None),
     }
+}
+
+fn translated(name: &str, language: &str) -> String {
+    let (stem, extension) = name.rsplit_once('.').unwrap_or((name, ""));
+    format!("{stem}.{language}.{extension}")
+}
+
+/// The templates that stand in a folder; other files are let be.
+fn texts(folder: &Path) -> Result<Texts, TemplateError> {
+    let mut texts = Texts::new();
+    for (name, path) in entries(folder)? {
+        if !path.is_file() || !(name.ends_with(".html") || name.ends_with(".txt")) {
+            continue;
+        }
+        let text = fs::read_to_string(&path).map_err(|source| unreadable(&path, source))?;
+        texts.insert(name, text);
+    }
+    Ok(texts)
+}
+
+/// The sub-folders whose names a brand may have. Others, such as the `..data` of a Kubernetes volume, are let be.
+fn brand_folders(folder: &Path) -> Result<Vec<(String, PathBuf)>, TemplateError> {
+    let mut brands = entries(folder)?;
+    brands.retain(|(name, path)| is_brand_name(name) && path.is_dir());
+    Ok(brands)
+}
+
+fn is_brand_name(name: &str) -> bool {
+    (1..=64).contains(&name.len()) && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_".contains(&byte))
+}
+
+fn entries(folder: &Path) -> Result<Vec<(String, PathBuf)>, TemplateError> {
+    let read = || -> io::Result<Vec<_>> {
+        fs::read_dir(folder)?
+            .map(|entry| entry.map(|entry| (entry.file_name().to_string_lossy().into_owned(), entry.path())))
+            .collect()
+    };
+    read().map_err(|source| unreadable(folder, source))
+}
+
+fn unreadable(path: &Path, source: io::Error) -> TemplateError {
+    TemplateError::Unreadable { path: path.display().to_string(), source }
 }
 
 /// Escapes what HTML needs escaped and nothing else: the engine's own way turns each slash of a link into `&#x2f;`.
@@ -108,45 +271,5 @@ fn write_value(output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value
 }
 
 #[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-
-    use serde_json::json;
-
-    use super::*;
-
-    fn values() -> serde_json::Value {
-        json!({
-            "link": "https://id.test/x?a=1&b=2", "server_name": "<b>id</b>", "hours": 24, "title": "T", "ok": true,
-            "text": "\"'<script>", "sid": "s", "token": "t", "client_secret": "c", "action": "/a",
-        })
-    }
-
-    #[test]
-    fn html_is_escaped_and_text_is_not() {
-        let templates = Templates::load(None).unwrap();
-        let html = templates.render("verification_mail.html", &values()).unwrap();
-        assert!(html.contains("https://id.test/x?a=1&amp;b=2"), "{html}");
-        assert!(html.contains("&lt;b&gt;id&lt;/b&gt;") && !html.contains("<b>id"), "{html}");
-        let text = templates.render("verification_mail.txt", &values()).unwrap();
-        assert!(text.contains("https://id.test/x?a=1&b=2") && text.contains("<b>id</b>"), "{text}");
-        let page = templates.render("page_message.html", &values()).unwrap();
-        assert!(page.contains("&quot;&#39;&lt;script&gt;"), "{page}");
-    }
-
-    #[test]
-    fn an_operators_template_takes_the_place_of_a_built_in_one() {
-        let folder = std::env::temp_dir().join(waypost_shared::random::token());
-        fs::create_dir(&folder).unwrap();
-        fs::write(folder.join("verification_subject.txt"), "Ours").unwrap();
-        let subject = Templates::load(Some(&folder)).unwrap().render("verification_subject.txt", &values());
-        fs::write(folder.join("verification_subject.txt"), "{% if %}").unwrap();
-        let broken = Templates::load(Some(&folder)).unwrap_err().to_string();
-        fs::write(folder.join("verification_subject.txt"), "{% for a in range(100000) %}{{ a }}{% endfor %}").unwrap();
-        let endless = Templates::load(Some(&folder)).unwrap().render("verification_subject.txt", &values());
-        fs::remove_dir_all(&folder).unwrap();
-        assert_eq!(subject.unwrap(), "Ours");
-        assert!(broken.contains("verification_subject.txt:1"), "{broken}");
-        assert!(endless.is_err());
-    }
-}
+#[path = "templates_tests.rs"]
+mod tests;

@@ -30,6 +30,11 @@ pub(crate) fn parse(text: &str) -> Option<LookupHash> {
     bytes[..length].try_into().ok()
 }
 
+/// The first bytes of a hash as a number, to sort by.
+pub(crate) fn prefix(hash: &LookupHash) -> u64 {
+    hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
+}
+
 /// A new pepper of 192 bits. It holds no character that a query or a shell would change.
 pub(crate) fn new_pepper() -> String {
     URL_SAFE_NO_PAD.encode(random::bytes::<24>()).replace(['-', '_'], "0")

@@ -203,7 +203,7 @@ pub(crate) fn encoded(text: &str) -> String {
 mod tests {
     use super::*;
 
-    /// As seen on Sydent (SYDENT.md, section 6).
+    /// As Sydent has it (docs/compatibility.md, "Identity server").
     #[test]
     fn an_address_is_redacted() {
         for (address, shown) in [

@@ -39,6 +39,30 @@ impl LookupIndex {
     /// Says that the address with this hash belongs to `mxid`, and to nobody else.
     pub(crate) fn insert(&self, hash: &LookupHash, mxid: &str) {
         let mxid = self.mxids.write().unwrap_or_else(PoisonError::into_inner).number(mxid);
+        self.put(hash, mxid);
+    }
+
+    /// The same for many: the lock that all threads want is taken once.
+    pub(crate) fn extend(&self, associations: &[(LookupHash, &str)]) {
+        let numbers: Vec<_> = {
+            let mut mxids = self.mxids.write().unwrap_or_else(PoisonError::into_inner);
+            associations.iter().map(|(_, mxid)| mxids.number(mxid)).collect()
+        };
+        for ((hash, _), mxid) in associations.iter().zip(numbers) {
+            self.put(hash, mxid);
+        }
+    }
+
+    /// Makes room for so many addresses, so that filling does not move what is there again and again.
+    pub(crate) fn reserve(&self, addresses: usize) {
+        for shard in &self.shards {
+            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
+            shard.reserve(addresses / SHARDS, |entry| bucket(&entry.hash));
+        }
+        self.mxids.write().unwrap_or_else(PoisonError::into_inner).reserve(addresses);
+    }
+
+    fn put(&self, hash: &LookupHash, mxid: u32) {
         let kept = kept(hash);
         let mut shard = self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner);
         match shard.find_mut(bucket(&kept), |entry| entry.hash == kept) {
@@ -80,11 +104,23 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// The Matrix id that the address with this hash belongs to.
-    pub(crate) fn get(&self, hash: &LookupHash) -> Option<&str> {
+    /// The number of the Matrix id that the address with this hash belongs to. Apart from [`View::mxid`], so that
+    /// many hashes can be looked up in one go: the processor then waits for memory once for several of them.
+    pub(crate) fn find(&self, hash: &LookupHash) -> Option<u32> {
         let kept = kept(hash);
         let entry = self.shards[shard(hash)].find(bucket(&kept), |entry| entry.hash == kept)?;
-        Some(self.mxids.get(entry.mxid))
+        Some(entry.mxid)
+    }
+
+    /// The Matrix id of a number that [`View::find`] gave.
+    pub(crate) fn mxid(&self, number: u32) -> &str {
+        self.mxids.get(number)
+    }
+
+    /// The Matrix id that the address with this hash belongs to.
+    #[cfg(test)]
+    pub(crate) fn get(&self, hash: &LookupHash) -> Option<&str> {
+        self.find(hash).map(|number| self.mxid(number))
     }
 }
 
@@ -128,6 +164,12 @@ impl Mxids {
         ends.push(text.len());
         numbers.insert_unique(hash, number, |number| hasher.hash_one(slice(text, ends, *number)));
         number
+    }
+
+    fn reserve(&mut self, more: usize) {
+        let Self { text, ends, numbers, hasher } = self;
+        ends.reserve(more);
+        numbers.reserve(more, |number| hasher.hash_one(slice(text, ends, *number)));
     }
 
     fn get(&self, number: u32) -> &str {
@@ -185,6 +227,17 @@ mod tests {
         other[KEPT - 1] ^= 1;
         index.insert(&known, "@alice:hs.test");
         assert_eq!(index.read().get(&other), None);
+    }
+
+    #[test]
+    fn many_at_once_are_as_one_by_one() {
+        let index = LookupIndex::new();
+        index.reserve(100);
+        index.insert(&hash(1), "@before:hs.test");
+        index.extend(&[(hash(1), "@alice:hs.test"), (hash(2), "@bob:hs.test"), (hash(3), "@alice:hs.test")]);
+        let view = index.read();
+        let found = [1, 2, 3, 4].map(|number| view.get(&hash(number)));
+        assert_eq!(found, [Some("@alice:hs.test"), Some("@bob:hs.test"), Some("@alice:hs.test"), None]);
     }
 
     #[test]

@@ -3,8 +3,12 @@
 pub(crate) mod association;
 pub(crate) mod hashing;
 pub(crate) mod invite;
+pub(crate) mod language;
 pub(crate) mod lookup_index;
+pub(crate) mod markdown;
 pub(crate) mod next_link;
+pub(crate) mod peppered;
+pub(crate) mod phone;
 pub(crate) mod sealing;
 pub(crate) mod server_name;
 pub(crate) mod session;

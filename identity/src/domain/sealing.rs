@@ -181,6 +181,15 @@ impl StorageKeys {
         URL_SAFE_NO_PAD.encode(&self.keyed_hash(b"validation token", &[sid.as_bytes()])[..24])
     }
 
+    /// The code of a session that proves a phone number: six digits, for people to type. Derived like the token, so an
+    /// SMS that is sent again carries the same one. It is short, so what guesses at it must be counted.
+    pub(crate) fn validation_code(&self, sid: &str) -> String {
+        let hash = self.keyed_hash(b"validation code", &[sid.as_bytes()]);
+        let number = hash[..8].iter().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
+        // The remainder's bias is below 2^-44.
+        format!("{:06}", number % 1_000_000)
+    }
+
     fn keyed_hash(&self, label: &[u8], parts: &[&[u8]]) -> Fingerprint {
         let mut mac =
             <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(&*self.hash).expect("HMAC takes keys of any length");
@@ -269,6 +278,9 @@ mod tests {
         assert_eq!(keys.validation_token("sid").len(), 32);
         assert_eq!(keys.validation_token("sid"), keys.validation_token("sid"));
         assert_ne!(keys.validation_token("sid"), keys.validation_token("sid2"));
+        let code = keys.validation_code("sid");
+        assert!(code.len() == 6 && code.bytes().all(|byte| byte.is_ascii_digit()), "{code}");
+        assert_eq!(keys.validation_code("sid"), code);
     }
 
     #[test]

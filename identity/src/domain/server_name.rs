@@ -82,6 +82,11 @@ pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
     is_printable && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
 }
 
+/// Whether `mxid` is a user id of any server.
+pub(crate) fn is_user_id(mxid: &str) -> bool {
+    <&UserId>::try_from(mxid).is_ok()
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]

@@ -24,7 +24,7 @@ pub(crate) struct Session {
     pub(crate) threepid: Threepid,
     /// What stands for its client secret.
     pub(crate) client_secret_hash: Fingerprint,
-    /// Wrong tokens so far.
+    /// Tokens that were tried so far.
     pub(crate) attempts: i64,
     /// Where to send the person afterwards.
     pub(crate) next_link: Option<String>,

@@ -2,7 +2,10 @@
 //!
 //! Source: Identity Service API, "Terms of service".
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::PathBuf,
+};
 
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -23,8 +26,10 @@ pub(crate) struct Policy {
 pub(crate) struct PolicyText {
     /// What a person sees.
     pub(crate) name: String,
-    /// Where its text stands.
+    /// Where its text stands. When there is a `file`, it may be left out.
     pub(crate) url: String,
+    /// The text in Markdown, to be shown by this server. Default none.
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// A version of a policy, as it is accepted.
@@ -76,7 +81,7 @@ mod tests {
     use super::*;
 
     fn terms(version: &str) -> Terms {
-        let text = |url: &str| PolicyText { name: "Privacy".to_owned(), url: url.to_owned() };
+        let text = |url: &str| PolicyText { name: "Privacy".to_owned(), url: url.to_owned(), file: None };
         let languages = BTreeMap::from([
             ("en".to_owned(), text("https://is.test/en")),
             ("de".to_owned(), text("https://is.test/de")),

@@ -27,6 +27,14 @@ impl Medium {
         }
     }
 
+    /// What people call an address of it.
+    fn noun(self) -> &'static str {
+        match self {
+            Self::Email => "email address",
+            Self::Msisdn => "phone number",
+        }
+    }
+
     /// The medium of that name.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
@@ -39,7 +47,7 @@ impl Medium {
 
 /// What is not an address of that medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("not a valid {} address", .0.as_str())]
+#[error("not a valid {}", .0.noun())]
 pub(crate) struct InvalidAddress(pub(crate) Medium);
 
 /// A medium and an address in its canonical form, so that equal addresses are equal texts.
@@ -68,6 +76,26 @@ impl Threepid {
             return Err(invalid);
         }
         Ok(Self { medium: Medium::Email, address: UniCase::new(raw).to_folded_case() })
+    }
+
+    /// Parses an address as an operator gives it: an email address, or the digits of a phone number with or without the
+    /// plus sign.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidAddress`]; a phone number has up to 15 digits (E.164), the country code with them.
+    pub(crate) fn given(medium: Medium, raw: &str) -> Result<Self, InvalidAddress> {
+        match medium {
+            Medium::Email => Self::email(raw),
+            Medium::Msisdn => {
+                let digits = raw.strip_prefix('+').unwrap_or(raw);
+                let plain = (3..=15).contains(&digits.len()) && digits.bytes().all(|byte| byte.is_ascii_digit());
+                if !plain || digits.starts_with('0') {
+                    return Err(InvalidAddress(medium));
+                }
+                Ok(Self { medium, address: digits.to_owned() })
+            }
+        }
     }
 
     /// Takes an address that was canonical when it was stored.
@@ -127,6 +155,19 @@ mod tests {
         ] {
             assert!(Threepid::email(raw).is_err(), "{raw:?}");
         }
+    }
+
+    #[test]
+    fn a_phone_number_is_its_digits() {
+        for (raw, digits) in [("+18005552067", Some("18005552067")), ("18005552067", Some("18005552067")), ("01", None)]
+        {
+            let given = Threepid::given(Medium::Msisdn, raw).ok();
+            assert_eq!(given.as_ref().map(Threepid::address), digits, "{raw}");
+        }
+        for raw in ["", "+", "0123456", "1 800", "1234567890123456", "+49x", "alice@example.com"] {
+            assert!(Threepid::given(Medium::Msisdn, raw).is_err(), "{raw}");
+        }
+        assert!(Threepid::given(Medium::Email, "Alice@Example.com").is_ok_and(|t| t.address() == "alice@example.com"));
     }
 
     #[test]

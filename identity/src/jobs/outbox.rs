@@ -126,3 +126,90 @@ async fn settle(app: &AppState, letter: &Letter, delivered: Result<(), String>) 
 fn server_of(letter: &Letter) -> &str {
     letter.mxid.split_once(':').map_or("", |(_, server)| server)
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use waypost_shared::clock::Clock;
+
+    use super::*;
+    use crate::{
+        domain::{association::Association, threepid::Threepid},
+        jobs::{clean_once, tests::app},
+        storage::outbox::OutboxCounts,
+    };
+
+    /// Puts one letter into the outbox.
+    async fn bind(app: &App) {
+        let threepid = Threepid::email("alice@example.com").unwrap();
+        let bound_ms = app.clock.now_ms();
+        let association = Association { threepid, mxid: "@alice:hs.test".to_owned(), bound_ms };
+        app.store.bind(&app.keys, &association, |_| Ok("{}".to_owned())).await.unwrap();
+    }
+
+    /// What a replica gets that looks now.
+    async fn lease(app: &App, clock: &Clock) -> Vec<Letter> {
+        let now_ms = clock.now_ms();
+        app.store.lease_letters(now_ms, now_ms + LEASE_MS, 10).await.unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_letter_whose_replica_died_is_taken_over_when_its_lease_is_over() {
+        let (app, clock, folder) = app(|_| {}).await;
+        bind(&app).await;
+        let first = lease(&app, &clock).await;
+        assert_eq!((first.len(), first[0].attempts), (1, 1));
+        clock.advance(Duration::from_millis(90_000 - 1));
+        assert!(lease(&app, &clock).await.is_empty());
+        clock.advance(Duration::from_millis(1));
+        let second = lease(&app, &clock).await;
+        assert_eq!((second.len(), &second[0].id, second[0].attempts), (1, &first[0].id, 2));
+
+        settle(&app, &second[0], Ok(())).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
+        // The one that was thought dead fails late: that brings nothing back.
+        settle(&app, &first[0], Err("too late".to_owned())).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_letter_is_tried_for_its_time_then_kept_for_a_while() {
+        let rules = |config: &mut crate::config::Config| {
+            config.outbox.retry_for_secs = 3600;
+            config.outbox.first_retry_secs = 8;
+            config.outbox.keep_dead_days = 1;
+        };
+        let (app, clock, folder) = app(rules).await;
+        bind(&app).await;
+        let since_ms = clock.now_ms();
+
+        let letter = lease(&app, &clock).await.remove(0);
+        clock.advance(Duration::from_millis(3_600_000 - 1));
+        settle(&app, &letter, Err("refused".to_owned())).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
+        // After the first failure: between half of 8 seconds and all of them.
+        let wait_ms = app.store.next_letter_due().await.unwrap().unwrap() - clock.now_ms();
+        assert!((4000..=8000).contains(&wait_ms), "{wait_ms}");
+
+        clock.advance(Duration::from_secs(8));
+        let letter = lease(&app, &clock).await.remove(0);
+        assert_eq!((letter.attempts, letter.since_ms), (2, since_ms));
+        settle(&app, &letter, Err("refused again".to_owned())).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 0, dead: 1 });
+        let dead = app.store.dead_letters().await.unwrap();
+        assert_eq!((dead[0].failure.as_str(), dead[0].dead_ms), ("refused again", clock.now_ms()));
+
+        clock.advance(Duration::from_secs(24 * 60 * 60));
+        assert!(lease(&app, &clock).await.is_empty());
+        clean_once(&app).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 0, dead: 1 });
+        clock.advance(Duration::from_millis(1));
+        clean_once(&app).await.unwrap();
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

@@ -74,7 +74,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends one token. Whether there was one.
+    /// Ends one token; on PostgreSQL a trigger tells the other replicas. Whether there was one.
     ///
     /// # Errors
     ///

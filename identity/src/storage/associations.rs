@@ -2,20 +2,20 @@
 
 use futures_util::TryStreamExt as _;
 use ruma_common::canonical_json::CanonicalJsonError;
-use sqlx::postgres::PgListener;
+use tokio::sync::mpsc;
 use waypost_shared::random;
 
 use crate::domain::{
     association::Association,
     invite::PendingInvite,
-    sealing::{Fingerprint, Sealed, StorageKeys},
+    sealing::{Sealed, StorageKeys},
     threepid::{Medium, Threepid},
 };
 
-use super::{Store, StoreError, in_tx_for, write_db};
+use super::{Store, StoreError, in_tx_for, on_db};
 
-/// The channel on which PostgreSQL tells that associations changed.
-const CHANNEL: &str = "waypost_associations";
+/// Rows that are handed on at once when all are read.
+const BATCH: usize = 4096;
 
 /// An address and its owner now; none when it was unbound.
 #[derive(Debug)]
@@ -26,12 +26,28 @@ pub(crate) struct Change {
     pub(crate) mxid: Option<String>,
 }
 
-/// Up to where a replica has seen what others changed: the oldest transaction that had not ended when it looked.
+/// Up to where a replica has seen what others changed. On PostgreSQL the oldest transaction that had not ended when it
+/// looked; on SQLite the number of the next change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Seen(i64);
 
 type Row = (String, Vec<u8>, Option<String>);
 type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
+
+/// An association as it is stored. Opening it is work for another thread than the one that reads.
+#[derive(Debug)]
+pub(crate) struct StoredAssociation(Row);
+
+impl StoredAssociation {
+    /// Opens the address.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError`].
+    pub(crate) fn open(self, keys: &StorageKeys) -> Result<Change, StoreError> {
+        change(keys, self.0)
+    }
+}
 
 impl Store {
     /// Binds an address to a Matrix id, whoever had it before, takes the invites that waited for it, and puts what
@@ -91,78 +107,47 @@ impl Store {
         }))
     }
 
-    /// Unbinds an address from `mxid`. Whether it was bound to it. The row stays for a while without an owner, so that
-    /// other replicas hear of it.
+    /// How many addresses belong to somebody.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn unbind(&self, fingerprint: &Fingerprint, mxid: &str, now_ms: i64) -> Result<bool, StoreError> {
-        let unbound = write_db!(self, pool => {
-            sqlx::query("UPDATE associations SET mxid = NULL, bound_ms = $3 WHERE fingerprint = $1 AND mxid = $2")
-                .bind(&fingerprint[..])
-                .bind(mxid)
-                .bind(now_ms)
-                .execute(pool)
-                .await?
-                .rows_affected()
+    pub(crate) async fn count_associations(&self) -> Result<usize, StoreError> {
+        let count: i64 = on_db!(self, pool => {
+            sqlx::query_scalar("SELECT COUNT(*) FROM associations WHERE mxid IS NOT NULL").fetch_one(pool).await?
         });
-        Ok(unbound > 0)
+        Ok(usize::try_from(count).unwrap_or_default())
     }
 
-    /// Removes up to `most` rows of addresses that were unbound before `before_ms`; how many.
+    /// Gives all associations to `to`, and says up to where changes are contained. Ends early when nobody takes them.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn delete_unbound(&self, before_ms: i64, most: i64) -> Result<u64, StoreError> {
-        Ok(write_db!(self, pool => {
-            sqlx::query(
-                "DELETE FROM associations WHERE mxid IS NULL AND fingerprint IN
-                     (SELECT fingerprint FROM associations WHERE mxid IS NULL AND bound_ms < $1 LIMIT $2)",
-            )
-            .bind(before_ms)
-            .bind(most)
-            .execute(pool)
-            .await?
-            .rows_affected()
-        }))
-    }
-
-    /// Gives every association to `each`, and says up to where changes are contained.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; one address that does not open ends it, because a lookup must not miss anybody silently.
-    pub(crate) async fn each_association(
-        &self,
-        keys: &StorageKeys,
-        mut each: impl FnMut(Change),
-    ) -> Result<Seen, StoreError> {
+    pub(crate) async fn all_associations(&self, to: mpsc::Sender<Vec<StoredAssociation>>) -> Result<Seen, StoreError> {
         const SELECT: &str = "SELECT medium, address_sealed, mxid FROM associations WHERE mxid IS NOT NULL";
-        match self {
-            Self::Sqlite { read, .. } => {
-                let mut rows = sqlx::query_as(SELECT).fetch(read);
-                while let Some(row) = rows.try_next().await? {
-                    each(change(keys, row)?);
+        let seen = self.seen().await?;
+        let mut batch = Vec::with_capacity(BATCH);
+        on_db!(self, pool => {
+            let mut rows = sqlx::query_as::<_, Row>(SELECT).fetch(pool);
+            while let Some(row) = rows.try_next().await? {
+                batch.push(StoredAssociation(row));
+                if batch.len() == BATCH {
+                    let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
+                    if to.send(full).await.is_err() {
+                        return Ok(seen);
+                    }
                 }
-                Ok(Seen::default())
             }
-            Self::Postgres(pool) => {
-                let seen = seen(pool).await?;
-                let mut rows = sqlx::query_as(SELECT).fetch(pool);
-                while let Some(row) = rows.try_next().await? {
-                    each(change(keys, row)?);
-                }
-                Ok(seen)
-            }
-        }
+        });
+        drop(to.send(batch).await);
+        Ok(seen)
     }
 
-    /// What changed since `seen`, some of it perhaps for the second time, and up to where that goes.
+    /// What changed since `since`, some of it perhaps for the second time, and up to where that goes.
     ///
-    /// A transaction that had not ended at the last look has a number that is not below `seen`, so a late commit is
-    /// found however late it is. SQLite has one process, which needs no telling.
+    /// On PostgreSQL a transaction that had not ended at the last look has a number that is not below `since`, so a
+    /// late commit is found however late it is.
     ///
     /// # Errors
     ///
@@ -172,36 +157,32 @@ impl Store {
         keys: &StorageKeys,
         since: Seen,
     ) -> Result<(Vec<Change>, Seen), StoreError> {
-        let Self::Postgres(pool) = self else { return Ok((Vec::new(), since)) };
-        let seen = seen(pool).await?;
-        let rows: Vec<Row> = sqlx::query_as(
-            "SELECT medium, address_sealed, mxid FROM associations WHERE changed >= $1 ORDER BY changed",
-        )
-        .bind(since.0)
-        .fetch_all(pool)
-        .await?;
+        let seen = self.seen().await?;
+        let rows: Vec<Row> = on_db!(self, pool => {
+            sqlx::query_as(
+                "SELECT medium, address_sealed, mxid FROM associations WHERE changed >= $1 ORDER BY changed",
+            )
+            .bind(since.0)
+            .fetch_all(pool)
+            .await?
+        });
         let changes = rows.into_iter().map(|row| change(keys, row)).collect::<Result<_, _>>()?;
         Ok((changes, seen))
     }
 
-    /// Listens for hints that associations changed; none on SQLite.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
-    pub(crate) async fn association_hints(&self) -> Result<Option<PgListener>, StoreError> {
-        let Self::Postgres(pool) = self else { return Ok(None) };
-        let mut listener = PgListener::connect_with(pool).await?;
-        listener.listen(CHANNEL).await?;
-        Ok(Some(listener))
+    /// Asked before the rows are read: what commits in between is then read twice and not missed.
+    async fn seen(&self) -> Result<Seen, StoreError> {
+        let number = match self {
+            Self::Sqlite { read, .. } => {
+                sqlx::query_scalar("SELECT number + 1 FROM association_changes").fetch_one(read).await?
+            }
+            Self::Postgres(pool) => {
+                let oldest = "SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint";
+                sqlx::query_scalar(oldest).fetch_one(pool).await?
+            }
+        };
+        Ok(Seen(number))
     }
-}
-
-/// Asked before the rows are read: what commits in between is then read twice and not missed.
-async fn seen(pool: &sqlx::PgPool) -> Result<Seen, StoreError> {
-    let xmin =
-        sqlx::query_scalar("SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint").fetch_one(pool).await?;
-    Ok(Seen(xmin))
 }
 
 fn change(keys: &StorageKeys, (medium, address_sealed, mxid): Row) -> Result<Change, StoreError> {

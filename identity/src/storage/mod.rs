@@ -21,8 +21,11 @@ use crate::domain::sealing::Fingerprint;
 
 pub(crate) mod accounts;
 pub(crate) mod associations;
+pub(crate) mod hints;
 pub(crate) mod invites;
 pub(crate) mod outbox;
+pub(crate) mod people;
+pub(crate) mod peppers;
 pub(crate) mod rate_limits;
 pub(crate) mod sessions;
 pub(crate) mod settings;
@@ -179,6 +182,7 @@ impl Store {
                 migrator(&[
                     (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
                     (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
+                    (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
                 ])
                 .run(write)
                 .await?;
@@ -187,8 +191,17 @@ impl Store {
                 migrator(&[
                     (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
                     (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
+                    (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
                 ])
                 .run(pool)
+                .await?;
+                // After a restore from a dump the numbers are another cluster's and may be ahead of this one's, so that
+                // each look for changes would read those rows again. The trigger gives them a number of today.
+                sqlx::query(
+                    "UPDATE associations SET bound_ms = bound_ms
+                      WHERE changed > pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
+                )
+                .execute(pool)
                 .await?;
             }
         }

@@ -25,6 +25,8 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) now_ms: i64,
     /// Sessions that were proven, or else asked for, before this are no more.
     pub(crate) expired_ms: i64,
+    /// Tries at a session's token; one whose tries are used up is no more when the client asks again.
+    pub(crate) max_attempts: i64,
 }
 
 /// What became of a request for a token.
@@ -83,11 +85,15 @@ impl Store {
         Ok(in_tx!(self, tx => {
             sqlx::query(
                 "DELETE FROM validation_sessions
-                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND COALESCE(validated_ms, requested_ms) < $3",
+                  WHERE fingerprint = $1 AND client_secret_hash = $2
+                    AND (COALESCE(validated_ms, requested_ms) < $3
+                         OR (validated_ms IS NULL AND attempts >= $4 AND send_attempt < $5))",
             )
             .bind(&fingerprint[..])
             .bind(&request.client_secret_hash[..])
             .bind(request.expired_ms)
+            .bind(request.max_attempts)
+            .bind(request.send_attempt)
             .execute(&mut *tx)
             .await?;
             let claimed: Option<String> = sqlx::query_scalar(
@@ -161,19 +167,28 @@ impl Store {
         row.map(|row| session(keys, row)).transpose()
     }
 
-    /// Counts a wrong token.
+    /// Counts a try at a session's token; false when all of them are used up. A session that is validated has nothing
+    /// left to guess, so it is not counted.
+    ///
+    /// One statement, so that of any number of tries at once no more than `max_attempts` are let through.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn count_wrong_token(&self, sid: &str) -> Result<(), StoreError> {
-        write_db!(self, pool => {
-            sqlx::query("UPDATE validation_sessions SET attempts = attempts + 1 WHERE sid = $1")
-                .bind(sid)
-                .execute(pool)
-                .await?;
+    pub(crate) async fn take_attempt(&self, sid: &str, max_attempts: i64) -> Result<bool, StoreError> {
+        let taken = write_db!(self, pool => {
+            sqlx::query(
+                "UPDATE validation_sessions
+                    SET attempts = CASE WHEN validated_ms IS NULL THEN attempts + 1 ELSE attempts END
+                  WHERE sid = $1 AND (validated_ms IS NOT NULL OR attempts < $2)",
+            )
+            .bind(sid)
+            .bind(max_attempts)
+            .execute(pool)
+            .await?
+            .rows_affected()
         });
-        Ok(())
+        Ok(taken > 0)
     }
 
     /// Notes that the token was submitted; a second time changes nothing.

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use waypost_shared::secret::SecretString;
 
-use super::{Content, PushType};
+use super::{Content, FcmProfile, PushType};
 use crate::{
     glob::Glob,
     jwt::{Es256Key, Rs256Key},
@@ -17,6 +17,8 @@ pub(crate) struct AppConfig {
     /// An `app_id`, or a pattern of several.
     pub(crate) id: String,
     pub(crate) content: Content,
+    /// Pushes that are under way at the same time.
+    pub(crate) max_in_flight: usize,
     pub(crate) provider: ProviderConfig,
 }
 
@@ -26,6 +28,7 @@ pub(crate) enum ProviderConfig {
     Apns(ApnsConfig),
     Fcm(FcmConfig),
     WebPush(WebPushConfig),
+    UnifiedPush(UnifiedPushConfig),
 }
 
 impl ProviderConfig {
@@ -35,6 +38,7 @@ impl ProviderConfig {
             Self::Apns(_) => "apns",
             Self::Fcm(_) => "fcm",
             Self::WebPush(_) => "webpush",
+            Self::UnifiedPush(_) => "unifiedpush",
         }
     }
 }
@@ -68,6 +72,7 @@ pub(crate) struct FcmConfig {
     /// Without a slash at its end.
     pub(crate) endpoint: String,
     pub(crate) credentials: FcmCredentials,
+    pub(crate) profile: FcmProfile,
     /// What the operator wants in each message.
     pub(crate) options: Map<String, Value>,
 }
@@ -87,6 +92,17 @@ pub(crate) struct WebPushConfig {
     pub(crate) vapid_key: Es256Key,
     /// `mailto:` or `https:`.
     pub(crate) vapid_contact: String,
+    /// Hosts that may be pushed to; empty for all.
+    pub(crate) allowed_endpoints: Vec<Glob>,
+    pub(crate) ttl_secs: u64,
+    pub(crate) events_only: bool,
+}
+
+/// Push servers that people choose.
+#[derive(Debug)]
+pub(crate) struct UnifiedPushConfig {
+    /// The key that messages are signed with, and whom to ask about them, where the operator wants that.
+    pub(crate) vapid: Option<(Es256Key, String)>,
     /// Hosts that may be pushed to; empty for all.
     pub(crate) allowed_endpoints: Vec<Glob>,
     pub(crate) ttl_secs: u64,

@@ -1,6 +1,7 @@
 //! From an entry of `[[apps]]` as it is written to one that can only be right.
 
 mod clashes;
+mod webpush;
 
 use std::{fs, path::Path};
 
@@ -14,16 +15,16 @@ use waypost_shared::{
 };
 
 use super::{
-    ApnsConfig, ApnsCredentials, AppConfig, AppSection, Content, Environment, FcmConfig, FcmCredentials,
-    ProviderConfig, PushType, WebPushConfig,
+    ApnsConfig, ApnsCredentials, AppConfig, AppSection, Content, Environment, FcmConfig, FcmCredentials, FcmProfile,
+    ProviderConfig, PushType,
 };
-use crate::{
-    glob::Glob,
-    jwt::{Es256Key, Rs256Key},
-};
+use crate::jwt::{Es256Key, Rs256Key};
 
-/// Seconds that a web push service keeps a message for a device that is away: Sygnal's default.
-const DEFAULT_TTL_SECS: u64 = 15 * 60;
+/// Pushes of one app that are under way at the same time: what a provider that answers in 50 ms takes of 20,000 a
+/// second, and a quarter of the connections that homeservers may have open by default.
+const DEFAULT_MAX_IN_FLIGHT: usize = 1000;
+/// No machine has room for more, and a semaphore takes no more than this either.
+const MOST_IN_FLIGHT: usize = 1_000_000;
 /// Where Google's machines tell a program who it is.
 const METADATA_URI: &str = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
 /// Keys of an FCM message that no configuration may set: who gets it, and what the homeserver said.
@@ -66,13 +67,14 @@ impl Entry<'_> {
         let section = self.section;
         let id = self.needed("id", section.id.as_ref(), "the app_id of the app's pushers, or a pattern with * and ?");
         let Some(kind) = section.kind.as_deref() else {
-            self.wrong("type", "is missing; set it to \"apns\", \"fcm\" or \"webpush\"");
+            self.wrong("type", "is missing; set it to \"apns\", \"fcm\", \"webpush\" or \"unifiedpush\"");
             return None;
         };
         let provider = match kind {
             "apns" => self.apns().map(ProviderConfig::Apns),
             "fcm" => self.fcm().map(ProviderConfig::Fcm),
             "webpush" => self.webpush().map(ProviderConfig::WebPush),
+            "unifiedpush" => self.unifiedpush().map(ProviderConfig::UnifiedPush),
             "gcm" => {
                 let is_apples =
                     section.topic.is_some() || section.key_file.is_some() || section.certificate_file.is_some();
@@ -85,13 +87,17 @@ impl Entry<'_> {
                 return None;
             }
             _ => {
-                self.wrong("type", "is none of \"apns\", \"fcm\" and \"webpush\"");
+                self.wrong("type", "is none of \"apns\", \"fcm\", \"webpush\" and \"unifiedpush\"");
                 return None;
             }
         };
         self.refuse_keys_of_others(kind);
         let content = section.content.unwrap_or(Content::IdsOnly);
-        Some(AppConfig { position: self.position, id: id?.clone(), content, provider: provider? })
+        let max_in_flight = section.max_in_flight.unwrap_or(DEFAULT_MAX_IN_FLIGHT);
+        if !(1..=MOST_IN_FLIGHT).contains(&max_in_flight) {
+            self.wrong("max_in_flight", &format!("must be 1 to {MOST_IN_FLIGHT}"));
+        }
+        Some(AppConfig { position: self.position, id: id?.clone(), content, max_in_flight, provider: provider? })
     }
 
     fn apns(&mut self) -> Option<ApnsConfig> {
@@ -180,7 +186,13 @@ impl Entry<'_> {
                 .map(|metadata_uri| FcmCredentials::WorkloadIdentity { metadata_uri }),
             (Some(file), false) => self.service_account(file),
         };
-        Some(FcmConfig { project_id: project_id?.clone(), endpoint: endpoint?, credentials: credentials?, options })
+        Some(FcmConfig {
+            project_id: project_id?.clone(),
+            endpoint: endpoint?,
+            credentials: credentials?,
+            profile: section.profile.unwrap_or(FcmProfile::Sygnal),
+            options,
+        })
     }
 
     fn service_account(&mut self, file: &Path) -> Option<FcmCredentials> {
@@ -207,33 +219,10 @@ impl Entry<'_> {
         })
     }
 
-    fn webpush(&mut self) -> Option<WebPushConfig> {
-        let section = self.section;
-        let what = "a mail address or https URL where push services reach you";
-        let contact = self.needed("vapid_contact", section.vapid_contact.as_ref(), what);
-        let file = self.needed("vapid_key_file", section.vapid_key_file.as_ref(), "the PEM file of the VAPID key");
-        let key = file.and_then(|file| self.es256("vapid_key_file", file));
-        let contact = match contact?.as_str() {
-            contact if contact.starts_with("mailto:") || contact.starts_with("https:") => contact.to_owned(),
-            contact if contact.contains('@') => format!("mailto:{contact}"),
-            _ => {
-                self.wrong("vapid_contact", "must be a mail address or an https URL");
-                return None;
-            }
-        };
-        Some(WebPushConfig {
-            vapid_key: key?,
-            vapid_contact: contact,
-            allowed_endpoints: section.allowed_endpoints.iter().flatten().map(|host| host_pattern(host)).collect(),
-            ttl_secs: section.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
-            events_only: section.events_only.unwrap_or(false),
-        })
-    }
-
     /// A key of another provider is a mistake, and most likely in `type`.
     fn refuse_keys_of_others(&mut self, kind: &str) {
         let section = self.section;
-        let keys: [(&str, bool, &[&str]); 23] = [
+        let keys: [(&str, bool, &[&str]); 24] = [
             ("endpoint", section.endpoint.is_some(), &["apns", "fcm"]),
             ("topic", section.topic.is_some(), &["apns"]),
             ("environment", section.environment.is_some(), &["apns"]),
@@ -252,11 +241,12 @@ impl Entry<'_> {
             ("workload_identity", section.workload_identity.is_some(), &["fcm"]),
             ("metadata_uri", section.metadata_uri.is_some(), &["fcm"]),
             ("options", section.options.is_some(), &["fcm"]),
-            ("vapid_key_file", section.vapid_key_file.is_some(), &["webpush"]),
-            ("vapid_contact", section.vapid_contact.is_some(), &["webpush"]),
-            ("allowed_endpoints", section.allowed_endpoints.is_some(), &["webpush"]),
-            ("ttl_secs", section.ttl_secs.is_some(), &["webpush"]),
-            ("events_only", section.events_only.is_some(), &["webpush"]),
+            ("profile", section.profile.is_some(), &["fcm"]),
+            ("vapid_key_file", section.vapid_key_file.is_some(), &["webpush", "unifiedpush"]),
+            ("vapid_contact", section.vapid_contact.is_some(), &["webpush", "unifiedpush"]),
+            ("allowed_endpoints", section.allowed_endpoints.is_some(), &["webpush", "unifiedpush"]),
+            ("ttl_secs", section.ttl_secs.is_some(), &["webpush", "unifiedpush"]),
+            ("events_only", section.events_only.is_some(), &["webpush", "unifiedpush"]),
         ];
         for (key, is_set, kinds) in keys {
             if is_set && !kinds.contains(&kind) {
@@ -315,10 +305,4 @@ fn normal_uri(text: &str) -> Option<String> {
     let uri = url.as_str().trim_end_matches('/');
     // Another library's opinion, but the one that counts when the request is made.
     uri.parse::<Uri>().is_ok().then(|| uri.to_owned())
-}
-
-/// A pattern of hosts, as URLs have them: in lower case, without the dot that may end a name.
-fn host_pattern(host: &str) -> Glob {
-    let host = host.to_lowercase();
-    Glob::new(host.strip_suffix('.').unwrap_or(&host))
 }

@@ -1,10 +1,11 @@
-//! Push services: three of them, one set of verdicts.
+//! Push services: four of them, one set of verdicts.
 //!
 //! A provider prepares a request once (payload, headers), and attempts to send it as often as `notify` asks. It turns
 //! the service's answers into an [`Outcome`]; `notify` alone decides what that means for the homeserver.
 
 mod apns;
 mod fcm;
+mod unifiedpush;
 mod webpush;
 
 use std::time::Duration;
@@ -119,6 +120,7 @@ pub(crate) enum Provider {
     Apns(apns::Apns),
     Fcm(fcm::Fcm),
     WebPush(webpush::WebPush),
+    UnifiedPush(unifiedpush::UnifiedPush),
 }
 
 /// What the providers share: connections, the clock, and tokens that several apps use.
@@ -148,13 +150,14 @@ impl Provider {
             ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, shared)?),
             ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, shared)),
             ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, shared)),
+            ProviderConfig::UnifiedPush(config) => Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, shared)),
         })
     }
 
     /// What a push goes by beside the pushkey: of web push the endpoint, since that is what its service judges.
     pub(crate) fn endpoint<'d>(&self, device: &'d Device) -> &'d str {
         match self {
-            Self::Apns(_) | Self::Fcm(_) => "",
+            Self::Apns(_) | Self::Fcm(_) | Self::UnifiedPush(_) => "",
             Self::WebPush(_) => device.data_text("endpoint").unwrap_or_default(),
         }
     }
@@ -171,6 +174,7 @@ impl Provider {
             Self::Apns(apns) => apns.prepare(notification, device, kind),
             Self::Fcm(fcm) => fcm.prepare(notification, device, kind),
             Self::WebPush(webpush) => webpush.prepare(notification, device, kind),
+            Self::UnifiedPush(unifiedpush) => unifiedpush.prepare(notification, device, kind),
         }
     }
 
@@ -180,6 +184,7 @@ impl Provider {
             Self::Apns(apns) => apns.attempt(request, device, timeout).await,
             Self::Fcm(fcm) => fcm.attempt(request, timeout).await,
             Self::WebPush(webpush) => webpush.attempt(request, timeout).await,
+            Self::UnifiedPush(unifiedpush) => unifiedpush.attempt(request, timeout).await,
         }
     }
 
@@ -188,7 +193,11 @@ impl Provider {
         match self {
             Self::Apns(apns) => apns.check(timeout).await,
             Self::Fcm(fcm) => fcm.check(timeout).await,
-            Self::WebPush(webpush) => webpush.check(),
+            Self::WebPush(webpush) => webpush.vapid().check(),
+            Self::UnifiedPush(unifiedpush) => match unifiedpush.vapid() {
+                Some(vapid) => vapid.check(),
+                None => Ok("push servers are asked without credentials".to_owned()),
+            },
         }
     }
 }

@@ -101,6 +101,12 @@ impl Outbound {
         &self.resolver
     }
 
+    /// What TLS is spoken with, for protocols other than HTTP.
+    #[must_use]
+    pub fn tls(&self) -> ClientConfig {
+        self.tls.clone()
+    }
+
     /// A client with its own pool of connections.
     #[must_use]
     pub fn client(&self, reach: Reach) -> HttpClient {

@@ -1,6 +1,7 @@
 //! bind, getValidated3pid, and what is stored of them.
 
 use serde_json::json;
+use tokio::io::AsyncWriteExt as _;
 use waypost_tests::database::Database;
 use waypost_tests::identity::{Link, SERVER_NAME, TestIdentity};
 use waypost_tests::matrix::verify_signed_json;
@@ -136,7 +137,36 @@ on_each_database! {
     }
 }
 
-/// THREATS.md, identity server, 14.
+/// What a client that hung up has bound is in the database, so it has to be in the index too.
+#[tokio::test]
+async fn a_bind_whose_client_hangs_up_is_whole() {
+    let t = TestIdentity::start(Database::Sqlite).await;
+    let token = t.register(ALICE).await;
+    let address: std::net::SocketAddr = t.server.public.trim_start_matches("http://").parse().unwrap();
+    let emails: Vec<String> = (0..30).map(|number| format!("alice{number}@example.com")).collect();
+    for (number, email) in emails.iter().enumerate() {
+        let secret = format!("secret{number}");
+        let sid = t.validate(&token, email, &secret).await;
+        let body = json!({"sid": sid, "client_secret": secret, "mxid": ALICE}).to_string();
+        let request = format!(
+            "POST /_matrix/identity/v2/3pid/bind HTTP/1.1\r\nHost: id.test\r\nAuthorization: Bearer {token}\r\n\
+             Content-Length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+        stream.write_all(request.as_bytes()).await.unwrap();
+        drop(stream);
+    }
+    // There is one writer, and it serves in order: when this one is through, all others are.
+    t.publish(&token, "last@example.com", ALICE).await;
+    let emails: Vec<&str> = emails.iter().map(String::as_str).collect();
+    let before = t.lookup(&token, &emails).await;
+    let t = t.restart().await;
+    assert_eq!(t.lookup(&token, &emails).await, before);
+    assert!(before.as_object().is_some_and(|found| !found.is_empty()), "no bind came through");
+}
+
+/// docs/security.md, identity server, 14.
 #[tokio::test]
 async fn a_copy_of_the_database_shows_no_address_and_no_token() {
     let t = TestIdentity::start(Database::Sqlite).await;

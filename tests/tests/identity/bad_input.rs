@@ -1,4 +1,4 @@
-//! What is not a request gets a Matrix error and changes nothing (DESIGN.md, section 5).
+//! What is not a request gets a Matrix error and changes nothing (docs/compatibility.md, "Errors").
 
 use ::http::Method;
 use bytes::Bytes;

@@ -352,7 +352,7 @@ on_each_database! {
     }
 }
 
-/// THREATS.md, identity server, 10 and 14.
+/// docs/security.md, identity server, 10 and 14.
 #[tokio::test]
 async fn a_copy_of_the_database_shows_no_invite() {
     let t = TestIdentity::start(Database::Sqlite).await;

@@ -104,4 +104,46 @@ on_each_database! {
             assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{addresses}");
         }
     }
+
+    async fn too_many_lookups_are_429(database: Database) {
+        // By whom they are counted, and whether another user of the same homeserver has to wait too.
+        for (limit, shared) in [
+            ("lookup_per_account", false),
+            ("lookup_per_homeserver", true),
+            ("addresses_per_account", false),
+            ("addresses_per_homeserver", true),
+        ] {
+            let t = TestIdentity::start_with(database, |settings| {
+                settings.set(&format!("limits.{limit}"), "burst", 2);
+                settings.set(&format!("limits.{limit}"), "refill_secs", 600);
+            })
+            .await;
+            let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+            let pepper = t.pepper(&alice).await;
+            let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": ["a"]});
+            for _ in 0..2 {
+                assert_eq!(t.post("/lookup", Some(&alice), &body).await.status, 200, "{limit}");
+            }
+            let reply = t.post("/lookup", Some(&alice), &body).await;
+            assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit}");
+            assert!(reply.json()["retry_after_ms"].as_i64().unwrap() > 0, "{limit}");
+            let status = t.post("/lookup", Some(&bob), &body).await.status;
+            assert_eq!(status, if shared { 429 } else { 200 }, "{limit}");
+        }
+    }
+
+    async fn a_plain_lookup_is_answered_as_it_was_sent_where_that_is_allowed(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("lookup", "allow_none", true);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        t.publish(&token, EMAIL, ALICE).await;
+        let pepper = t.pepper(&token).await;
+        let sent = ["alice@example.com email", "Alice@Example.com email", "alice@example.com email", "bob@example.com email"];
+        let body = json!({"algorithm": "none", "pepper": pepper, "addresses": sent});
+        let found = t.post("/lookup", Some(&token), &body).await.ok();
+        assert_eq!(found, json!({"mappings": {sent[0]: ALICE, sent[1]: ALICE}}));
+        assert_eq!(t.post("/lookup", Some(&token), &body).await.text.matches(ALICE).count(), 2);
+    }
 }

@@ -3,15 +3,24 @@
 mod account;
 mod associations;
 mod bad_input;
+mod commands;
 mod discovery;
+mod hosted_terms;
+mod internal;
 mod invitations;
 mod keys;
 mod lookup;
+mod mail;
+mod msisdn;
 mod onbind;
+mod pages;
+mod pepper;
 mod pubkey;
+mod replicas;
 mod status;
 mod terms;
 mod unbind;
+mod v1;
 mod validation;
 
 /// A user of the stand-in homeserver.

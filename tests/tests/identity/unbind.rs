@@ -1,4 +1,4 @@
-//! unbind, by a session or by the signature of the user's homeserver (THREATS.md, identity server, 9).
+//! unbind, by a session or by the signature of the user's homeserver (docs/security.md, identity server, 9).
 
 use ::http::{Method, Request};
 use bytes::Bytes;

@@ -1,4 +1,4 @@
-//! What goes to APNs (PAYLOADS.md, "APNs").
+//! What goes to APNs (docs/payloads.md, "APNs").
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE};
@@ -73,7 +73,7 @@ async fn a_full_event_has_the_wording_sygnal_has() {
 #[tokio::test]
 async fn each_kind_of_event_has_its_wording() {
     let gateway = TestGateway::start().await;
-    // type, content, room name, loc-key, loc-args: PAYLOADS.md's table, row by row.
+    // type, content, room name, loc-key, loc-args: the table of docs/payloads.md, row by row.
     let message = "m.room.message";
     let text = json!({"msgtype": "m.text", "body": "hi"});
     let emote = json!({"msgtype": "m.emote", "body": "waves"});
@@ -142,7 +142,7 @@ async fn event_id_only_is_the_apps_own_payload_and_the_ids() {
         "aps": {"mutable-content": 1, "alert": {"loc-key": "Notification", "loc-args": []}},
         "pusher_notification_client_identifier": "abc",
     });
-    // Element X iOS, as COMPAT.md has it.
+    // Element X iOS: docs/payloads.md, "What apps read".
     let device = json!({
         "app_id": IOS,
         "pushkey": apns_token(1),

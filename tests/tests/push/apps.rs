@@ -1,4 +1,5 @@
-//! Which app's configuration a device goes by (DESIGN.md, section 6; THREATS.md).
+//! Which app's configuration a device goes by (docs/push-gateway.md, "Apps"; docs/security.md, push
+//! gateway, 7).
 
 use serde_json::json;
 use waypost_tests::gateway::{TestGateway, apns_token, event, with};

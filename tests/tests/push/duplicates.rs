@@ -1,4 +1,5 @@
-//! A homeserver repeats itself; devices must not notice (COMPAT.md, P8 and P9; DESIGN.md, decision 7).
+//! A homeserver repeats itself; devices must not notice (docs/compatibility.md, P8 and P9; docs/push-gateway.md,
+//! "Duplicates and dead pushkeys").
 
 use serde_json::json;
 use waypost_tests::apns::refusal;

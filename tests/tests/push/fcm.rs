@@ -1,4 +1,4 @@
-//! What goes to FCM (PAYLOADS.md, "FCM").
+//! What goes to FCM (docs/payloads.md, "FCM").
 
 use serde_json::{Value, json};
 use waypost_tests::fcm::{FcmPush, refusal};

@@ -1,4 +1,4 @@
-//! What real homeservers send, beside the specification (COMPAT.md, P5, P7, P10 and P12).
+//! What real homeservers send, beside the specification (docs/compatibility.md, P5, P7, P10 and P12).
 
 use ::http::Method;
 use bytes::Bytes;

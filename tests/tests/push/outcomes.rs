@@ -1,4 +1,5 @@
-//! What a push service's answer means for the homeserver (PAYLOADS.md, "Answers"; COMPAT.md, P1 to P4 and P6).
+//! What a push service's answer means for the homeserver (docs/payloads.md, "Answers"; docs/compatibility.md, P1
+//! to P4 and P6).
 
 use std::time::Duration;
 

@@ -1,4 +1,4 @@
-//! What goes to push services of browsers (PAYLOADS.md, "WebPush").
+//! What goes to push services of browsers (docs/payloads.md, "WebPush").
 
 use serde_json::{Value, json};
 use waypost_tests::gateway::{TestGateway, WEB, event, with};

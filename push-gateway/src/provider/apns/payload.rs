@@ -1,4 +1,4 @@
-//! What an app on iOS reads: the three kinds of payload (PAYLOADS.md, "APNs").
+//! What an app on iOS reads: the three kinds of payload (docs/payloads.md, "APNs").
 
 use serde_json::{Map, Value, json};
 

@@ -1,4 +1,4 @@
-//! Whole payloads, worked out by hand from PAYLOADS.md.
+//! Whole payloads, worked out by hand from docs/payloads.md.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 

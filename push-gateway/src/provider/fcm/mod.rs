@@ -2,6 +2,7 @@
 //!
 //! Source: Google, "FCM REST API", `projects.messages.send` and "ErrorCode".
 
+mod fluffychat;
 mod payload;
 mod token;
 
@@ -69,7 +70,7 @@ impl Fcm {
             client: shared.services.clone(),
             clock: shared.clock.clone(),
             uri: format!("{}/v1/projects/{project}/messages:send", config.endpoint),
-            template: payload::Template::new(config.options),
+            template: payload::Template::new(config.options, config.profile),
             tokens: Arc::new(Tokens::new(config.credentials, shared.services.clone(), shared.clock.clone())),
         }
     }

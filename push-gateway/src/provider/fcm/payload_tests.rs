@@ -1,4 +1,4 @@
-//! Whole messages, worked out by hand from PAYLOADS.md.
+//! Whole messages, worked out by hand from docs/payloads.md.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
@@ -10,7 +10,7 @@ fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -
     value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
     let notification = notification(value);
     let Value::Object(options) = options else { panic!("options are an object") };
-    let body = Template::new(options).build(&notification, &notification.devices[0], kind)?;
+    let body = Template::new(options, FcmProfile::Sygnal).build(&notification, &notification.devices[0], kind)?;
     Ok(serde_json::from_slice(&body).unwrap())
 }
 

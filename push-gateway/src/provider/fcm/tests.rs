@@ -6,7 +6,10 @@ use serde_json::{Map, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{config::FcmCredentials, provider::Fault};
+use crate::{
+    config::{FcmCredentials, FcmProfile},
+    provider::Fault,
+};
 
 fn fcm() -> Fcm {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
@@ -15,6 +18,7 @@ fn fcm() -> Fcm {
         project_id: "a project".to_owned(),
         endpoint: "https://fcm.googleapis.com".to_owned(),
         credentials: FcmCredentials::WorkloadIdentity { metadata_uri: "http://127.0.0.1:1".to_owned() },
+        profile: FcmProfile::Sygnal,
         options: Map::new(),
     };
     Fcm::new(config, &shared)

@@ -2,9 +2,7 @@
 //!
 //! Source: RFC 8030, "Generic Event Delivery Using HTTP Push".
 
-mod encryption;
 mod payload;
-mod vapid;
 
 use std::time::Duration;
 
@@ -21,16 +19,14 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use self::{
-    encryption::{NotEncrypted, Subscription},
-    vapid::Vapid,
-};
-use super::{Attempt, Checked, Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
-    encoding::from_base64,
+    encryption::{self, NotEncrypted, Subscription},
+    endpoint,
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
+    vapid::Vapid,
 };
 
 /// One web app.
@@ -45,6 +41,11 @@ pub(crate) struct WebPush {
 }
 
 impl WebPush {
+    /// What the app's pushes are signed with.
+    pub(super) fn vapid(&self) -> &Vapid {
+        &self.vapid
+    }
+
     pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
         Self {
             client: shared.strangers.clone(),
@@ -70,7 +71,7 @@ impl WebPush {
         let Ok(uri) = endpoint.as_str().parse::<Uri>() else {
             return Err(Unsent::Settled(Outcome::refused_push("the endpoint makes no valid request")));
         };
-        if !self.is_allowed(&endpoint) {
+        if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
             return Err(Unsent::Settled(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
         }
         let plaintext = payload::build(notification, device, kind, encryption::MAX_PLAINTEXT)?;
@@ -113,14 +114,6 @@ impl WebPush {
         Attempt { outcome: self.outcome(&answer), answer: Some(answer) }
     }
 
-    /// Signs a statement; whether it is the key that browsers subscribed with, only the app knows.
-    pub(super) fn check(&self) -> Checked {
-        match self.vapid.authorization("https://push.example") {
-            Ok(_) => Ok(format!("the VAPID key signs; its public half is {}", self.vapid.public_key())),
-            Err(_) => Err("the VAPID key cannot sign: make another one with the command `vapid`".to_owned()),
-        }
-    }
-
     fn outcome(&self, answer: &Response<Bytes>) -> Outcome {
         if is_transient(answer.status()) {
             return Outcome::busy(answer, &self.clock);
@@ -135,26 +128,12 @@ impl WebPush {
             status => Outcome::refused_push(format!("the push service answered {status}")),
         }
     }
-
-    fn is_allowed(&self, endpoint: &Url) -> bool {
-        let host = endpoint.host_str().unwrap_or_default();
-        // A name with its final dot is the same name.
-        let host = host.strip_suffix('.').unwrap_or(host);
-        self.allowed_endpoints.is_empty() || self.allowed_endpoints.iter().any(|allowed| allowed.matches(host))
-    }
 }
 
 /// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
 fn subscription(device: &Device) -> Option<(Url, Subscription)> {
-    let mut endpoint = Url::parse(device.data_text("endpoint")?).ok()?;
-    let is_plain = endpoint.username().is_empty() && endpoint.password().is_none();
-    if endpoint.scheme() != "https" || !endpoint.has_host() || !is_plain {
-        return None;
-    }
-    endpoint.set_fragment(None);
-    let p256dh = from_base64(&device.pushkey)?.try_into().ok()?;
-    let auth = from_base64(device.data_text("auth")?)?.try_into().ok()?;
-    Some((endpoint, Subscription { p256dh, auth }))
+    let endpoint = endpoint::parse(device.data_text("endpoint")?)?;
+    Some((endpoint, endpoint::subscription(&device.pushkey, device.data_text("auth")?)?))
 }
 
 /// Only a key that can never be encrypted for makes a subscription dead.

@@ -1,6 +1,6 @@
-//! What a web app reads: JSON, encrypted (PAYLOADS.md, "WebPush").
+//! What a web app reads: JSON, encrypted (docs/payloads.md, "WebPush").
 
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use crate::{
     fit,
@@ -39,56 +39,14 @@ pub(super) fn build(
     if kind == Kind::Full {
         add("membership", notification.membership().map(Value::from));
         add("user_is_target", notification.user_is_target().map(Value::from));
-        add("content", notification.content().map(|content| Value::Object(without_html(content))));
+        add("content", notification.content().map(|content| Value::Object(fit::without_html(content))));
     }
     add("unread", notification.counts.unread.map(Value::from));
     add("missed_calls", notification.counts.missed_calls.map(Value::from));
     for (key, part) in notification.encrypted_parts() {
         add(key, Some(part.clone()));
     }
-    fitted(Value::Object(payload), max_bytes)
-}
-
-/// A notification shows plain text, and HTML takes most of the room.
-fn without_html(content: &Map<String, Value>) -> Map<String, Value> {
-    content
-        .iter()
-        .filter(|(key, _)| *key != "formatted_body")
-        .map(|(key, value)| (key.clone(), value.clone()))
-        .collect()
-}
-
-fn fitted(mut payload: Value, max_bytes: usize) -> Result<Vec<u8>, Unsent> {
-    loop {
-        let body = payload.to_string();
-        let Some(excess) = body.len().checked_sub(max_bytes).filter(|excess| *excess > 0) else {
-            return Ok(body.into_bytes());
-        };
-        if fit::shrink(texts(&mut payload), excess, "") {
-            continue;
-        }
-        // What else is in a content must not be cut (ciphertext, ids, keys); without it the app fetches the event.
-        let removed = payload.as_object_mut().and_then(|payload| payload.remove("content"));
-        if removed.is_none() {
-            return Err(Unsent::too_large(max_bytes));
-        }
-    }
-}
-
-/// The texts that may be cut: what people read.
-fn texts(payload: &mut Value) -> Vec<&mut String> {
-    let Value::Object(payload) = payload else { return Vec::new() };
-    payload
-        .iter_mut()
-        .filter_map(|(key, value)| match (key.as_str(), value) {
-            ("room_name" | "room_alias" | "sender_display_name", Value::String(text)) => Some(text),
-            ("content", Value::Object(content)) => match content.get_mut("body") {
-                Some(Value::String(text)) => Some(text),
-                _ => None,
-            },
-            _ => None,
-        })
-        .collect()
+    fit::notification(payload, max_bytes).map(String::into_bytes).ok_or_else(|| Unsent::too_large(max_bytes))
 }
 
 #[cfg(test)]

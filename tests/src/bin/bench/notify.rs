@@ -39,6 +39,8 @@ pub(crate) async fn measure() {
         .set("listen", "operations", "127.0.0.1:0")
         .set("outbound", "extra_ca_file", text(&ca_file))
         .set("log", "format", "json")
+        // One source pushes to one device as fast as it can, which is what limits are against.
+        .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\n")
         .push(
             "apps",
             &[

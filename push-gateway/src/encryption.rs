@@ -1,4 +1,5 @@
-//! Web push messages are encrypted for the browser; the push service sees only their length.
+//! Messages of web push are encrypted for the browser, and those of UnifiedPush for the app, if it wants that; the push
+//! service sees only their length.
 //!
 //! Source: RFC 8291, "Message Encryption for Web Push", and RFC 8188 for the content coding `aes128gcm`.
 
@@ -24,19 +25,19 @@ const HEADER: usize = 16 + 4 + 1 + POINT;
 /// Bytes of the authentication tag.
 const TAG: usize = 16;
 /// Bytes of the plaintext at the most; one more marks its end.
-pub(super) const MAX_PLAINTEXT: usize = MAX_BODY - HEADER - 1 - TAG;
+pub(crate) const MAX_PLAINTEXT: usize = MAX_BODY - HEADER - 1 - TAG;
 
 /// The keys of a subscription.
-pub(super) struct Subscription {
+pub(crate) struct Subscription {
     /// The browser's public key.
-    pub(super) p256dh: [u8; POINT],
+    pub(crate) p256dh: [u8; POINT],
     /// The secret that it shares with its application.
-    pub(super) auth: [u8; AUTH],
+    pub(crate) auth: [u8; AUTH],
 }
 
 /// Why a message is not encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum NotEncrypted {
+pub(crate) enum NotEncrypted {
     /// The browser's key is no point of the curve.
     NoPoint,
     /// Our side: randomness, or the cipher.
@@ -50,7 +51,7 @@ impl From<Unspecified> for NotEncrypted {
 }
 
 /// Encrypts a message for a subscription.
-pub(super) fn encrypt(subscription: &Subscription, plaintext: &[u8]) -> Result<Vec<u8>, NotEncrypted> {
+pub(crate) fn encrypt(subscription: &Subscription, plaintext: &[u8]) -> Result<Vec<u8>, NotEncrypted> {
     let own = EphemeralPrivateKey::generate(&ECDH_P256, &SystemRandom::new())?;
     let own_public: [u8; POINT] = own.compute_public_key()?.as_ref().try_into().map_err(|_| Unspecified)?;
     let theirs = UnparsedPublicKey::new(&ECDH_P256, &subscription.p256dh);

@@ -23,7 +23,7 @@ const MOST_ORIGINS: usize = 1000;
 
 /// The statements of one app.
 #[derive(Debug)]
-pub(super) struct Vapid {
+pub(crate) struct Vapid {
     key: Es256Key,
     public_key: String,
     contact: String,
@@ -33,18 +33,21 @@ pub(super) struct Vapid {
 }
 
 impl Vapid {
-    pub(super) fn new(key: Es256Key, contact: String, clock: Clock) -> Self {
+    pub(crate) fn new(key: Es256Key, contact: String, clock: Clock) -> Self {
         let public_key = key.public_key();
         Self { key, public_key, contact, clock, signed: Mutex::default() }
     }
 
-    /// What the app subscribes its browsers with (`applicationServerKey`).
-    pub(super) fn public_key(&self) -> &str {
-        &self.public_key
+    /// Signs a statement for nobody: whether it is the key that apps subscribed with, only they know.
+    pub(crate) fn check(&self) -> Result<String, String> {
+        match self.authorization("https://push.example") {
+            Ok(_) => Ok(format!("the VAPID key signs; its public half is {}", self.public_key)),
+            Err(_) => Err("the VAPID key cannot sign: make another one with the command `vapid`".to_owned()),
+        }
     }
 
     /// The value of `Authorization` for a push service.
-    pub(super) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
+    pub(crate) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         let is_fresh = |signed_ms: i64| (signed_ms..signed_ms + REUSED_MS).contains(&now_ms);
         let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,0 +1,91 @@
+//! Tests of `invitations.rs` that need a clock which moves.
+
+#![allow(clippy::unwrap_used)]
+
+use std::{net::IpAddr, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method};
+
+use super::*;
+use crate::{
+    api::{pubkey, publish},
+    jobs::{clean_once, tests::app},
+};
+
+const ALICE: &str = "@alice:hs.test";
+
+fn request(query: String) -> Incoming {
+    Incoming {
+        method: Method::GET,
+        path: String::new(),
+        path_params: Vec::new(),
+        query,
+        headers: HeaderMap::new(),
+        body: Bytes::new(),
+        source: IpAddr::from([127, 0, 0, 1]),
+        request_id: "test".to_owned(),
+    }
+}
+
+fn invitation(app: &AppState) -> Invitation {
+    let object = json!({
+        "medium": "email", "address": "alice@example.com", "room_id": "!room:hs.test", "sender": "@bob:hs.test",
+    });
+    Invitation::read(app, object.as_object().unwrap().clone()).unwrap()
+}
+
+async fn is_valid(app: &App, public_key: &str) -> bool {
+    let reply = pubkey::is_ephemeral_valid(app.clone(), request(format!("public_key={public_key}"))).await.unwrap();
+    let answer: Value = serde_json::from_slice(reply.body()).unwrap();
+    answer["valid"].as_bool().unwrap()
+}
+
+/// How a signature with a key that is not the invite's own is refused.
+async fn refusal(app: &App, token: &str) -> (u16, &'static str) {
+    let private_key = URL_SAFE_NO_PAD.encode([7; 32]);
+    let query = format!("mxid={ALICE}&token={token}&private_key={private_key}");
+    let refused = MatrixError::from(&sign_ed25519(app.clone(), request(query)).await.unwrap_err());
+    (refused.status.as_u16(), refused.errcode)
+}
+
+#[tokio::test]
+async fn an_invite_ends_with_its_key() {
+    let (app, clock, folder) = app(|config| config.invites.lifetime_days = 2).await;
+    let look = app.templates.look(None, &language::preferred(None, None));
+    let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
+    let (token, key) = (answer["token"].as_str().unwrap(), answer["public_keys"][1]["public_key"].as_str().unwrap());
+
+    clock.advance(Duration::from_millis(2 * 24 * 60 * 60 * 1000 - 1));
+    clean_once(&app).await.unwrap();
+    assert!(is_valid(&app, key).await);
+    assert_eq!(refusal(&app, token).await, (403, "M_FORBIDDEN"));
+    assert_eq!(app.store.invites(&app.keys, clock.now_ms()).await.unwrap().len(), 1);
+
+    clock.advance(Duration::from_millis(1));
+    assert!(!is_valid(&app, key).await);
+    assert_eq!(refusal(&app, token).await, (404, "M_UNRECOGNIZED"));
+    // Whoever binds the address now is not invited.
+    let signed = publish(&app, Threepid::email("alice@example.com").unwrap(), ALICE.to_owned()).await.unwrap();
+    assert_eq!(signed.get("invites"), None);
+    clean_once(&app).await.unwrap();
+    // As if it were the moment before: it is gone, and not merely hidden.
+    assert!(app.store.invites(&app.keys, 0).await.unwrap().is_empty());
+    app.store.close().await;
+    std::fs::remove_dir_all(folder).unwrap();
+}
+
+#[tokio::test]
+async fn the_key_of_an_invite_that_was_handed_out_stays_valid() {
+    let (app, clock, folder) = app(|config| config.invites.lifetime_days = 2).await;
+    let look = app.templates.look(None, &language::preferred(None, None));
+    let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
+    let key = answer["public_keys"][1]["public_key"].as_str().unwrap();
+    let signed = publish(&app, Threepid::email("alice@example.com").unwrap(), ALICE.to_owned()).await.unwrap();
+    assert_eq!(signed["invites"][0]["token"], answer["token"]);
+    clock.advance(Duration::from_secs(3 * 24 * 60 * 60));
+    clean_once(&app).await.unwrap();
+    assert!(is_valid(&app, key).await);
+    app.store.close().await;
+    std::fs::remove_dir_all(folder).unwrap();
+}

@@ -1,0 +1,118 @@
+//! The pages behind links: for people, in their language, without scripts.
+
+use http::{
+    HeaderValue, StatusCode,
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY, RETRY_AFTER},
+};
+use serde_json::json;
+use url::Url;
+use waypost_shared::{
+    http::{Response, redirect, with_body},
+    matrix_error::MatrixError,
+};
+
+use super::Submission;
+use crate::{
+    app::AppState,
+    delivery::templates::Look,
+    domain::{
+        next_link,
+        session::Session,
+        threepid::{Medium, Threepid},
+    },
+    error::ApiError,
+};
+
+/// Asks for the button to be pressed.
+pub(super) fn confirm(
+    app: &AppState,
+    look: &Look,
+    submission: &Submission,
+    session: &Session,
+) -> Result<Response, ApiError> {
+    let values = json!({
+        "server_name": app.config.identity.server_name,
+        "action": format!("{}{}", app.base_url, super::submit_path(submission.medium)),
+        "medium": submission.medium.as_str(),
+        "address": shown(&session.threepid),
+        "sid": submission.sid,
+        "client_secret": submission.client_secret,
+        "token": submission.token,
+        "brand": look.brand.as_deref().unwrap_or_default(),
+        "language": look.language,
+    });
+    // Browsers hold the redirect after a form to the same rule as the form.
+    let next = onward(app, session).map(|link| link.origin().ascii_serialization()).unwrap_or_default();
+    page(app, look, StatusCode::OK, "page_confirm.html", &values, &next)
+}
+
+/// The address is proven: on to `next_link`, if it is still allowed, or a page that says what is next.
+pub(super) fn done(app: &AppState, look: &Look, session: &Session) -> Result<Response, ApiError> {
+    if let Some(link) = onward(app, session) {
+        return Ok(redirect(link.as_str()));
+    }
+    let values = json!({
+        "server_name": app.config.identity.server_name,
+        "medium": session.threepid.medium().as_str(),
+        "address": shown(&session.threepid),
+    });
+    page(app, look, StatusCode::OK, "page_done.html", &values, "")
+}
+
+/// Says what was wrong and what helps. Our own failures are answered and logged as everywhere.
+pub(super) fn failed(app: &AppState, look: &Look, error: ApiError) -> Result<Response, ApiError> {
+    let answer = MatrixError::from(&error);
+    if answer.status.is_server_error() {
+        return Err(error);
+    }
+    let (template, wait) = match error {
+        ApiError::SessionExpired => ("page_expired.html", None),
+        ApiError::LimitExceeded(wait) => ("page_failed.html", Some(wait)),
+        _ => ("page_failed.html", None),
+    };
+    let values = json!({
+        "server_name": app.config.identity.server_name,
+        "hours": super::hours(app),
+        "too_often": wait.is_some(),
+    });
+    let mut response = page(app, look, answer.status, template, &values, "")?;
+    if let Some(wait) = wait {
+        response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(wait.as_secs().saturating_add(1)));
+    }
+    Ok(response)
+}
+
+/// Where the person goes afterwards.
+fn onward(app: &AppState, session: &Session) -> Option<Url> {
+    session.next_link.as_deref().and_then(|link| next_link::allowed(&app.next_links, link))
+}
+
+/// An address as people write it.
+fn shown(threepid: &Threepid) -> String {
+    match threepid.medium() {
+        Medium::Email => threepid.address().to_owned(),
+        Medium::Msisdn => format!("+{}", threepid.address()),
+    }
+}
+
+/// A page that loads nothing from anywhere, tells nobody where it was, and is kept nowhere.
+fn page(
+    app: &AppState,
+    look: &Look,
+    status: StatusCode,
+    template: &str,
+    values: &serde_json::Value,
+    form_may_lead_to: &str,
+) -> Result<Response, ApiError> {
+    let html = super::render(app, look, template, values)?;
+    let policy = format!(
+        "default-src 'none'; style-src 'unsafe-inline'; form-action 'self' {form_may_lead_to}; base-uri 'none'; \
+         frame-ancestors 'none'"
+    );
+    let mut response = with_body(status, "text/html; charset=utf-8", html);
+    let headers = response.headers_mut();
+    headers.insert(CONTENT_SECURITY_POLICY, HeaderValue::from_str(&policy).map_err(|e| ApiError::Internal(e.into()))?);
+    headers.insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}

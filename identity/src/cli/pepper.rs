@@ -1,0 +1,71 @@
+//! `pepper`: rotating what lookups are hashed with. Running servers notice by themselves.
+
+use std::{error::Error, time::Duration};
+
+use clap::Subcommand;
+use waypost_shared::clock::{Clock, millis};
+
+use crate::{
+    app::open,
+    config::Config,
+    domain::{hashing, peppered::Pepper},
+    storage::Store,
+};
+
+use super::date;
+
+/// What can be done with peppers.
+#[derive(Debug, Subcommand)]
+pub(crate) enum PepperCommand {
+    /// Make a new pepper. The one before is answered for a while (`lookup.previous_pepper_secs`).
+    Rotate,
+    /// List the peppers, the oldest first.
+    List,
+}
+
+/// Does what the command line says.
+///
+/// # Errors
+///
+/// What the operator has to know.
+pub(crate) async fn run(config: &Config, command: PepperCommand) -> Result<(), Box<dyn Error>> {
+    let store = open(config).await?.store;
+    match command {
+        PepperCommand::Rotate => rotate(config, &store).await?,
+        PepperCommand::List => list(config, &store).await?,
+    }
+    store.close().await;
+    Ok(())
+}
+
+async fn rotate(config: &Config, store: &Store) -> Result<(), Box<dyn Error>> {
+    let now_ms = Clock::System.now_ms();
+    let active_ms = now_ms.saturating_add(millis(Duration::from_secs(config.lookup.pepper_lead_secs)));
+    let pepper = Pepper { text: hashing::new_pepper(), created_ms: now_ms, active_ms };
+    if !store.add_pepper(&pepper, now_ms).await? {
+        return Err("a rotation is under way: wait until its pepper is handed out (see `pepper list`)".into());
+    }
+    println!("{}  from {}", pepper.text, date(active_ms));
+    println!("The one before is answered until {}.", date(active_ms.saturating_add(grace_ms(config))));
+    Ok(())
+}
+
+async fn list(config: &Config, store: &Store) -> Result<(), Box<dyn Error>> {
+    let now_ms = Clock::System.now_ms();
+    let peppers = store.peppers().await?;
+    for (number, pepper) in peppers.iter().enumerate() {
+        let next = peppers.get(number + 1).filter(|next| next.active_ms <= now_ms);
+        let state = match next.map(|next| next.active_ms.saturating_add(grace_ms(config))) {
+            None if pepper.active_ms > now_ms => format!("from {}", date(pepper.active_ms)),
+            None => format!("in force since {}", date(pepper.active_ms)),
+            Some(until_ms) if until_ms > now_ms => format!("answered until {}", date(until_ms)),
+            Some(until_ms) => format!("over since {}", date(until_ms)),
+        };
+        println!("{}  {state}", pepper.text);
+    }
+    Ok(())
+}
+
+fn grace_ms(config: &Config) -> i64 {
+    millis(Duration::from_secs(config.lookup.previous_pepper_secs))
+}

@@ -1,0 +1,107 @@
+//! Policies that this server shows itself, from Markdown files that are read at the start.
+
+use std::{collections::BTreeMap, fs, io};
+
+use url::Url;
+
+use crate::domain::{markdown, terms::Policy};
+
+/// A policy's file that cannot be shown.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum HostedTermsError {
+    /// It is not there, or is no text.
+    #[error("cannot read the policy {path}: {source}")]
+    Unreadable {
+        /// The file.
+        path: String,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// There is no address to show it at.
+    #[error("identity.public_base_url cannot be the beginning of a policy's address")]
+    NoAddress,
+}
+
+/// One policy in one language.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct TermsPage {
+    /// Its name.
+    pub(crate) title: String,
+    /// Its text in HTML.
+    pub(crate) html: String,
+}
+
+/// All pages, by policy, version and language.
+#[derive(Debug, Default)]
+pub(crate) struct HostedTerms(BTreeMap<[String; 3], TermsPage>);
+
+impl HostedTerms {
+    /// Reads the files that `policies` name, and gives those without an address of their own the one that they get
+    /// here: `{base_url}/_waypost/terms/{policy}/{version}/{language}`.
+    ///
+    /// # Errors
+    ///
+    /// [`HostedTermsError`] that names the file.
+    pub(crate) fn load(policies: &mut BTreeMap<String, Policy>, base_url: &str) -> Result<Self, HostedTermsError> {
+        let mut pages = BTreeMap::new();
+        for (id, policy) in policies {
+            for (language, text) in &mut policy.languages {
+                let Some(file) = &text.file else { continue };
+                let markdown = fs::read_to_string(file)
+                    .map_err(|source| HostedTermsError::Unreadable { path: file.display().to_string(), source })?;
+                let page = TermsPage { title: text.name.clone(), html: markdown::to_html(&markdown) };
+                let place = [id.clone(), policy.version.clone(), language.clone()];
+                if text.url.is_empty() {
+                    text.url = address(base_url, &place).ok_or(HostedTermsError::NoAddress)?;
+                }
+                pages.insert(place, page);
+            }
+        }
+        Ok(Self(pages))
+    }
+
+    /// A page, if there is one.
+    pub(crate) fn page(&self, policy: &str, version: &str, language: &str) -> Option<&TermsPage> {
+        self.0.get(&[policy, version, language].map(str::to_owned))
+    }
+}
+
+fn address(base_url: &str, place: &[String; 3]) -> Option<String> {
+    let mut url = Url::parse(base_url).ok()?;
+    url.path_segments_mut().ok()?.pop_if_empty().extend(["_waypost", "terms"]).extend(place);
+    Some(url.into())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use crate::domain::terms::PolicyText;
+
+    use super::*;
+
+    fn policies(file: &std::path::Path, url: &str) -> BTreeMap<String, Policy> {
+        let text = PolicyText { name: "Privacy".to_owned(), url: url.to_owned(), file: Some(file.to_owned()) };
+        let languages = BTreeMap::from([("en".to_owned(), text)]);
+        BTreeMap::from([("privacy policy".to_owned(), Policy { version: "1.0".to_owned(), languages })])
+    }
+
+    #[test]
+    fn a_file_gets_an_address_unless_it_has_one() {
+        let file = std::env::temp_dir().join(format!("waypost-{}.md", waypost_shared::random::token()));
+        fs::write(&file, "# We keep nothing").unwrap();
+        let mut theirs = policies(&file, "https://example.com/privacy");
+        let mut ours = policies(&file, "");
+        HostedTerms::load(&mut theirs, "https://id.test").unwrap();
+        let pages = HostedTerms::load(&mut ours, "https://id.test/identity").unwrap();
+        fs::remove_file(&file).unwrap();
+
+        assert_eq!(theirs["privacy policy"].languages["en"].url, "https://example.com/privacy");
+        let url = "https://id.test/identity/_waypost/terms/privacy%20policy/1.0/en";
+        assert_eq!(ours["privacy policy"].languages["en"].url, url);
+        let page = TermsPage { title: "Privacy".to_owned(), html: "<h1>We keep nothing</h1>\n".to_owned() };
+        assert_eq!(pages.page("privacy policy", "1.0", "en"), Some(&page));
+        assert_eq!(pages.page("privacy policy", "2.0", "en"), None);
+        assert!(HostedTerms::load(&mut ours, "https://id.test").unwrap_err().to_string().contains(".md"));
+    }
+}

@@ -1,0 +1,177 @@
+//! Sending text messages.
+
+mod gateway;
+mod openmarket;
+
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use bytes::Bytes;
+use http::{HeaderValue, Request, StatusCode};
+use waypost_shared::{
+    http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
+    secret::{ExposeSecret as _, SecretError, SecretString},
+};
+
+use self::{gateway::Gateway, openmarket::OpenMarket};
+use crate::{
+    config::sms::{SmsConfig, SmsTransport},
+    domain::phone::Phone,
+};
+
+/// Bytes of a gateway's answer at the most.
+const MAX_ANSWER: usize = 64 * 1024;
+
+/// A message that did not go out. The texts name no number.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SmsError {
+    /// The operator has no gateway.
+    #[error("sms.transport is \"off\"")]
+    Off,
+    /// The request could not be put together.
+    #[error("the request to the SMS gateway could not be put together")]
+    Template(#[from] minijinja::Error),
+    /// The same: what was filled in is no URL or no header.
+    #[error("the request to the SMS gateway could not be put together")]
+    Request(#[from] http::Error),
+    /// The gateway could not be reached.
+    #[error("the SMS gateway did not answer")]
+    Unreachable(#[from] HttpClientError),
+    /// The gateway said no. Its sentence often quotes the number, so only its status is told.
+    #[error("the SMS gateway refused with status {0}")]
+    Refused(StatusCode),
+    /// The gateway's answer does not contain `sms.http.success_contains`.
+    #[error("the SMS gateway's answer is not the one that sms.http.success_contains describes")]
+    NotSuccess,
+}
+
+/// An SMS configuration that cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SmsSetupError {
+    /// The password, or a header's value.
+    #[error("{key}: {source}")]
+    Secret {
+        /// The configuration's key.
+        key: String,
+        /// What is wrong with it.
+        source: SecretError,
+    },
+    /// Anything else; found when the configuration is checked, too.
+    #[error("sms.{key}: {problem}")]
+    Problem {
+        /// The configuration's key, below `sms`.
+        key: String,
+        /// What is wrong with it.
+        problem: String,
+    },
+}
+
+/// Sends text messages.
+#[derive(Debug)]
+pub(crate) struct Sms {
+    transport: Transport,
+    limits: CallLimits,
+}
+
+/// A closed set, so an enum.
+#[derive(Debug)]
+enum Transport {
+    Off,
+    Http(HttpClient, Gateway),
+    OpenMarket(HttpClient, OpenMarket),
+    Log,
+}
+
+impl Sms {
+    /// Sets up the configured way to send; nothing is sent or connected to yet.
+    ///
+    /// # Errors
+    ///
+    /// [`SmsSetupError`].
+    pub(crate) fn new(config: &SmsConfig, outbound: &Outbound) -> Result<Self, SmsSetupError> {
+        let client = || outbound.client(Reach::Anywhere);
+        let transport = match config.transport {
+            SmsTransport::Off => Transport::Off,
+            SmsTransport::Http => Transport::Http(client(), Gateway::new(config)?),
+            SmsTransport::OpenMarket => Transport::OpenMarket(client(), OpenMarket::new(config)?),
+            SmsTransport::Log => Transport::Log,
+        };
+        let timeout = std::time::Duration::from_secs(config.timeout_secs);
+        Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER } })
+    }
+
+    /// Whether there is a way to send at all.
+    pub(crate) fn is_on(&self) -> bool {
+        !matches!(self.transport, Transport::Off)
+    }
+
+    /// Sends `text`, which has `code` in it; returns when the gateway has taken it.
+    ///
+    /// # Errors
+    ///
+    /// [`SmsError`].
+    pub(crate) async fn send(&self, to: &Phone, text: &str, code: &str) -> Result<(), SmsError> {
+        let digits = to.threepid.address();
+        match &self.transport {
+            Transport::Off => Err(SmsError::Off),
+            Transport::Log => {
+                tracing::info!(code, "SMS written to the log, since sms.transport is \"log\"");
+                Ok(())
+            }
+            Transport::OpenMarket(client, openmarket) => {
+                let request = openmarket.request(digits, to.calling_code, text)?;
+                self.call(client, request, "").await
+            }
+            Transport::Http(client, gateway) => {
+                let request = gateway.request(digits, text, code)?;
+                self.call(client, request, gateway.success_contains()).await
+            }
+        }
+    }
+
+    async fn call(&self, client: &HttpClient, request: Request<Bytes>, contains: &str) -> Result<(), SmsError> {
+        let answer = client.send(request, self.limits).await?;
+        if !answer.status().is_success() {
+            return Err(SmsError::Refused(answer.status()));
+        }
+        if String::from_utf8_lossy(answer.body()).contains(contains) { Ok(()) } else { Err(SmsError::NotSuccess) }
+    }
+}
+
+/// What is wrong with the transport's configuration: keys below `sms`, and why. Secrets in files are read by the
+/// server itself: they may be another user's to read than the one's who checks.
+pub(crate) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
+    let mut problems = match config.transport {
+        SmsTransport::Off | SmsTransport::Log => Vec::new(),
+        SmsTransport::Http => gateway::problems(&config.http),
+        SmsTransport::OpenMarket => openmarket::problems(config),
+    };
+    if config.timeout_secs == 0 {
+        problems.push(("timeout_secs".to_owned(), "must be at least 1".to_owned()));
+    }
+    if config.password.is_some() && config.password_file.is_some() {
+        problems.push(("password".to_owned(), "stands beside password_file; keep one of them".to_owned()));
+    }
+    problems
+}
+
+/// The first of `problems` as an error: whoever skipped the check ends here.
+fn refuse(problems: Vec<(String, String)>) -> Result<(), SmsSetupError> {
+    match problems.into_iter().next() {
+        Some((key, problem)) => Err(SmsSetupError::Problem { key, problem }),
+        None => Ok(()),
+    }
+}
+
+fn password(config: &SmsConfig) -> Result<Option<SecretString>, SmsSetupError> {
+    config.password().map_err(|source| SmsSetupError::Secret { key: "sms.password".to_owned(), source })
+}
+
+/// `Authorization: Basic …`, marked so that nothing prints it; none without a user.
+fn basic(config: &SmsConfig, password: Option<&SecretString>) -> Option<HeaderValue> {
+    let username = config.username.as_ref()?;
+    let password = password.map(|password| password.expose_secret()).unwrap_or_default();
+    let credentials = STANDARD.encode(format!("{username}:{password}"));
+    // Base64 is always fit for a header.
+    let mut value = HeaderValue::from_str(&format!("Basic {credentials}")).ok()?;
+    value.set_sensitive(true);
+    Some(value)
+}

@@ -1,0 +1,88 @@
+//! Which language somebody reads: what the request asks for, against what there is.
+//!
+//! Source: RFC 9110, 12.5.4 (Accept-Language); RFC 4647, 3.4 (lookup).
+
+/// The language of everything that is built in.
+pub(crate) const ENGLISH: &str = "en";
+/// Languages that one request may name; browsers send five or so.
+const MOST: usize = 16;
+
+/// The languages that somebody reads, best first, in lower case: those of `lang`, then those of `Accept-Language`.
+pub(crate) fn preferred(lang: Option<&str>, accept_language: Option<&str>) -> Vec<String> {
+    let mut languages: Vec<String> = lang.and_then(tag).into_iter().collect();
+    let mut accepted: Vec<(String, f32)> = accept_language
+        .unwrap_or_default()
+        .split(',')
+        .take(MOST)
+        .filter_map(|entry| {
+            let mut parts = entry.split(';');
+            let language = tag(parts.next()?)?;
+            let weight = parts.find_map(|part| part.trim().strip_prefix("q=")).map_or(Ok(1.0), str::parse).ok()?;
+            (weight > 0.0).then_some((language, weight))
+        })
+        .collect();
+    // Stable: of equal weights the first one stays first.
+    accepted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
+    languages.extend(accepted.into_iter().map(|(language, _)| language));
+    languages
+}
+
+/// The first of `preferred` that `known` has, as it is or without its region: `de-AT` is served by `de`.
+pub(crate) fn choose<'a>(preferred: &[String], known: impl Fn(&str) -> Option<&'a str>) -> Option<&'a str> {
+    preferred.iter().find_map(|language| {
+        let mut rest = language.as_str();
+        loop {
+            if let Some(found) = known(rest) {
+                return Some(found);
+            }
+            rest = rest.rsplit_once('-')?.0;
+        }
+    })
+}
+
+/// A language tag in lower case: letters and digits in groups of at most eight, the first one of letters.
+pub(crate) fn tag(text: &str) -> Option<String> {
+    let text = text.trim().replace('_', "-").to_ascii_lowercase();
+    let mut groups = text.split('-');
+    let first = groups
+        .next()
+        .is_some_and(|group| (2..=3).contains(&group.len()) && group.bytes().all(|byte| byte.is_ascii_lowercase()));
+    let rest =
+        groups.all(|group| (1..=8).contains(&group.len()) && group.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+    (first && rest && text.len() <= 35).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chosen(lang: Option<&str>, accept: Option<&str>) -> Option<&'static str> {
+        choose(&preferred(lang, accept), |language| ["en", "de", "pt-br"].into_iter().find(|known| *known == language))
+    }
+
+    #[test]
+    fn what_is_asked_for_is_found() {
+        for (lang, accept, found) in [
+            (None, None, None),
+            (Some("de"), None, Some("de")),
+            (Some("de_AT"), Some("en"), Some("de")),
+            (Some("pt-BR"), None, Some("pt-br")),
+            (Some("pt"), None, None),
+            (Some("fr"), Some("de-DE, en;q=0.5"), Some("de")),
+            (None, Some("fr, en;q=0.3, de;q=0.7"), Some("de")),
+            (None, Some("de;q=0, en"), Some("en")),
+            (None, Some("*"), None),
+            (None, Some("de;q=abc, en;q=0.1"), Some("en")),
+            (Some("../../etc/passwd"), Some("en"), Some("en")),
+        ] {
+            assert_eq!(chosen(lang, accept), found, "{lang:?} {accept:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_tag_is_none() {
+        for text in ["", "d", "e/n", "..", "de.", "en\r\n-x", "de-", "de-123456789", "1234"] {
+            assert_eq!(tag(text), None, "{text:?}");
+        }
+    }
+}

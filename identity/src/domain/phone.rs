@@ -1,0 +1,174 @@
+//! Phone numbers: parsed by the tables of libphonenumber, kept as the digits of E.164.
+//!
+//! Source: Identity Service API, "Phone number associations"; Appendices, "3PID Types".
+
+use rlibphonenumber::{NumberLengthType, PHONE_NUMBER_UTIL, PhoneNumber, PhoneNumberFormat, PhoneNumberType, Region};
+
+use super::threepid::{InvalidAddress, Medium, Threepid};
+
+/// The longest text that is tried, in characters: 15 digits and all that people write between them.
+const MAX_CHARS: usize = 60;
+
+/// A phone number that could exist: its length is one that its country has.
+///
+/// Whether its range is in use is not asked. The tables of that age, and fictional numbers such as the specification's
+/// own `07700900001` are never in them. It has no `Debug`: debug output ends up in logs.
+pub(crate) struct Phone {
+    /// As it is bound and looked up.
+    pub(crate) threepid: Threepid,
+    /// For people: `+44 7700 900001`.
+    pub(crate) international: String,
+    /// The country's calling code: 44.
+    pub(crate) calling_code: i32,
+    /// Whether it is a premium-rate number: messages to it make somebody else money.
+    pub(crate) premium: bool,
+    /// Where it is; the main country of its calling code where several share one and the number does not tell.
+    region: Option<Region>,
+}
+
+impl Phone {
+    /// Parses `raw` as if it were dialled in `country` (ISO 3166-1 alpha-2). An empty country is none, as iOS sends it;
+    /// then the number is international, with its plus or, as some clients have it, without.
+    ///
+    /// # Errors
+    ///
+    /// [`InvalidAddress`]: it is no number, or has an extension, or more or fewer digits than its country has.
+    pub(crate) fn parse(raw: &str, country: &str) -> Result<Self, InvalidAddress> {
+        let invalid = InvalidAddress(Medium::Msisdn);
+        let (raw, country) = (raw.trim(), country.trim());
+        if raw.chars().count() > MAX_CHARS {
+            return Err(invalid);
+        }
+        let region = region(country);
+        let number = PhoneNumber::parse(raw, region)
+            .or_else(|error| {
+                let bare = country.is_empty() && raw.starts_with(|c: char| c.is_ascii_digit());
+                if bare { PhoneNumber::parse(format!("+{raw}"), None) } else { Err(error) }
+            })
+            .map_err(|_| invalid)?;
+        let whole = matches!(number.is_possible_with_reason(), Ok(NumberLengthType::IsPossible));
+        if !whole || number.extension.as_deref().is_some_and(|extension| !extension.is_empty()) {
+            return Err(invalid);
+        }
+        let e164 = number.format_as(PhoneNumberFormat::E164).into_owned();
+        let digits = e164.strip_prefix('+').filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()));
+        Ok(Self {
+            threepid: Threepid::stored(Medium::Msisdn, digits.ok_or(invalid)?.to_owned()),
+            international: number.format_as(PhoneNumberFormat::International).into_owned(),
+            calling_code: number.country_code,
+            premium: number.get_type() == PhoneNumberType::PremiumRate,
+            region: number
+                .get_region_code()
+                .or_else(|| PHONE_NUMBER_UTIL.get_region_for_country_code(number.country_code)),
+        })
+    }
+
+    /// Whether it lies in one of `countries`.
+    pub(crate) fn is_in(&self, countries: &[Country]) -> bool {
+        countries.iter().any(|country| match country {
+            Country::Region(region) => self.region == Some(*region),
+            Country::CallingCode(code) => self.calling_code == *code,
+        })
+    }
+
+    /// The country, for counting: `GB`, or the calling code of a number that is in none.
+    pub(crate) fn country(&self) -> String {
+        self.region.map_or_else(|| self.calling_code.to_string(), |region| region.as_region_str().to_string())
+    }
+}
+
+/// A country as an operator names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Country {
+    /// `GB`: ISO 3166-1 alpha-2. It tells apart the countries that share a calling code.
+    Region(Region),
+    /// `+44`, or `44`.
+    CallingCode(i32),
+}
+
+impl Country {
+    /// Reads one of the two forms.
+    pub(crate) fn parse(text: &str) -> Option<Self> {
+        let digits = text.strip_prefix('+').unwrap_or(text);
+        if !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+            return digits.parse().ok().filter(|code| *code > 0).map(Self::CallingCode);
+        }
+        let region = region(text)?;
+        PHONE_NUMBER_UTIL.get_country_code_for_region(region).map(|_| Self::Region(region))
+    }
+}
+
+/// Two letters; the tables' `001`, which is no country, is not one.
+fn region(code: &str) -> Option<Region> {
+    if code.len() == 2 { Region::from_code(code).ok() } else { None }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    /// Expected values are Google's own (its Python port, 9.0).
+    #[test]
+    fn numbers_are_read_as_people_write_them() {
+        for (raw, country, digits, international) in [
+            // The specification's example.
+            ("07700900001", "GB", "447700900001", "+44 7700 900001"),
+            ("+447700900001", "", "447700900001", "+44 7700 900001"),
+            ("447700900001", "", "447700900001", "+44 7700 900001"),
+            ("+44 (0) 7700 900001", "GB", "447700900001", "+44 7700 900001"),
+            ("07700 900001", "gb", "447700900001", "+44 7700 900001"),
+            // An international number is one, whatever country it is said to be dialled in.
+            ("+447700900001", "US", "447700900001", "+44 7700 900001"),
+            ("+447700900001", "XX", "447700900001", "+44 7700 900001"),
+            ("8005552067", "US", "18005552067", "+1 800-555-2067"),
+            ("030 1234567", "DE", "49301234567", "+49 30 1234567"),
+            ("+49 151 23456789", "", "4915123456789", "+49 1512 3456789"),
+            // Italy keeps its zero.
+            ("+390236618300", "", "390236618300", "+39 02 3661 8300"),
+        ] {
+            let phone = Phone::parse(raw, country).unwrap();
+            assert_eq!(phone.threepid.address(), digits, "{raw} {country}");
+            assert_eq!(phone.international, international, "{raw} {country}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_refused() {
+        let long = "1".repeat(200);
+        for (raw, country) in [
+            ("", "GB"),
+            ("alice", "GB"),
+            ("0123", "GB"),
+            ("07700900001", ""),
+            ("07700900001", "UK"),
+            ("+999123456789", ""),
+            ("+44770090000100000", ""),
+            ("+447700900001 ext. 5", ""),
+            ("+447700900001\r\nX: y", ""),
+            (&long, "GB"),
+        ] {
+            assert!(Phone::parse(raw, country).is_err(), "{raw:?} {country:?}");
+        }
+    }
+
+    #[test]
+    fn countries_are_told_apart() {
+        let jamaica = Phone::parse("+1 876 555 0123", "").unwrap();
+        let fictional = Phone::parse("+447700900001", "").unwrap();
+        let list = |texts: &[&str]| texts.iter().filter_map(|text| Country::parse(text)).collect::<Vec<_>>();
+        assert!(jamaica.is_in(&list(&["JM"])) && jamaica.is_in(&list(&["+1"])) && !jamaica.is_in(&list(&["US"])));
+        assert!(fictional.is_in(&list(&["gb"])) && fictional.is_in(&list(&["44"])) && !fictional.is_in(&list(&["IM"])));
+        assert_eq!((jamaica.country(), fictional.country()), ("JM".to_owned(), "GB".to_owned()));
+        for text in ["", "UK", "XX", "GBR", "+", "0", "1234", "+4 4"] {
+            assert_eq!(Country::parse(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_premium_rate_number_is_known() {
+        assert!(Phone::parse("+44900 123 4567", "").unwrap().premium);
+        assert!(!Phone::parse("+447700900001", "").unwrap().premium);
+    }
+}

@@ -1,0 +1,93 @@
+//! Peppers: noticing those that another process stored, and rotating by schedule.
+
+use std::time::Duration;
+
+use waypost_shared::{clock::millis, serve::Stop};
+
+use crate::{
+    app::App,
+    domain::{hashing, peppered::Pepper},
+    storage::StoreError,
+};
+
+/// How often the stored peppers are looked at when no hint came. Much shorter than the default time until a new pepper
+/// is handed out.
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+const DAY_MS: i64 = 24 * 60 * 60 * 1000;
+
+/// Keeps the indexes up with the stored peppers, until `stop`.
+pub(crate) async fn keep_up(app: App, stop: Stop) {
+    loop {
+        let looked = tokio::select! {
+            looked = look(&app) => looked,
+            () = stop.requested() => return,
+        };
+        if let Err(error) = looked {
+            tracing::warn!(error = %waypost_shared::http::causes(&error), "peppers cannot be looked at for now");
+        }
+        tokio::select! {
+            () = app.peppers_changed.notified() => {}
+            () = tokio::time::sleep(LOOK_EVERY) => {}
+            () = stop.requested() => return,
+        }
+    }
+}
+
+async fn look(app: &App) -> Result<(), StoreError> {
+    rotate_if_due(app).await?;
+    app.refresh_peppers().await
+}
+
+/// Every replica may find that it is time; the database lets one of them add its pepper.
+async fn rotate_if_due(app: &App) -> Result<(), StoreError> {
+    let lookup = &app.config.lookup;
+    let now_ms = app.clock.now_ms();
+    let due_ms = now_ms.saturating_sub(i64::from(lookup.rotate_pepper_days).saturating_mul(DAY_MS));
+    if lookup.rotate_pepper_days == 0 || app.lookups.newest_ms().is_none_or(|newest_ms| newest_ms > due_ms) {
+        return Ok(());
+    }
+    let active_ms = now_ms.saturating_add(millis(Duration::from_secs(lookup.pepper_lead_secs)));
+    let pepper = Pepper { text: hashing::new_pepper(), created_ms: now_ms, active_ms };
+    if app.store.add_pepper(&pepper, due_ms).await? {
+        tracing::info!(days = lookup.rotate_pepper_days, "rotating the pepper, as scheduled");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use crate::jobs::tests::app;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_pepper_is_rotated_when_its_days_are_over() {
+        let (app, clock, folder) = app(|config| config.lookup.rotate_pepper_days = 30).await;
+        let handed_out = || app.current_pepper().unwrap().pepper().to_owned();
+        let first = handed_out();
+        clock.advance(Duration::from_secs(30 * 24 * 60 * 60 - 1));
+        look(&app).await.unwrap();
+        assert_eq!(app.store.peppers().await.unwrap().len(), 1);
+
+        clock.advance(Duration::from_secs(1));
+        // Twice: the second look finds that it was done.
+        look(&app).await.unwrap();
+        look(&app).await.unwrap();
+        assert_eq!(app.store.peppers().await.unwrap().len(), 2);
+        // Ready, and handed out only when all replicas had their time.
+        clock.advance(Duration::from_secs(59));
+        assert_eq!(handed_out(), first);
+        clock.advance(Duration::from_secs(1));
+        assert_ne!(handed_out(), first);
+        // The one before is answered for a day, and then forgotten.
+        assert!(app.peppered(&first).await.unwrap().is_some());
+        clock.advance(Duration::from_secs(24 * 60 * 60));
+        assert!(app.peppered(&first).await.unwrap().is_none());
+        look(&app).await.unwrap();
+        assert_eq!(app.lookups.newest_ms(), Some(clock.now_ms() - 24 * 60 * 60 * 1000));
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+}

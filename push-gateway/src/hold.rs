@@ -1,0 +1,302 @@
+//! Too bad to be true: when an unusual share of an app's pushkeys turns dead at once, it is the credentials, the
+//! environment or the push service that is wrong, and each rejected pushkey would be a user who gets no more pushes.
+//!
+//! Such pushkeys are held: they are not rejected, and the homeserver is asked to come again. A hold ends when the
+//! share has fallen, when its time is over (then the dead are believed for as long again), or with a restart.
+
+use std::{
+    collections::{HashMap, VecDeque},
+    hash::{BuildHasher as _, RandomState},
+    ops::Range,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use waypost_shared::clock::Clock;
+
+use crate::config::{HoldConfig, MOST_IN_WINDOW};
+
+/// What the push service said of a pushkey.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Said {
+    /// It took a push for it.
+    Alive,
+    /// It called it dead.
+    Dead,
+}
+
+/// What one answer changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Change {
+    /// A hold began, with so many dead among so many.
+    Began { dead: usize, of: usize },
+    /// A hold ended: the share has fallen, or its time is over.
+    Ended { in_time: bool },
+}
+
+/// The recent answers about one app's pushkeys.
+#[derive(Debug)]
+pub(crate) struct Hold {
+    config: HoldConfig,
+    clock: Clock,
+    /// Pushkeys are kept as hashes: they are secrets, and only their number matters.
+    hasher: RandomState,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    phase: Phase,
+    window: Window,
+    /// Deaths of this time were found while something was wrong: from the window before a hold to its end.
+    doubtful_ms: Range<i64>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Phase {
+    /// The dead are believed, and counted.
+    #[default]
+    Watching,
+    /// They are not believed, since this time.
+    Holding { since_ms: i64 },
+    /// A hold's time was over before the share had fallen: they are believed, since this time.
+    Believing { since_ms: i64 },
+}
+
+impl Hold {
+    pub(crate) fn new(config: &HoldConfig, clock: Clock) -> Self {
+        Self { config: config.clone(), clock, hasher: RandomState::new(), state: Mutex::default() }
+    }
+
+    /// Takes note of an answer.
+    pub(crate) fn saw(&self, pushkey: &str, said: Said) -> Option<Change> {
+        if self.config.min_gone == 0 {
+            return None;
+        }
+        let now_ms = self.clock.now_ms();
+        let pushkey = self.hasher.hash_one(pushkey);
+        let mut state = self.lock();
+        let ended = self.end_in_time(&mut state, now_ms);
+        let window_ms = secs_to_ms(self.config.window_secs);
+        if !matches!(state.phase, Phase::Holding { .. }) {
+            // While it lasts nothing is forgotten: homeservers come again ever more rarely, and would age it away.
+            state.window.forget_before(now_ms.saturating_sub(window_ms));
+        }
+        state.window.put(pushkey, said, now_ms, window_ms / 2);
+        let (dead, of) = (state.window.dead, state.window.last.len());
+        let is_unusual = dead >= self.config.min_gone && dead * 100 > of * self.config.share_percent;
+        match (state.phase, is_unusual) {
+            (Phase::Watching, true) => {
+                state.phase = Phase::Holding { since_ms: now_ms };
+                state.doubtful_ms = now_ms.saturating_sub(window_ms)..i64::MAX;
+                return Some(Change::Began { dead, of });
+            }
+            (Phase::Holding { .. }, false) => {
+                state.phase = Phase::Watching;
+                state.doubtful_ms.end = now_ms;
+                return Some(Change::Ended { in_time: false });
+            }
+            (Phase::Believing { since_ms }, false) if self.is_over(since_ms, now_ms) => {
+                state.phase = Phase::Watching;
+            }
+            (Phase::Watching | Phase::Believing { .. }, false)
+            | (Phase::Holding { .. } | Phase::Believing { .. }, true) => {}
+        }
+        ended
+    }
+
+    /// Whether the dead are not believed right now.
+    pub(crate) fn is_on(&self) -> bool {
+        let state = self.lock();
+        matches!(state.phase, Phase::Holding { since_ms } if !self.is_over(since_ms, self.clock.now_ms()))
+    }
+
+    /// Whether a death that was found at this time, and remembered, can be believed.
+    pub(crate) fn believes(&self, found_ms: i64) -> bool {
+        let state = self.lock();
+        match state.phase {
+            Phase::Holding { since_ms } if self.is_over(since_ms, self.clock.now_ms()) => true,
+            Phase::Watching | Phase::Holding { .. } | Phase::Believing { .. } => !state.doubtful_ms.contains(&found_ms),
+        }
+    }
+
+    fn end_in_time(&self, state: &mut State, now_ms: i64) -> Option<Change> {
+        let Phase::Holding { since_ms } = state.phase else { return None };
+        if !self.is_over(since_ms, now_ms) {
+            return None;
+        }
+        state.phase = Phase::Believing { since_ms: now_ms };
+        state.doubtful_ms = 0..0;
+        Some(Change::Ended { in_time: true })
+    }
+
+    fn is_over(&self, since_ms: i64, now_ms: i64) -> bool {
+        now_ms.saturating_sub(since_ms) >= secs_to_ms(self.config.hold_secs)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a panic left behind is at most a count that is off by one.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn secs_to_ms(secs: u64) -> i64 {
+    i64::try_from(secs.saturating_mul(1000)).unwrap_or(i64::MAX)
+}
+
+/// The latest answer about each pushkey, however often it was given.
+#[derive(Debug, Default)]
+struct Window {
+    last: HashMap<u64, (i64, Said)>,
+    /// All answers by age; those that a later one replaced are skipped.
+    ages: VecDeque<(i64, u64)>,
+    dead: usize,
+}
+
+impl Window {
+    /// The same answer again is noted when the one before is older than `fresh_ms`.
+    fn put(&mut self, pushkey: u64, said: Said, now_ms: i64, fresh_ms: i64) {
+        match self.last.get(&pushkey).copied() {
+            Some((last_ms, before)) if before == said && now_ms.saturating_sub(last_ms) < fresh_ms => return,
+            Some((_, Said::Dead)) => self.dead -= 1,
+            Some((_, Said::Alive)) | None => {}
+        }
+        if said == Said::Dead {
+            self.dead += 1;
+        }
+        self.last.insert(pushkey, (now_ms, said));
+        self.ages.push_back((now_ms, pushkey));
+        while self.ages.len() > MOST_IN_WINDOW {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_before(&mut self, time_ms: i64) {
+        while self.ages.front().is_some_and(|(age_ms, _)| *age_ms < time_ms) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        let Some((age_ms, pushkey)) = self.ages.pop_front() else { return };
+        let Some((last_ms, said)) = self.last.get(&pushkey).copied() else { return };
+        // One that was answered differently since lives on under its later answer.
+        if last_ms == age_ms {
+            self.last.remove(&pushkey);
+            if said == Said::Dead {
+                self.dead -= 1;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const NONE: [Change; 0] = [];
+
+    fn hold(change: impl FnOnce(&mut HoldConfig)) -> (Hold, Clock) {
+        let clock = Clock::manual(1_700_000_000_000);
+        let mut config = HoldConfig { min_gone: 3, share_percent: 50, window_secs: 60, hold_secs: 600 };
+        change(&mut config);
+        (Hold::new(&config, clock.clone()), clock)
+    }
+
+    fn saw(hold: &Hold, said: Said, pushkeys: std::ops::Range<usize>) -> Vec<Change> {
+        pushkeys.filter_map(|pushkey| hold.saw(&pushkey.to_string(), said)).collect()
+    }
+
+    #[test]
+    fn some_dead_among_many_are_usual() {
+        let (hold, _clock) = hold(|_| ());
+        assert_eq!(saw(&hold, Said::Alive, 0..5), NONE);
+        assert_eq!(saw(&hold, Said::Dead, 5..10), NONE);
+        assert!(!hold.is_on(), "5 of 10 are not more than half");
+        assert_eq!(saw(&hold, Said::Dead, 10..11), [Change::Began { dead: 6, of: 11 }]);
+        assert!(hold.is_on());
+    }
+
+    #[test]
+    fn one_pushkey_that_dies_again_and_again_is_one() {
+        let (hold, _clock) = hold(|_| ());
+        for _ in 0..100 {
+            assert_eq!(saw(&hold, Said::Dead, 0..2), NONE);
+        }
+        assert_eq!(saw(&hold, Said::Dead, 2..3), [Change::Began { dead: 3, of: 3 }]);
+    }
+
+    #[test]
+    fn deaths_over_a_long_time_are_usual() {
+        let (hold, clock) = hold(|_| ());
+        for pushkey in 0..20 {
+            assert_eq!(saw(&hold, Said::Dead, pushkey..pushkey + 1), NONE);
+            clock.advance(Duration::from_secs(31));
+        }
+    }
+
+    #[test]
+    fn a_hold_ends_when_the_share_has_fallen() {
+        let (hold, clock) = hold(|_| ());
+        assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
+        // The window's time alone ends nothing.
+        clock.advance(Duration::from_secs(120));
+        assert_eq!(saw(&hold, Said::Dead, 3..10), NONE);
+        assert!(hold.is_on());
+        // The same ones that were called dead take pushes again: with the fifth, 5 of 10 are left.
+        assert_eq!(saw(&hold, Said::Alive, 0..8), [Change::Ended { in_time: false }]);
+        assert!(!hold.is_on());
+        // And now a real death is believed.
+        assert_eq!(saw(&hold, Said::Dead, 20..21), NONE);
+        assert!(!hold.is_on());
+    }
+
+    #[test]
+    fn a_hold_ends_in_time_and_then_the_dead_are_believed() {
+        let (hold, clock) = hold(|_| ());
+        assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
+        clock.advance(Duration::from_secs(600));
+        assert!(!hold.is_on());
+        assert_eq!(saw(&hold, Said::Dead, 3..50), [Change::Ended { in_time: true }]);
+        assert!(!hold.is_on());
+        assert_eq!(saw(&hold, Said::Dead, 50..100), NONE);
+        // After as long again the next flood is held.
+        clock.advance(Duration::from_secs(600));
+        assert_eq!(saw(&hold, Said::Dead, 0..3), [Change::Began { dead: 3, of: 3 }]);
+    }
+
+    #[test]
+    fn deaths_of_a_bad_time_are_not_believed_afterwards() {
+        let (hold, clock) = hold(|_| ());
+        let before_ms = clock.now_ms();
+        clock.advance(Duration::from_secs(61));
+        let early_ms = clock.now_ms();
+        clock.advance(Duration::from_secs(1));
+        assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
+        assert!(hold.believes(before_ms) && !hold.believes(early_ms) && !hold.believes(clock.now_ms()));
+        clock.advance(Duration::from_secs(1));
+        saw(&hold, Said::Alive, 0..3);
+        assert!(hold.believes(before_ms) && !hold.believes(early_ms) && hold.believes(clock.now_ms()));
+        // Where time decided that they are dead, they are.
+        assert_eq!(saw(&hold, Said::Dead, 10..16).len(), 1);
+        clock.advance(Duration::from_secs(600));
+        assert!(hold.believes(early_ms));
+    }
+
+    #[test]
+    fn nothing_is_held_where_the_operator_does_not_want_it() {
+        let (hold, _clock) = hold(|config| config.min_gone = 0);
+        assert_eq!(saw(&hold, Said::Dead, 0..1000), NONE);
+        assert!(!hold.is_on());
+    }
+
+    #[test]
+    fn the_window_is_bounded() {
+        let (hold, _clock) = hold(|config| config.share_percent = 99);
+        saw(&hold, Said::Alive, 0..MOST_IN_WINDOW + 500);
+        let state = hold.lock();
+        let window = &state.window;
+        assert_eq!((window.last.len(), window.ages.len(), window.dead), (MOST_IN_WINDOW, MOST_IN_WINDOW, 0));
+    }
+}

@@ -1,0 +1,279 @@
+//! What was delivered and what is dead: so that no device gets an event twice (docs/compatibility.md, P8) and no provider is asked
+//! about a dead pushkey again (P9). In memory and, where replicas share it, in Redis or Valkey.
+//!
+//! Entries are keyed hashes, so that a copy of the memory, or of Redis, reveals no ids. Redis has the last word while
+//! it is there; while it is away each replica goes by what it remembers itself.
+
+mod expiring;
+mod replicas;
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use ring::hmac;
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use waypost_shared::{
+    clock::Clock,
+    random,
+    secret::{ExposeSecret as _, SecretString},
+};
+
+pub(crate) use self::replicas::Replicas;
+use self::{
+    expiring::Expiring,
+    replicas::{Claim, Lease},
+};
+use crate::{config::SeenConfig, encoding::to_hex, provider::Outcome};
+
+/// How often a push that another replica is sending is looked at.
+const LOOK_AGAIN: Duration = Duration::from_millis(200);
+
+/// A hash of the texts that make an entry.
+#[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
+struct Fingerprint([u8; 16]);
+
+impl Fingerprint {
+    fn hex(self) -> String {
+        to_hex(&self.0)
+    }
+}
+
+/// Where a push goes, as its push service knows it: what is remembered is remembered of this.
+#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+pub(crate) struct Target<'d> {
+    pub(crate) app_id: &'d str,
+    pub(crate) pushkey: &'d str,
+    /// What the service goes by beside the pushkey; empty where that is all.
+    pub(crate) endpoint: &'d str,
+}
+
+/// The memory of past pushes.
+#[derive(Debug)]
+pub(crate) struct Seen {
+    key: hmac::Key,
+    clock: Clock,
+    state: Mutex<State>,
+    replicas: Option<Replicas>,
+}
+
+#[derive(Debug)]
+struct State {
+    delivered: Expiring<Fingerprint, ()>,
+    /// With the time at which the pushkey was found dead.
+    dead: Expiring<Fingerprint, i64>,
+    /// Pushes that are being sent right now; who wants to send the same waits for their outcome.
+    under_way: HashMap<Fingerprint, watch::Receiver<Option<Outcome>>>,
+}
+
+/// What to do with a push.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    /// It is nobody else's: send it, and say how it went.
+    Send(Ticket),
+    /// It is being sent by another request, whose outcome is this one's too.
+    Wait(watch::Receiver<Option<Outcome>>),
+    /// Another replica is sending it, and did not end in time.
+    Elsewhere,
+    /// It was delivered before.
+    Delivered,
+}
+
+/// The right to send one push, until it is finished or dropped.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    seen: Arc<Seen>,
+    fingerprint: Fingerprint,
+    outcome: watch::Sender<Option<Outcome>>,
+    /// The same right among replicas.
+    lease: Option<Lease>,
+    /// Whether another replica had that right before.
+    was_elsewhere: bool,
+}
+
+impl Seen {
+    /// An empty memory. Replicas that share theirs hash with the same secret.
+    pub(crate) fn new(config: &SeenConfig, clock: Clock, shared: Option<(Replicas, SecretString)>) -> Self {
+        let state = State {
+            delivered: Expiring::new(config.delivered_ttl_secs, config.max_entries),
+            dead: Expiring::new(config.dead_ttl_secs, config.max_entries),
+            under_way: HashMap::new(),
+        };
+        let (key, replicas) = match shared {
+            None => (hmac::Key::new(hmac::HMAC_SHA256, &random::bytes::<32>()), None),
+            Some((replicas, secret)) => {
+                (hmac::Key::new(hmac::HMAC_SHA256, secret.expose_secret().as_bytes()), Some(replicas))
+            }
+        };
+        Self { key, clock, state: Mutex::new(state), replicas }
+    }
+
+    /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
+    pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
+        let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);
+        match (self.begin_here(fingerprint), &self.replicas) {
+            (Begun::Send(ticket), Some(replicas)) => ticket.claim(replicas, deadline).await,
+            (begun, _) => begun,
+        }
+    }
+
+    fn begin_here(self: &Arc<Self>, fingerprint: Fingerprint) -> Begun {
+        let now_ms = self.clock.now_ms();
+        let mut state = self.lock();
+        if state.delivered.get(fingerprint, now_ms).is_some() {
+            return Begun::Delivered;
+        }
+        if let Some(outcome) = state.under_way.get(&fingerprint) {
+            return Begun::Wait(outcome.clone());
+        }
+        let (outcome, receiver) = watch::channel(None);
+        state.under_way.insert(fingerprint, receiver);
+        Begun::Send(Ticket { seen: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
+    }
+
+    /// Remembers that the provider called a pushkey dead.
+    pub(crate) async fn found_dead(&self, target: Target<'_>) {
+        let fingerprint = self.of_target(target);
+        let now_ms = self.clock.now_ms();
+        self.lock().dead.insert(fingerprint, now_ms, now_ms);
+        if let Some(replicas) = &self.replicas {
+            replicas.found_dead(&fingerprint.hex(), now_ms).await;
+        }
+    }
+
+    /// Forgets that the pushkey was dead, for the provider took a push for it.
+    pub(crate) async fn found_alive(&self, target: Target<'_>) {
+        self.forget_dead(self.of_target(target)).await;
+    }
+
+    /// Whether the pushkey is known to be dead, since a time that can be believed. One that was set again since then is
+    /// forgotten and may live.
+    pub(crate) async fn is_dead(
+        &self,
+        target: Target<'_>,
+        pushkey_ts_ms: Option<i64>,
+        believes: impl Fn(i64) -> bool,
+    ) -> bool {
+        let fingerprint = self.of_target(target);
+        let since_ms = self.dead_since(fingerprint).await.filter(|since_ms| believes(*since_ms));
+        let Some(since_ms) = since_ms else { return false };
+        let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms > since_ms);
+        if set_again {
+            self.forget_dead(fingerprint).await;
+        }
+        !set_again
+    }
+
+    async fn dead_since(&self, fingerprint: Fingerprint) -> Option<i64> {
+        if let Some(replicas) = &self.replicas
+            && let Some(since_ms) = replicas.dead_since(&fingerprint.hex()).await
+        {
+            if since_ms.is_none() {
+                // Another replica may have found it alive.
+                self.lock().dead.remove(fingerprint);
+            }
+            return since_ms;
+        }
+        self.lock().dead.get(fingerprint, self.clock.now_ms()).copied()
+    }
+
+    async fn forget_dead(&self, fingerprint: Fingerprint) {
+        self.lock().dead.remove(fingerprint);
+        if let Some(replicas) = &self.replicas {
+            replicas.found_alive(&fingerprint.hex()).await;
+        }
+    }
+
+    fn of_target(&self, target: Target<'_>) -> Fingerprint {
+        self.fingerprint(&[target.app_id, target.pushkey, target.endpoint])
+    }
+
+    /// Each text with its length before it, so that no two lists look alike.
+    fn fingerprint(&self, texts: &[&str]) -> Fingerprint {
+        let mut context = hmac::Context::with_key(&self.key);
+        for text in texts {
+            // Of a fixed size: replicas may run on machines of different kinds.
+            context.update(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
+            context.update(text.as_bytes());
+        }
+        let mut fingerprint = [0; 16];
+        fingerprint.copy_from_slice(&context.sign().as_ref()[..16]);
+        Fingerprint(fingerprint)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a panic left behind is complete: each change is one insertion or removal.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Asks for the right among replicas. Without an answer the push is this replica's to send.
+    async fn claim(mut self, replicas: &Replicas, deadline: Instant) -> Begun {
+        let key = self.fingerprint.hex();
+        loop {
+            match replicas.claim(&key).await {
+                None => return Begun::Send(self),
+                Some(Claim::Ours(lease)) => {
+                    self.lease = Some(lease);
+                    return Begun::Send(self);
+                }
+                Some(Claim::Delivered) => {
+                    self.settle(&Outcome::Delivered);
+                    return Begun::Delivered;
+                }
+                Some(Claim::Elsewhere) => self.was_elsewhere = true,
+            }
+            if Instant::now() + LOOK_AGAIN >= deadline {
+                self.settle(&Outcome::unreachable());
+                return Begun::Elsewhere;
+            }
+            sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// Whether another replica was sending it before, without success: it may have found the pushkey dead.
+    pub(crate) fn was_elsewhere(&self) -> bool {
+        self.was_elsewhere
+    }
+
+    /// Ends the push. Only a delivery is remembered: everything else may be tried again.
+    pub(crate) async fn finish(mut self, outcome: &Outcome) {
+        self.settle(outcome);
+        let Some(replicas) = &self.seen.replicas else { return };
+        let key = self.fingerprint.hex();
+        let lease = self.lease.take();
+        match (outcome, lease) {
+            (Outcome::Delivered, _) => replicas.delivered(&key).await,
+            (_, Some(lease)) => replicas.release(&key, &lease),
+            (_, None) => {}
+        }
+    }
+
+    /// Tells this replica.
+    fn settle(&self, outcome: &Outcome) {
+        if *outcome == Outcome::Delivered {
+            let now_ms = self.seen.clock.now_ms();
+            self.seen.lock().delivered.insert(self.fingerprint, (), now_ms);
+        }
+        self.outcome.send_replace(Some(outcome.clone()));
+    }
+}
+
+impl Drop for Ticket {
+    /// Also when the sending was cut short: who waits then sees the channel closed.
+    fn drop(&mut self) {
+        self.seen.lock().under_way.remove(&self.fingerprint);
+        if let (Some(replicas), Some(lease)) = (&self.seen.replicas, self.lease.take()) {
+            replicas.release(&self.fingerprint.hex(), &lease);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

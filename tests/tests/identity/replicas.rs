@@ -1,0 +1,118 @@
+//! Two replicas on one PostgreSQL: what one does, the other knows.
+
+use std::time::Duration;
+
+use serde_json::json;
+use waypost_tests::database::Database;
+use waypost_tests::http::Api;
+use waypost_tests::identity::{INTERNAL_SECRET, Link, TestIdentity, internal};
+use waypost_tests::process::{Server, eventually};
+
+use super::{ALICE, BOB, EMAIL, SECRET, failure};
+
+/// What one replica does has to be known to the other within this.
+const SOON: Duration = Duration::from_secs(1);
+
+/// Two replicas: the first one's client is the harness's own, until it is exchanged for the second one's.
+async fn two() -> (TestIdentity, Server, Api, Api) {
+    let t = TestIdentity::start_with(Database::Postgres, |settings| {
+        internal(settings);
+        // So that what is known soon is known by being told, and not because it was forgotten.
+        settings.set("tokens", "cache_secs", 600);
+    })
+    .await;
+    let second = t.second_replica().await;
+    let apis = (t.api.clone(), Api::new(&second.public));
+    (t, second, apis.0, apis.1)
+}
+
+/// Waits until the replica that is talked to answers so.
+async fn finds(t: &TestIdentity, token: &str, email: &str, expected: Option<&str>) {
+    eventually(SOON, "the other replica", || async {
+        (t.who_is(token, email).await.as_deref() == expected).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_is_begun_on_one_proven_on_the_other_and_bound_on_the_first() {
+    let (mut t, _second, first, other) = two().await;
+    let token = t.register(ALICE).await;
+    let (sid, mail) = t.open_session(&token, EMAIL, SECRET).await;
+    let link = Link::parse(&mail.link());
+
+    t.api = other.clone();
+    assert_eq!(t.press_button(&link).await.status, 200);
+    // The same attempt mails once, whoever is asked.
+    assert_eq!(t.request_email(&token, EMAIL, SECRET, 1).await.ok()["sid"], sid.as_str());
+    assert_eq!(t.smtp.count_for(EMAIL), 1);
+
+    t.api = first;
+    t.bind(&token, &sid, SECRET, ALICE).await.ok();
+    t.api = other;
+    finds(&t, &token, EMAIL, Some(ALICE)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_is_killed_in_between_and_the_other_goes_on() {
+    let (mut t, _second, _, other) = two().await;
+    let token = t.register(ALICE).await;
+    t.publish(&token, "alice@work.example.com", ALICE).await;
+    let (sid, mail) = t.open_session(&token, EMAIL, SECRET).await;
+    t.server.kill();
+
+    t.api = other;
+    finds(&t, &token, "alice@work.example.com", Some(ALICE)).await;
+    assert_eq!(t.press_button(&Link::parse(&mail.link())).await.status, 200);
+    t.bind(&token, &sid, SECRET, ALICE).await.ok();
+    assert_eq!(t.who_is(&token, EMAIL).await.as_deref(), Some(ALICE));
+    // It comes back and knows what it missed.
+    let t = t.restart().await;
+    assert_eq!(t.who_is(&token, EMAIL).await.as_deref(), Some(ALICE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_address_changes_hands_on_both() {
+    let (mut t, _second, first, other) = two().await;
+    let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+    t.publish(&alice, EMAIL, ALICE).await;
+    t.api = other;
+    finds(&t, &bob, EMAIL, Some(ALICE)).await;
+    let sid = t.validate(&bob, EMAIL, "another_secret").await;
+    t.bind(&bob, &sid, "another_secret", BOB).await.ok();
+    t.api = first;
+    finds(&t, &bob, EMAIL, Some(BOB)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn logging_out_on_one_is_401_on_the_other() {
+    let (mut t, _second, first, other) = two().await;
+    let token = t.register(ALICE).await;
+    t.api = other.clone();
+    // Now the other one has it in its cache.
+    assert_eq!(t.get("/account", Some(&token)).await.status, 200);
+    t.api = first;
+    t.post("/account/logout", Some(&token), &json!({})).await.ok();
+    t.api = other;
+    eventually(SOON, "the logout", || async {
+        (t.get("/account", Some(&token)).await.failure() == failure(401, "M_UNAUTHORIZED")).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn somebody_erased_on_one_is_gone_from_the_other() {
+    let (mut t, _second, _, other) = two().await;
+    let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+    t.publish(&alice, EMAIL, ALICE).await;
+    let internal = t.internal_api().await;
+    t.api = other;
+    finds(&t, &alice, EMAIL, Some(ALICE)).await;
+    let body = json!({"mxid": ALICE});
+    internal.post("/_matrix/identity/internal/erase", Some(INTERNAL_SECRET), &body).await.ok();
+    finds(&t, &bob, EMAIL, None).await;
+    eventually(SOON, "the end of her token", || async {
+        (t.get("/account", Some(&alice)).await.status == 401).then_some(())
+    })
+    .await;
+}

@@ -1,0 +1,104 @@
+//! One app, one homeserver or one device that is too much is nobody else's trouble (THREATS.md, 8).
+
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, android, apns_token, event, ios, with};
+use waypost_tests::process::timed;
+use waypost_tests::tls_server::Answer;
+
+use super::{assert_try_again, retry_after};
+
+#[tokio::test]
+async fn a_provider_that_hangs_holds_so_many_pushes_and_no_more() {
+    let gateway = TestGateway::start_apps(|settings, around| {
+        settings.push("apps", &with(around.fcm_app(ANDROID), &[("max_in_flight", json!(5))]));
+        settings.push("apps", &around.apns_app(IOS));
+    })
+    .await;
+    for number in 0..30 {
+        gateway.fcm.script().always(&format!("device-{number}"), Answer::Hang);
+    }
+    let hanging: Vec<_> = (0..5).map(|number| event("$1", &[android(&format!("device-{number}"))])).collect();
+    let further: Vec<_> = (5..30).map(|number| event("$1", &[android(&format!("device-{number}"))])).collect();
+    let others: Vec<_> = (0..20).map(|number| event("$1", &[ios(&apns_token(number))])).collect();
+    let (stuck, ()) = tokio::join!(join_all(hanging.iter().map(|event| gateway.notify(event))), async {
+        gateway.fcm.pushes().wait_for("five pushes", |_| gateway.fcm.pushes().len() == 5).await;
+        // What is too much is given back at once, and nothing of it is asked.
+        for event in &further {
+            let (reply, took) = timed(gateway.notify(event)).await;
+            assert_try_again(&reply);
+            assert!(took < Duration::from_secs(5), "{took:?}");
+        }
+        assert_eq!(gateway.fcm.pushes().len(), 5);
+        // And the other app notices nothing.
+        for event in &others {
+            let (reply, took) = timed(gateway.notify(event)).await;
+            assert_eq!(reply.ok(), json!({"rejected": []}));
+            assert!(took < Duration::from_secs(5), "{took:?}");
+        }
+    });
+    for reply in &stuck {
+        assert_try_again(reply);
+    }
+    let full = gateway.server.logs().iter().filter(|line| line.to_string().contains("max_in_flight")).count();
+    assert_eq!(full, 1, "one line, not one for each push");
+    // There is room again.
+    assert_eq!(gateway.rejected(&event("$1", &[android("another")])).await, json!([]));
+}
+
+/// A gateway with one limit of two at once.
+async fn limited(key: &'static str) -> TestGateway {
+    TestGateway::start_apps(|settings, around| {
+        settings.push("apps", &around.apns_app(IOS));
+        settings.push("apps", &around.fcm_app(ANDROID));
+        settings.append(&format!("[limits]\n{key} = {{ burst = 2, refill_secs = 600.0 }}\n"));
+    })
+    .await
+}
+
+/// Sends one that must be too much.
+async fn too_much(gateway: &TestGateway, notification: &Value, limit: &str) {
+    let pushes = gateway.apns.pushes().len();
+    let reply = gateway.notify(notification).await;
+    assert_eq!(reply.failure(), (429, "M_LIMIT_EXCEEDED".to_owned()));
+    assert!((500..=600).contains(&retry_after(&reply)), "{}", retry_after(&reply));
+    assert_eq!(gateway.apns.pushes().len(), pushes, "no work was done");
+    let counted = format!("waypost_push_gateway_limited_requests_total{{limit=\"{limit}\"}}");
+    assert_eq!(gateway.metric(&counted).await, Some(1.0));
+}
+
+#[tokio::test]
+async fn a_pushkey_that_gets_too_much_is_told_to_wait() {
+    let gateway = limited("per_pushkey").await;
+    let mine = |number: u32| event(&format!("${number}"), &[ios(&apns_token(1))]);
+    for number in 0..2 {
+        assert_eq!(gateway.rejected(&mine(number)).await, json!([]));
+    }
+    too_much(&gateway, &mine(2), "pushkey").await;
+    assert_eq!(gateway.rejected(&event("$1", &[ios(&apns_token(2))])).await, json!([]));
+    // The same text as another app's pushkey is another pushkey.
+    assert_eq!(gateway.rejected(&event("$1", &[android(&apns_token(1))])).await, json!([]));
+}
+
+#[tokio::test]
+async fn an_app_that_gets_too_much_is_told_to_wait() {
+    let gateway = limited("per_app").await;
+    let mine = |number: u8| event("$1", &[ios(&apns_token(number))]);
+    for number in 0..2 {
+        assert_eq!(gateway.rejected(&mine(number)).await, json!([]));
+    }
+    too_much(&gateway, &mine(2), "app").await;
+    assert_eq!(gateway.rejected(&event("$1", &[android("device")])).await, json!([]));
+}
+
+#[tokio::test]
+async fn a_source_that_sends_too_much_is_told_to_wait() {
+    let gateway = limited("per_source").await;
+    let mine = |number: u8| event("$1", &[ios(&apns_token(number))]);
+    for number in 0..2 {
+        assert_eq!(gateway.rejected(&mine(number)).await, json!([]));
+    }
+    too_much(&gateway, &mine(2), "source").await;
+}
