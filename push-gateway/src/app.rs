@@ -18,9 +18,10 @@ use waypost_shared::{
 };
 
 use crate::{
+    certificate::expires_at_ms,
     config::{
-        ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig, NotifyConfig,
-        ProviderConfig, PushType, Rate,
+        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
+        NotifyConfig, ProviderConfig, PushType, Rate,
     },
     error::ApiError,
     glob::{ByGlob, Glob},
@@ -36,6 +37,10 @@ const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// How often it is logged that an app has too many pushes under way.
 const ONE_LINE_EACH: Duration = Duration::from_secs(60);
+
+/// An app's certificate is called for when it is good for fewer days than this.
+pub(crate) const EXPIRY_WARNED_DAYS: i64 = 30;
+pub(crate) const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -78,6 +83,8 @@ pub(crate) struct Entry {
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
+    /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
+    pub(crate) expires_at_ms: Option<i64>,
     /// What a push for it takes a little of.
     budget: Limiter<()>,
 }
@@ -144,7 +151,13 @@ impl App {
         for app in apps {
             lines.push(line(&app));
             let AppConfig { position, id, content, max_in_flight, provider } = app;
-            let counters = metrics.of_app(&id, provider.name());
+            let name = provider.name();
+            let counters = metrics.of_app(&id, name);
+            let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
+            if let Some(at_ms) = expires_at_ms {
+                metrics.certificate_expires(&id, name, at_ms);
+                warn_of_expiry(&id, at_ms - clock.now_ms());
+            }
             match Provider::new(provider, &mut shared) {
                 Ok(provider) => {
                     let entry = Entry {
@@ -155,6 +168,7 @@ impl App {
                         in_flight: Semaphore::new(max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics: counters,
+                        expires_at_ms,
                         budget: limiter(config.limits.per_app),
                     };
                     entries.push((id, entry));
@@ -182,6 +196,13 @@ impl App {
         self.entries.find(app_id)
     }
 
+    /// All configured apps, by their ids.
+    pub(crate) fn entries(&self) -> Vec<&Entry> {
+        let mut entries: Vec<_> = self.entries.iter().collect();
+        entries.sort_by_key(|entry| &entry.id);
+        entries
+    }
+
     /// Whether an app is pushed to by UnifiedPush, so that others may discover this gateway.
     pub(crate) fn has_unifiedpush(&self) -> bool {
         self.entries.iter().any(|entry| matches!(entry.provider, Provider::UnifiedPush(_)))
@@ -201,6 +222,26 @@ impl App {
             count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
         }
         text
+    }
+}
+
+/// The chain of certificates that an app shows, if it does.
+fn certificate(provider: &ProviderConfig) -> Option<&str> {
+    match provider {
+        ProviderConfig::Apns(ApnsConfig { credentials: ApnsCredentials::Certificate { chain, .. }, .. }) => Some(chain),
+        ProviderConfig::Apns(_)
+        | ProviderConfig::Fcm(_)
+        | ProviderConfig::WebPush(_)
+        | ProviderConfig::UnifiedPush(_) => None,
+    }
+}
+
+fn warn_of_expiry(app: &str, left_ms: i64) {
+    let days = left_ms / MS_PER_DAY;
+    if left_ms <= 0 {
+        tracing::error!(app, "the app's certificate has expired: renew it, or set key_file");
+    } else if days < EXPIRY_WARNED_DAYS {
+        tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
     }
 }
 

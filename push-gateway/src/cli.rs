@@ -1,4 +1,7 @@
-//! The command line: `serve` and `check-config`.
+//! The command line.
+
+mod doctor;
+mod send_test;
 
 use std::{io, path::PathBuf, process::ExitCode, sync::Arc};
 
@@ -9,6 +12,7 @@ use waypost_shared::{
     config_file::{self, CONFIG_VARIABLE, Loaded},
     health::{self, Operations, Readiness},
     http::causes,
+    secret::ExposeSecret as _,
     serve::{self, Stop},
     telemetry,
 };
@@ -16,6 +20,7 @@ use waypost_shared::{
 use crate::{
     app::{App, StartError},
     config::Config,
+    jwt::Es256Key,
     routes,
 };
 
@@ -30,12 +35,18 @@ pub(crate) struct Cli {
     command: Command,
 }
 
-#[derive(Clone, Copy, Debug, Subcommand)]
+#[derive(Debug, Subcommand)]
 enum Command {
     /// Take notifications and pass them on, until SIGTERM or SIGINT.
     Serve,
     /// Read the configuration and all files that it names, and say what was understood.
     CheckConfig,
+    /// Try each app's credentials, and say for each that does not work what to change.
+    Doctor,
+    /// Send one push, and show what was sent, what came back and what it means.
+    SendTest(send_test::Options),
+    /// Make a VAPID key: the file for `vapid_key_file` on standard output, its public half on standard error.
+    Vapid,
 }
 
 /// Why the process ends without success.
@@ -47,14 +58,26 @@ pub(crate) enum RunError {
     /// Listening or signals.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// An option of the command line that cannot be understood.
+    #[error("{0}")]
+    Usage(String),
+    /// `doctor` found something.
+    #[error("{0} of the checks failed")]
+    Unhealthy(usize),
+    /// `send-test` did not get through.
+    #[error("the push was not delivered")]
+    Undelivered,
+    /// The machine gives no randomness.
+    #[error("no key could be made")]
+    NoKey,
 }
 
 impl RunError {
     /// 2 for the configuration, 1 for all else.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Start(_) => ExitCode::from(2),
-            Self::Io(_) => ExitCode::FAILURE,
+            Self::Start(_) | Self::Usage(_) => ExitCode::from(2),
+            Self::Io(_) | Self::Unhealthy(_) | Self::Undelivered | Self::NoKey => ExitCode::FAILURE,
         }
     }
 
@@ -69,6 +92,9 @@ impl RunError {
 
 /// Does what the command line asks.
 pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
+    if matches!(cli.command, Command::Vapid) {
+        return vapid();
+    }
     let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
     // Variables that are not text are none of ours.
     let environment =
@@ -83,7 +109,18 @@ pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
             println!("{}", app.summary(&loaded.config));
             Ok(())
         }
+        Command::Doctor => doctor::run(&app, &Clock::System).await,
+        Command::SendTest(options) => send_test::run(&app, &options).await,
+        Command::Vapid => vapid(),
     }
+}
+
+/// Standard output is the file, so that `vapid > vapid.pem` makes one.
+fn vapid() -> Result<(), RunError> {
+    let (key, pem) = Es256Key::generate().map_err(|_| RunError::NoKey)?;
+    print!("{}", pem.expose_secret());
+    eprintln!("applicationServerKey: {}", key.public_key());
+    Ok(())
 }
 
 async fn serve(config: &Config, app: Arc<App>, registry: Registry) -> Result<(), RunError> {

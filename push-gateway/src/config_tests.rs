@@ -21,6 +21,7 @@ impl Folder {
         fs::write(folder.join("key.p8"), crate::jwt::tests::p8()).unwrap();
         fs::write(folder.join("other-key.p8"), crate::jwt::tests::p8()).unwrap();
         fs::write(folder.join("no-key.p8"), "hello").unwrap();
+        fs::write(folder.join("rsa.p8"), crate::jwt::tests::RSA_PEM).unwrap();
         let account = serde_json::json!({"client_email": "a@b", "private_key": crate::jwt::tests::RSA_PEM});
         fs::write(folder.join("account.json"), account.to_string()).unwrap();
         Self(folder)
@@ -148,6 +149,23 @@ fn a_mistake_is_named_with_its_fix() {
     for (toml, expected) in [
         (
             APNS.replace("'apns'", "'gcm'"),
+            "waypost.toml:3: apps.0.type: this app has keys of APNs; set type = \"apns\" (gcm was Google's, and was shut down in 2024)",
+        ),
+        (
+            APNS.replace("key.p8", "rsa.p8"),
+            "waypost.toml:5: apps.0.key_file: rsa.p8 is not a key for the curve P-256 with its public key beside it",
+        ),
+        (
+            "[outbound]\nproxy_url = 'swordfish'".to_owned(),
+            "waypost.toml:2: outbound.proxy_url: must be http://host:port, with user:password@ before the host if the proxy wants them",
+        ),
+        (
+            "[outbound]\nno_proxy = ['http://example.com']\nproxy_url = 'http://proxy.example:3128'".to_owned(),
+            "waypost.toml:2: outbound.no_proxy: `http://example.com` must be a name such as example.com, an address, a range or *",
+        ),
+        ("[outbound]\nmax_origins = 0".to_owned(), "waypost.toml:2: outbound.max_origins: must be 1 or more"),
+        (
+            FCM.replace("'fcm'", "'gcm'"),
             "waypost.toml:3: apps.0.type: Google shut the gcm service down in 2024; set type = \"fcm\" with project_id and service_account_file",
         ),
         (

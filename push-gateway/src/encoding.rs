@@ -19,7 +19,14 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
 
 /// Lower-case hexadecimal digits.
 pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    // A push has 48 of these bytes: no text is made for each of them.
+    let mut hex = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        hex.push(char::from(DIGITS[usize::from(byte & 0xf)]));
+    }
+    hex
 }
 
 /// A text as one segment of a path: all but unreserved characters escaped, dots as well, so that it cannot climb.

@@ -1,6 +1,9 @@
 //! Signed tokens: what APNs (ES256), FCM (RS256) and web push services (ES256) take as proof of who is calling.
 
-use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
+use base64::{
+    Engine as _,
+    engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD},
+};
 use ring::{
     error::Unspecified,
     rand::SystemRandom,
@@ -8,6 +11,7 @@ use ring::{
 };
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use serde_json::Value;
+use waypost_shared::secret::SecretString;
 
 /// Why a text is not the key that it should be. Says nothing of what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -38,6 +42,22 @@ impl Es256Key {
         EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &pkcs8, &SystemRandom::new())
             .map(|key| Self(Box::new(key)))
             .map_err(|_| InvalidKey::NotP256)
+    }
+
+    /// A new key, and its PEM file's text.
+    pub(crate) fn generate() -> Result<(Self, SecretString), Unspecified> {
+        let random = SystemRandom::new();
+        let pkcs8 = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random)?;
+        let key = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, pkcs8.as_ref(), &random)
+            .map_err(|_| Unspecified)?;
+        let mut pem = "-----BEGIN PRIVATE KEY-----\n".to_owned();
+        // Lines of 64 characters (RFC 7468), which are 48 bytes each.
+        for line in pkcs8.as_ref().chunks(48) {
+            pem.push_str(&STANDARD.encode(line));
+            pem.push('\n');
+        }
+        pem.push_str("-----END PRIVATE KEY-----\n");
+        Ok((Self(Box::new(key)), SecretString::from(pem)))
     }
 
     /// The public key as an uncompressed point, unpadded URL-safe base64: VAPID's `k`.

@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use base64::engine::general_purpose::STANDARD;
 use ring::signature::{ECDSA_P256_SHA256_FIXED, RSA_PKCS1_2048_8192_SHA256, UnparsedPublicKey};
 use serde_json::json;
 

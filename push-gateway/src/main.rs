@@ -3,6 +3,7 @@
 //! Source: Matrix Push Gateway API.
 
 mod app;
+mod certificate;
 mod cli;
 mod config;
 mod encoding;

@@ -52,6 +52,7 @@ struct PushLabels {
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct ProviderLabels {
+    app: String,
     provider: &'static str,
 }
 
@@ -95,6 +96,7 @@ pub(crate) struct Metrics {
     pub(crate) http: HttpMetrics,
     pushes: Family<PushLabels, Counter>,
     seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    certificates: Family<ProviderLabels, Gauge>,
     holding: Family<AppLabels, Gauge>,
     limited: Family<LimitLabels, Counter>,
 }
@@ -112,6 +114,7 @@ impl Metrics {
             http: HttpMetrics::register(registry),
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
+            certificates: Family::default(),
             holding: Family::default(),
             limited: Family::default(),
         };
@@ -124,7 +127,18 @@ impl Metrics {
             "Requests answered 429, by the budget they were over",
             metrics.limited.clone(),
         );
+        registry.register(
+            "certificate_expiry_seconds",
+            "When an app's client certificate expires, in seconds since the epoch",
+            metrics.certificates.clone(),
+        );
         metrics
+    }
+
+    /// Tells when the certificate of an app expires, in milliseconds since the epoch.
+    pub(crate) fn certificate_expires(&self, app: &str, provider: &'static str, at_ms: i64) {
+        let labels = ProviderLabels { app: app.to_owned(), provider };
+        self.certificates.get_or_create(&labels).set(at_ms / 1000);
     }
 
     /// Whether replicas can reach what they share. Registered only where they share something.
@@ -149,7 +163,7 @@ impl Metrics {
         };
         AppMetrics {
             ended: Ended::ALL.map(counter),
-            seconds: self.seconds.get_or_create_owned(&ProviderLabels { provider }),
+            seconds: self.seconds.get_or_create_owned(&ProviderLabels { app: app.to_owned(), provider }),
             holding: self.holding.get_or_create_owned(&AppLabels { app: app.to_owned() }),
         }
     }

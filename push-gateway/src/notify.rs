@@ -87,6 +87,9 @@ async fn settle(app: &App, notification: &Notification) -> Result<Response, ApiE
         let entry = app.entry(&device.app_id);
         if known.insert(target(entry, device)) {
             pushes.push(async move { (device, one_device(app, entry, notification, device, deadline).await) });
+        } else {
+            // The same device twice in one request: the other one sends.
+            entry.map_or(&app.unmatched, |entry| &entry.metrics).ended(Ended::Suppressed);
         }
     }
     answer(&join_all(pushes).await)
@@ -313,7 +316,7 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
     loop {
         let started = Instant::now();
         let time = deadline.saturating_duration_since(started).min(app.config.attempt_timeout());
-        let outcome = entry.provider.attempt(request, device, time).await;
+        let outcome = entry.provider.attempt(request, device, time).await.outcome;
         entry.metrics.attempt_took(started.elapsed().as_secs_f64());
         let Outcome::Busy { retry_after } = outcome else { return outcome };
         let wait = BACKOFF.delay(failures).max(retry_after.unwrap_or_default());

@@ -38,6 +38,14 @@ impl Vapid {
         Self { key, public_key, contact, clock, signed: Mutex::default() }
     }
 
+    /// Signs a statement for nobody: whether it is the key that apps subscribed with, only they know.
+    pub(crate) fn check(&self) -> Result<String, String> {
+        match self.authorization("https://push.example") {
+            Ok(_) => Ok(format!("the VAPID key signs; its public half is {}", self.public_key)),
+            Err(_) => Err("the VAPID key cannot sign: make another one with the command `vapid`".to_owned()),
+        }
+    }
+
     /// The value of `Authorization` for a push service.
     pub(crate) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();

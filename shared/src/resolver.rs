@@ -56,13 +56,16 @@ impl Resolver {
     ///
     /// What the name servers said, or that there is no such name.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, NetError> {
-        if let Ok(literal) = host.parse() {
-            return Ok(vec![literal]);
-        }
-        if let Some(address) = self.hosts.get(&host.to_ascii_lowercase()) {
-            return Ok(vec![*address]);
+        if let Some(address) = self.fixed(host) {
+            return Ok(vec![address]);
         }
         Ok(self.dns.lookup_ip(host).await?.iter().collect())
+    }
+
+    /// The address of `host` if no name server has to be asked for it.
+    #[must_use]
+    pub fn fixed(&self, host: &str) -> Option<IpAddr> {
+        host.parse().ok().or_else(|| self.hosts.get(&host.to_ascii_lowercase()).copied())
     }
 
     /// The targets of an SRV record in the order to try them (RFC 2782): lowest priority first, and by chance

@@ -18,6 +18,8 @@ use crate::tls_server::{Answer, Request, TlsServer};
 pub const KEY_ID: &str = "KEYID12345";
 /// The team that the key belongs to.
 pub const TEAM_ID: &str = "TEAMID6789";
+/// A name that its certificate is for, and that no name server knows unless a test has one that does.
+pub const NAME: &str = "apns.test";
 /// Name of an answer's id.
 const APNS_ID: &str = "apns-id";
 
@@ -36,6 +38,8 @@ pub struct ApnsPush {
     pub jwt: Option<Jwt>,
     /// Whether the sender showed a client certificate.
     pub client_certificate: bool,
+    /// Whether it was answered with a success.
+    pub taken: bool,
 }
 
 impl ApnsPush {
@@ -62,11 +66,11 @@ pub struct Apns {
 }
 
 impl Apns {
-    /// Starts one with a new signing key. Its certificate is for 127.0.0.1.
+    /// Starts one with a new signing key. Its certificate is for 127.0.0.1 and [`NAME`].
     pub async fn start(ca: &Ca) -> Self {
         let (private_key, public_key) = jwt::p256_key();
         let state = Arc::new(State { public_key, script: Script::default(), pushes: Record::default() });
-        let server = TlsServer::start(ca.leaf(&["127.0.0.1", "localhost"], Alpn::Http2), {
+        let server = TlsServer::start(ca.leaf(&["127.0.0.1", "localhost", NAME], Alpn::Http2), {
             let state = Arc::clone(&state);
             move |request| {
                 let answer = state.answer(&request);
@@ -128,6 +132,7 @@ impl State {
             None => return refusal(403, "MissingProviderToken"),
         };
         let id = request.header(APNS_ID).to_owned();
+        let answer = self.script.next(token).unwrap_or_else(|| Answer::empty(200));
         self.pushes.push(ApnsPush {
             token: token.to_owned(),
             headers: request.headers.clone(),
@@ -135,8 +140,8 @@ impl State {
             bytes: request.body.len(),
             jwt,
             client_certificate: request.client_certificate,
+            taken: answer.is_success(),
         });
-        let answer = self.script.next(token).unwrap_or_else(|| Answer::empty(200));
         answer.header(APNS_ID, &id)
     }
 

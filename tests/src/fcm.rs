@@ -22,6 +22,8 @@ use crate::tls_server::{Answer, Request, TlsServer};
 pub const PROJECT: &str = "waypost-test";
 /// The service account that may send for it.
 pub const ACCOUNT: &str = "push@waypost-test.iam.gserviceaccount.com";
+/// A name that its certificate is for, and that no name server knows unless a test has one that does.
+pub const NAME: &str = "fcm.test";
 /// Made for these tests; see `tests/fixtures/README.md`.
 const PRIVATE_KEY: &str = include_str!("../fixtures/fcm-service-account-key.pem");
 /// The kind of grant that a signed assertion is.
@@ -40,6 +42,8 @@ pub struct FcmPush {
     pub bytes: usize,
     /// The bearer token it was sent with.
     pub bearer: String,
+    /// Whether it was answered with a success.
+    pub taken: bool,
 }
 
 #[derive(Debug)]
@@ -62,7 +66,7 @@ pub struct Fcm {
 }
 
 impl Fcm {
-    /// Starts one. Its certificate is for 127.0.0.1.
+    /// Starts one. Its certificate is for 127.0.0.1 and [`NAME`].
     pub async fn start(ca: &Ca) -> Self {
         let der = PrivatePkcs8KeyDer::from_pem_slice(PRIVATE_KEY.as_bytes()).unwrap();
         let pair = RsaKeyPair::from_pkcs8(der.secret_pkcs8_der()).unwrap();
@@ -74,7 +78,7 @@ impl Fcm {
             script: Script::default(),
             pushes: Record::default(),
         });
-        let server = TlsServer::start(ca.leaf(&["127.0.0.1", "localhost"], Alpn::Both), {
+        let server = TlsServer::start(ca.leaf(&["127.0.0.1", "localhost", NAME], Alpn::Both), {
             let state = Arc::clone(&state);
             move |request| {
                 let answer = state.answer(&request);
@@ -174,15 +178,18 @@ impl State {
         let Some(token) = body["message"]["token"].as_str() else {
             return refusal(400, "INVALID_ARGUMENT", None);
         };
+        let answer = self
+            .script
+            .next(token)
+            .unwrap_or_else(|| Answer::json(200, &json!({"name": format!("projects/{PROJECT}/messages/1")})));
         self.pushes.push(FcmPush {
             token: token.to_owned(),
             message: body["message"].clone(),
             bytes: request.body.len(),
             bearer: bearer.to_owned(),
+            taken: answer.is_success(),
         });
-        self.script
-            .next(token)
-            .unwrap_or_else(|| Answer::json(200, &json!({"name": format!("projects/{PROJECT}/messages/1")})))
+        answer
     }
 
     fn grant(&self, request: &Request) -> Answer {

@@ -4,6 +4,7 @@ use std::future::pending;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use ::http::{HeaderMap, Method, StatusCode, Version};
@@ -17,10 +18,15 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use serde_json::Value;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
+use crate::fault::{Fault, Faults};
 use crate::record::Record;
+
+/// Requests at once on one connection: FCM's limit.
+const STREAMS: u32 = 100;
 
 /// A request as it arrived.
 #[derive(Clone, Debug)]
@@ -112,6 +118,15 @@ impl Answer {
         }
         self
     }
+
+    /// Whether it tells the client that all went well.
+    pub fn is_success(&self) -> bool {
+        match self {
+            Self::Reply { status, .. } => status.is_success(),
+            Self::Late(_, answer) => answer.is_success(),
+            Self::Hang | Self::Reset => false,
+        }
+    }
 }
 
 /// What decides about the answer to a request.
@@ -124,7 +139,20 @@ pub struct TlsServer {
     pub address: SocketAddr,
     /// Every request, in order of arrival.
     pub requests: Arc<Record<Request>>,
+    shared: Arc<Shared>,
     task: JoinHandle<()>,
+}
+
+/// What all connections of a server share.
+#[derive(Debug)]
+struct Shared {
+    faults: Faults,
+    /// Connections that came, whatever became of them.
+    connections: AtomicU32,
+    /// Requests at once on one connection.
+    streams: AtomicU32,
+    /// Changes when all open connections shall break.
+    cut: watch::Sender<()>,
 }
 
 impl Drop for TlsServer {
@@ -158,9 +186,36 @@ impl TlsServer {
         });
         let address = listener.local_addr().unwrap();
         let requests = Arc::new(Record::default());
+        let shared = Arc::new(Shared {
+            faults: Faults::default(),
+            connections: AtomicU32::new(0),
+            streams: AtomicU32::new(STREAMS),
+            cut: watch::Sender::new(()),
+        });
         let handler: Handler = Arc::new(move |request| handler(request).boxed());
-        let task = tokio::spawn(accept(listener, TlsAcceptor::from(config), handler, Arc::clone(&requests)));
-        Self { address, requests, task }
+        let connection = Connection { handler, requests: Arc::clone(&requests), shared: Arc::clone(&shared) };
+        let task = tokio::spawn(accept(listener, TlsAcceptor::from(config), connection));
+        Self { address, requests, shared, task }
+    }
+
+    /// Which connections go wrong.
+    pub fn faults(&self) -> &Faults {
+        &self.shared.faults
+    }
+
+    /// How many connections came.
+    pub fn connections(&self) -> u32 {
+        self.shared.connections.load(Ordering::SeqCst)
+    }
+
+    /// Allows so many requests at once on each connection that comes from now on.
+    pub fn allow_streams(&self, streams: u32) {
+        self.shared.streams.store(streams, Ordering::SeqCst);
+    }
+
+    /// Breaks all open connections.
+    pub fn cut(&self) {
+        self.shared.cut.send_replace(());
     }
 
     /// The port it listens on.
@@ -174,19 +229,30 @@ impl TlsServer {
     }
 }
 
-async fn accept(listener: TcpListener, tls: TlsAcceptor, handler: Handler, requests: Arc<Record<Request>>) {
+/// What a connection needs to know.
+#[derive(Clone)]
+struct Connection {
+    handler: Handler,
+    requests: Arc<Record<Request>>,
+    shared: Arc<Shared>,
+}
+
+async fn accept(listener: TcpListener, tls: TlsAcceptor, connection: Connection) {
     // Dropped with this task, and with it every connection.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
             accepted = listener.accept() => {
                 let Ok((stream, _)) = accepted else { continue };
-                connections.spawn(serve(
-                    stream,
-                    tls.clone(),
-                    Arc::clone(&handler),
-                    Arc::clone(&requests),
-                ));
+                connection.shared.connections.fetch_add(1, Ordering::SeqCst);
+                let mut cut = connection.shared.cut.subscribe();
+                let serving = serve(stream, tls.clone(), connection.clone());
+                connections.spawn(async move {
+                    tokio::select! {
+                        () = serving => {}
+                        _ = cut.changed() => {}
+                    }
+                });
             }
             Some(_) = connections.join_next(), if !connections.is_empty() => {}
         }
@@ -194,9 +260,25 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, handler: Handler, reque
 }
 
 /// Serves one connection. A failed handshake ends it: the client's side of the story is what tests look at.
-async fn serve(stream: TcpStream, tls: TlsAcceptor, handler: Handler, requests: Arc<Record<Request>>) {
+async fn serve(stream: TcpStream, tls: TlsAcceptor, connection: Connection) {
     let _ = stream.set_nodelay(true);
+    let Connection { handler, requests, shared } = connection;
+    let fault = shared.faults.next();
+    let tls = match &fault {
+        Some(Fault::Silence) => pending().await,
+        Some(Fault::Certificate(config)) => TlsAcceptor::from(Arc::clone(config)),
+        _ => tls,
+    };
     let Ok(stream) = tls.accept(stream).await else { return };
+    match &fault {
+        None => {}
+        Some(Fault::CutBefore) => return,
+        Some(fault) => {
+            // It ends when the client has hung up.
+            let _ = shared.faults.play(fault, stream).await;
+            return;
+        }
+    }
     let session = stream.get_ref().1;
     let sni = session.server_name().map(str::to_owned);
     let client_certificate = session.peer_certificates().is_some();
@@ -210,7 +292,9 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, handler: Handler, requests: 
             reply(handler(request).await).await
         }
     });
-    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http2().max_concurrent_streams(shared.streams.load(Ordering::SeqCst));
+    let _ = builder.serve_connection(TokioIo::new(stream), service).await;
 }
 
 async fn read(

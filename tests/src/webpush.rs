@@ -41,6 +41,8 @@ pub struct WebPush {
     pub vapid: Jwt,
     /// The sender's public key, in base64 as it came.
     pub vapid_key: String,
+    /// Whether it was answered with a success.
+    pub taken: bool,
 }
 
 impl WebPush {
@@ -130,14 +132,16 @@ impl State {
             Ok(vapid) => vapid,
             Err(reason) => return Answer::text(403, &reason),
         };
+        let answer = self.script.next(&request.path).unwrap_or_else(|| Answer::empty(201));
         self.pushes.push(WebPush {
             path: request.path.clone(),
             headers: request.headers.clone(),
             body: request.body.to_vec(),
             vapid,
             vapid_key,
+            taken: answer.is_success(),
         });
-        self.script.next(&request.path).unwrap_or_else(|| Answer::empty(201))
+        answer
     }
 }
 

@@ -76,7 +76,13 @@ impl Entry<'_> {
             "webpush" => self.webpush().map(ProviderConfig::WebPush),
             "unifiedpush" => self.unifiedpush().map(ProviderConfig::UnifiedPush),
             "gcm" => {
-                let fix = "Google shut the gcm service down in 2024; set type = \"fcm\" with project_id and service_account_file";
+                let is_apples =
+                    section.topic.is_some() || section.key_file.is_some() || section.certificate_file.is_some();
+                let fix = if is_apples {
+                    "this app has keys of APNs; set type = \"apns\" (gcm was Google's, and was shut down in 2024)"
+                } else {
+                    "Google shut the gcm service down in 2024; set type = \"fcm\" with project_id and service_account_file"
+                };
                 self.wrong("type", fix);
                 return None;
             }

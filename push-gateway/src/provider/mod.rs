@@ -81,6 +81,23 @@ impl Outcome {
     }
 }
 
+/// One call of a push service.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    pub(crate) outcome: Outcome,
+    /// What the service said, for people who want to see it; none when it said nothing.
+    pub(crate) answer: Option<Response<Bytes>>,
+}
+
+impl From<Outcome> for Attempt {
+    fn from(outcome: Outcome) -> Self {
+        Self { outcome, answer: None }
+    }
+}
+
+/// What is good about an app's credentials, or what is not and what to change.
+pub(crate) type Checked = Result<String, String>;
+
 /// Why nothing is sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Unsent {
@@ -162,13 +179,37 @@ impl Provider {
     }
 
     /// Sends the request once.
-    pub(crate) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Outcome {
+    pub(crate) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Attempt {
         match self {
             Self::Apns(apns) => apns.attempt(request, device, timeout).await,
             Self::Fcm(fcm) => fcm.attempt(request, timeout).await,
             Self::WebPush(webpush) => webpush.attempt(request, timeout).await,
             Self::UnifiedPush(unifiedpush) => unifiedpush.attempt(request, timeout).await,
         }
+    }
+
+    /// Tries the app's credentials without a push to anybody.
+    pub(crate) async fn check(&self, timeout: Duration) -> Checked {
+        match self {
+            Self::Apns(apns) => apns.check(timeout).await,
+            Self::Fcm(fcm) => fcm.check(timeout).await,
+            Self::WebPush(webpush) => webpush.vapid().check(),
+            Self::UnifiedPush(unifiedpush) => match unifiedpush.vapid() {
+                Some(vapid) => vapid.check(),
+                None => Ok("push servers are asked without credentials".to_owned()),
+            },
+        }
+    }
+}
+
+/// What a service that gave no good answer means for its app's credentials.
+fn unproven(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Refused(refusal) => refusal.why,
+        Outcome::Busy { .. } => {
+            "the service was not reached or was busy, and the log says why: look at the network, at [outbound] (proxy, certificates, name servers) and at this app's addresses".to_owned()
+        }
+        Outcome::Delivered | Outcome::Gone => "the answer makes no sense: is `endpoint` right?".to_owned(),
     }
 }
 

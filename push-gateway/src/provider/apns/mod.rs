@@ -2,6 +2,7 @@
 //!
 //! Source: Apple, "Sending notification requests to APNs" and "Handling notification responses from APNs".
 
+mod check;
 mod payload;
 mod token;
 
@@ -29,7 +30,7 @@ use waypost_shared::{
 
 use self::token::TeamToken;
 pub(crate) use self::token::TeamTokens;
-use super::{Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
 use crate::{
     config::{ApnsConfig, ApnsCredentials, PushType},
     encoding::{from_base64, path_segment, to_hex},
@@ -185,7 +186,7 @@ impl Apns {
         built(request.body(Bytes::from(payload.body)))
     }
 
-    pub(super) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Outcome {
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, device: &Device, timeout: Duration) -> Attempt {
         let deadline = Instant::now() + timeout;
         let mut renewed = false;
         loop {
@@ -197,18 +198,18 @@ impl Apns {
                         request.headers_mut().insert(AUTHORIZATION, value.clone());
                         Some((token, value))
                     }
-                    Err(_) => return Outcome::refused_app("the provider token could not be signed"),
+                    Err(_) => return Outcome::refused_app("the provider token could not be signed").into(),
                 },
             };
             let left = deadline.saturating_duration_since(Instant::now());
             if !is_enough(left, timeout) {
-                return Outcome::unreachable();
+                return Outcome::unreachable().into();
             }
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::warn!(provider = "apns", %error, causes = causes(&error), "no answer from the provider");
-                    return Outcome::unreachable();
+                    return Outcome::unreachable().into();
                 }
             };
             let trouble = Trouble::read(answer.body());
@@ -220,7 +221,8 @@ impl Apns {
                 renewed = true;
                 continue;
             }
-            return self.outcome(&answer, &trouble, device);
+            let outcome = self.outcome(&answer, &trouble, device);
+            return Attempt { outcome, answer: Some(answer) };
         }
     }
 

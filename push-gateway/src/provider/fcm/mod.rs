@@ -13,12 +13,14 @@ use http::{
     Method, Request, Response, StatusCode,
     header::{AUTHORIZATION, CONTENT_TYPE},
 };
-use serde_json::Value;
+use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
 use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
 
 use self::token::{TokenError, Tokens};
-use super::{Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
+use super::{
+    Attempt, Checked, Fault, Outcome, Refusal, Shared, Unsent, built, is_enough, is_transient, limits, unproven,
+};
 use crate::{
     config::FcmConfig,
     encoding::path_segment,
@@ -88,34 +90,51 @@ impl Fcm {
         built(request)
     }
 
-    pub(super) async fn attempt(&self, request: &Request<Bytes>, time: Duration) -> Outcome {
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, time: Duration) -> Attempt {
         let deadline = Instant::now() + time;
         let mut renewed = false;
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let token = match timeout(left, self.tokens.current()).await {
                 Ok(Ok(token)) => token,
-                Ok(Err(TokenError::Refused(why))) => return Outcome::refused_app(why),
-                Ok(Err(TokenError::Unreachable)) | Err(_) => return Outcome::unreachable(),
+                Ok(Err(TokenError::Refused(why))) => return Outcome::refused_app(why).into(),
+                Ok(Err(TokenError::Unreachable)) | Err(_) => return Outcome::unreachable().into(),
             };
             let mut request = request.clone();
             request.headers_mut().insert(AUTHORIZATION, token.clone());
             let left = deadline.saturating_duration_since(Instant::now());
             if !is_enough(left, time) {
-                return Outcome::unreachable();
+                return Outcome::unreachable().into();
             }
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
                     tracing::warn!(provider = "fcm", %error, causes = causes(&error), "no answer from the provider");
-                    return Outcome::unreachable();
+                    return Outcome::unreachable().into();
                 }
             };
             if answer.status() == StatusCode::UNAUTHORIZED && !renewed && self.tokens.renew(&token) {
                 renewed = true;
                 continue;
             }
-            return self.outcome(&answer);
+            return Attempt { outcome: self.outcome(&answer), answer: Some(answer) };
+        }
+    }
+
+    /// Has Google look at a message to a device that cannot exist, and not send it.
+    pub(super) async fn check(&self, time: Duration) -> Checked {
+        let message = json!({"validate_only": true, "message": {"token": "waypost-doctor", "data": {"a": "b"}}});
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(&self.uri)
+            .header(CONTENT_TYPE, "application/json")
+            .body(Bytes::from(message.to_string()));
+        let Ok(request) = request else { return Err("`endpoint` makes no valid request".to_owned()) };
+        match self.attempt(&request, time).await.outcome {
+            Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {
+                Ok("Google takes the credentials (and sent nothing: validate_only)".to_owned())
+            }
+            outcome => Err(unproven(outcome)),
         }
     }
 

@@ -17,7 +17,7 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use super::{Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::UnifiedPushConfig,
     encryption::{self, NotEncrypted, Subscription},
@@ -43,6 +43,11 @@ pub(crate) struct UnifiedPush {
 }
 
 impl UnifiedPush {
+    /// What the app's pushes are signed with, if they are.
+    pub(super) fn vapid(&self) -> Option<&Vapid> {
+        self.vapid.as_ref()
+    }
+
     pub(super) fn new(config: UnifiedPushConfig, shared: &Shared) -> Self {
         Self {
             client: shared.strangers.clone(),
@@ -98,14 +103,16 @@ impl UnifiedPush {
         built(request.body(Bytes::from(body)))
     }
 
-    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Outcome {
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Attempt {
         match self.client.send_for_status(request.clone(), limits(timeout)).await {
-            Ok(answer) => self.outcome(&answer),
-            Err(HttpClientError::Blocked) => Outcome::refused_push("the pushkey has an address that is not public"),
+            Ok(answer) => Attempt { outcome: self.outcome(&answer), answer: Some(answer) },
+            Err(HttpClientError::Blocked) => {
+                Outcome::refused_push("the pushkey has an address that is not public").into()
+            }
             // Without the causes: they may name the host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "unifiedpush", %error, "no answer from the push server");
-                Outcome::unreachable()
+                Outcome::unreachable().into()
             }
         }
     }

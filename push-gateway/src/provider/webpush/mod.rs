@@ -19,7 +19,7 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use super::{Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
     encryption::{self, NotEncrypted, Subscription},
@@ -41,6 +41,11 @@ pub(crate) struct WebPush {
 }
 
 impl WebPush {
+    /// What the app's pushes are signed with.
+    pub(super) fn vapid(&self) -> &Vapid {
+        &self.vapid
+    }
+
     pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
         Self {
             client: shared.strangers.clone(),
@@ -94,19 +99,19 @@ impl WebPush {
         built(request.body(Bytes::from(body)))
     }
 
-    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Outcome {
+    pub(super) async fn attempt(&self, request: &Request<Bytes>, timeout: Duration) -> Attempt {
         let answer = match self.client.send_for_status(request.clone(), limits(timeout)).await {
             Ok(answer) => answer,
             Err(HttpClientError::Blocked) => {
-                return Outcome::refused_push("the endpoint has an address that is not public");
+                return Outcome::refused_push("the endpoint has an address that is not public").into();
             }
             // Without the causes: they may name the endpoint's host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "webpush", %error, "no answer from the push service");
-                return Outcome::unreachable();
+                return Outcome::unreachable().into();
             }
         };
-        self.outcome(&answer)
+        Attempt { outcome: self.outcome(&answer), answer: Some(answer) }
     }
 
     fn outcome(&self, answer: &Response<Bytes>) -> Outcome {

@@ -1,0 +1,200 @@
+//! `send-test`: one push, what was sent, what came back, and what it means.
+
+use bytes::Bytes;
+use clap::Args;
+use http::{HeaderMap, Request, Response};
+use serde_json::{Value, json};
+use url::Url;
+
+use super::RunError;
+use crate::{
+    app::App,
+    encoding::{from_base64, path_segment, to_hex},
+    notification::{Device, Notification},
+    provider::{Attempt, Fault, Outcome, Unsent},
+};
+
+/// Whom to send to.
+#[derive(Debug, Args)]
+pub(super) struct Options {
+    /// The `app_id` of the device's pusher.
+    #[arg(long, value_name = "ID")]
+    app: String,
+    /// The device's pushkey. It is shown shortened.
+    #[arg(long, value_name = "KEY")]
+    pushkey: String,
+    /// The pusher's `data`, such as {"endpoint":"https://…","auth":"…"} for web push.
+    #[arg(long, value_name = "JSON")]
+    data: Option<String>,
+}
+
+/// Sends, and prints.
+pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
+    let entry = app
+        .entry(&options.app)
+        .ok_or_else(|| RunError::Usage(format!("no entry of `apps` matches --app {}", options.app)))?;
+    let notification = notification(app, options)?;
+    let [device] = notification.devices.as_slice() else {
+        return Err(RunError::Usage("--pushkey names no device".to_owned()));
+    };
+    if let Some(fault) = &device.fault {
+        return Err(RunError::Usage(format!("--data or --pushkey: {fault}")));
+    }
+    let hidden = Hidden::new(device);
+    println!("app  {}", entry.id);
+    let outcome = match entry.provider.prepare(&notification, device, entry.content) {
+        Ok(request) => {
+            println!("{}", hidden.shorten(&sent(&request)));
+            let Attempt { outcome, answer } =
+                entry.provider.attempt(&request, device, app.config.attempt_timeout()).await;
+            match answer {
+                Some(answer) => println!("{}", hidden.shorten(&received(&answer))),
+                None => println!("<  nothing came back; a line of the log says why"),
+            }
+            outcome
+        }
+        Err(Unsent::Settled(outcome)) => {
+            println!(">  nothing was sent");
+            outcome
+        }
+        Err(Unsent::NothingToSay) => {
+            println!(">  nothing was sent: this app gets other events only (an app for calls gets calls)");
+            return Err(RunError::Undelivered);
+        }
+    };
+    println!("{}", meaning(&outcome));
+    if outcome == Outcome::Delivered { Ok(()) } else { Err(RunError::Undelivered) }
+}
+
+/// A message that people recognise, with the event id that is never taken for a repetition.
+fn notification(app: &App, options: &Options) -> Result<Notification, RunError> {
+    let data: Value = match &options.data {
+        None => Value::Null,
+        Some(text) => {
+            serde_json::from_str(text).map_err(|error| RunError::Usage(format!("--data is no JSON: {error}")))?
+        }
+    };
+    let body = json!({"notification": {
+        "event_id": "$THIS_IS_A_FAKE_EVENT_ID",
+        "room_id": "!waypost:example.org",
+        "type": "m.room.message",
+        "sender": "@waypost:example.org",
+        "sender_display_name": "Waypost",
+        "room_name": "Test",
+        "content": {"msgtype": "m.text", "body": "This is a test of the push gateway."},
+        "counts": {"unread": 1},
+        "devices": [{"app_id": options.app, "pushkey": options.pushkey, "data": data}],
+    }});
+    let Value::Object(body) = body else { return Err(RunError::Usage("no notification".to_owned())) };
+    Notification::parse(body, &app.config).map_err(|error| RunError::Usage(error.to_string()))
+}
+
+fn sent(request: &Request<Bytes>) -> String {
+    let head = format!(">  {} {}", request.method(), request.uri());
+    [head, headers('>', request.headers()), body('>', request.body())].concat()
+}
+
+fn received(answer: &Response<Bytes>) -> String {
+    let head = format!("<  {}", answer.status());
+    [head, headers('<', answer.headers()), body('<', answer.body())].concat()
+}
+
+/// A line for each header. Those that prove who is calling are named only.
+fn headers(mark: char, headers: &HeaderMap) -> String {
+    let line = |(name, value): (&http::HeaderName, &http::HeaderValue)| match value.to_str() {
+        Ok(value_text) if !value.is_sensitive() => format!("\n{mark}  {name}: {value_text}"),
+        _ => format!("\n{mark}  {name}: [secret]"),
+    };
+    headers.iter().map(line).collect()
+}
+
+fn body(mark: char, body: &Bytes) -> String {
+    match std::str::from_utf8(body) {
+        Ok("") => String::new(),
+        Ok(text) => format!("\n{mark}  {text}"),
+        Err(_) => format!("\n{mark}  {} bytes, encrypted", body.len()),
+    }
+}
+
+fn meaning(outcome: &Outcome) -> String {
+    match outcome {
+        Outcome::Delivered => {
+            "Delivered: the push service took it. If the device shows nothing, look at the app and its settings.".to_owned()
+        }
+        Outcome::Gone => {
+            "Gone: the pushkey is dead. A homeserver would be told so and delete the pusher; the app has to make a new one.".to_owned()
+        }
+        Outcome::Busy { retry_after: Some(wait) } => {
+            format!("Busy: the push service asks for {} s of patience. A homeserver would be asked to come again.", wait.as_secs())
+        }
+        Outcome::Busy { retry_after: None } => {
+            "Busy: the push service is in trouble or was not reached. A homeserver would be asked to come again.".to_owned()
+        }
+        Outcome::Refused(refusal) => match refusal.fault {
+            Fault::Push => format!("Refused, for what this push is: {}.", refusal.why),
+            Fault::App => format!("Refused, for how the app is configured: {}.", refusal.why),
+        },
+    }
+}
+
+/// Texts that tell who the device is, and what is shown in their place.
+struct Hidden(Vec<(String, String)>);
+
+impl Hidden {
+    fn new(device: &Device) -> Self {
+        let key = &device.pushkey;
+        let mut texts = Vec::new();
+        for address in [Some(key.as_str()), device.data_text("endpoint")].into_iter().flatten() {
+            if let Ok(url) = Url::parse(address)
+                && url.has_host()
+            {
+                texts.push((url.as_str().to_owned(), format!("{}/…", url.origin().ascii_serialization())));
+                texts.push((address.to_owned(), format!("{}/…", url.origin().ascii_serialization())));
+            }
+        }
+        let hexadecimal = from_base64(key).map(|token| to_hex(&token)).unwrap_or_default();
+        for form in [key.clone(), key.to_ascii_lowercase(), hexadecimal, path_segment(key)] {
+            texts.push((form.clone(), beginning(&form)));
+        }
+        texts.retain(|(text, _)| !text.is_empty());
+        Self(texts)
+    }
+
+    fn shorten(&self, text: &str) -> String {
+        self.0.iter().fold(text.to_owned(), |text, (hidden, shown)| text.replace(hidden.as_str(), shown))
+    }
+}
+
+/// Enough to recognise a pushkey by.
+fn beginning(key: &str) -> String {
+    let shown = (key.chars().count() / 4).min(8);
+    key.chars().take(shown).chain(['…']).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Map;
+
+    use super::*;
+
+    #[test]
+    fn a_device_is_recognised_by_the_beginning_of_its_key_only() {
+        let device = Device {
+            app_id: "a".to_owned(),
+            pushkey: "AB".repeat(32),
+            pushkey_ts_ms: None,
+            data: Map::from_iter([("endpoint".to_owned(), "https://push.example/secret?a=b".into())]),
+            fault: None,
+        };
+        let hidden = Hidden::new(&device);
+        let (lower, key) = ("ab".repeat(32), &device.pushkey);
+        for (text, expected) in [
+            (format!("/3/device/{lower} {key}"), "/3/device/abababab… ABABABAB…"),
+            ("POST https://push.example/secret?a=b".to_owned(), "POST https://push.example/…"),
+            ("short".to_owned(), "short"),
+        ] {
+            assert_eq!(hidden.shorten(&text), expected);
+        }
+        assert_eq!(beginning("abcd"), "a…");
+    }
+}

@@ -1,0 +1,64 @@
+//! Whether Apple takes an app's credentials.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use serde_json::Map;
+
+use super::{Apns, Trouble};
+use crate::{
+    notification::Device,
+    provider::{Attempt, Checked, Outcome, unproven},
+};
+
+impl Apns {
+    /// Sends to a device that cannot exist: Apple looks at the credentials first.
+    pub(in crate::provider) async fn check(&self, timeout: Duration) -> Checked {
+        let nobody = Device {
+            app_id: String::new(),
+            pushkey: "0".repeat(64),
+            pushkey_ts_ms: None,
+            data: Map::new(),
+            fault: None,
+        };
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(format!("{}/3/device/{}", self.endpoint, nobody.pushkey))
+            .header("apns-topic", &self.topic)
+            .header("apns-push-type", "background")
+            .header("apns-priority", "5")
+            .body(Bytes::from_static(br#"{"aps":{}}"#));
+        let Ok(request) = request else {
+            return Err("`endpoint` and `topic` make no valid request".to_owned());
+        };
+        let Attempt { outcome, answer } = self.attempt(&request, &nobody, timeout).await;
+        let reason = answer.map(|answer| Trouble::read(answer.body()).reason).unwrap_or_default();
+        match (outcome, reason.as_str()) {
+            (Outcome::Delivered | Outcome::Gone, _) | (_, "BadDeviceToken") => {
+                Ok("Apple takes the credentials (and not the impossible token that was sent with them)".to_owned())
+            }
+            (outcome, reason) => Err(match advice(reason) {
+                Some(advice) => format!("{}: {advice}", unproven(outcome)),
+                None => unproven(outcome),
+            }),
+        }
+    }
+}
+
+/// What to change, where Apple's reason does not say it by itself.
+fn advice(reason: &str) -> Option<&'static str> {
+    match reason {
+        "InvalidProviderToken" | "ExpiredProviderToken" | "UnrelatedKeyIdInToken" => Some(
+            "`key_file`, `key_id` and `team_id` must belong together, the key must not be revoked at Apple, and this machine's clock must be right",
+        ),
+        "BadEnvironmentKeyIdInToken" => Some("the key is for the other `environment`"),
+        "BadCertificate" | "BadCertificateEnvironment" => {
+            Some("`certificate_file` must be a push certificate for this app and this `environment`")
+        }
+        "MissingProviderToken" => {
+            Some("the certificate was not taken for one: set `key_file`, or renew the certificate")
+        }
+        _ => None,
+    }
+}

@@ -1,0 +1,245 @@
+//! One connection: how it is opened, and how a request goes over it.
+
+use std::{
+    error::Error as StdError,
+    future::poll_fn,
+    mem,
+    sync::{
+        Arc, Weak,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response, Uri, header::HOST};
+use http_body_util::Full;
+use hyper::{
+    body::Incoming,
+    client::conn::{http1, http2},
+};
+use hyper_rustls::{HttpsConnector, MaybeHttpsStream};
+use hyper_util::{
+    client::legacy::connect::Connection as _,
+    rt::{TokioExecutor, TokioIo, TokioTimer},
+};
+use tokio::{net::TcpStream, sync::Notify, time::sleep};
+use tower_service::Service as _;
+
+use super::{connector::Connector, origin::Origin};
+
+/// A connection over which nothing has come for this long is asked for a sign of life ...
+const PING_AFTER: Duration = Duration::from_secs(30);
+/// ... and is dead without one after this.
+const PING_TIMEOUT: Duration = Duration::from_secs(10);
+/// A peer says what it allows as the first thing on a new connection: after this it should have arrived.
+const FIRST_LOOK: Duration = Duration::from_millis(100);
+
+type Body = Full<Bytes>;
+type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+pub(super) type Http1 = http1::SendRequest<Body>;
+pub(super) type Http2 = http2::SendRequest<Body>;
+type Http2Connection = http2::Connection<Stream, Body, TokioExecutor>;
+
+/// A new connection.
+pub(super) enum Opened {
+    /// HTTP/2. Somebody has to [`drive`] it.
+    Multiplexed(Http2, Http2Connection),
+    /// HTTP/1.1.
+    Single(Http1),
+}
+
+/// Connects, and speaks the best protocol that the peer offers. `streams` requests at once are thought to be allowed
+/// before the peer says how many.
+pub(super) async fn open(
+    mut connector: HttpsConnector<Connector>,
+    uri: Uri,
+    streams: usize,
+    warm: bool,
+) -> Result<Opened, Box<dyn StdError + Send + Sync>> {
+    let stream: Stream = connector.call(uri).await?;
+    if stream.connected().is_negotiated_h2() {
+        let mut builder = http2::Builder::new(TokioExecutor::new());
+        builder.timer(TokioTimer::new()).initial_max_send_streams(streams);
+        builder.keep_alive_interval(PING_AFTER).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(warm);
+        let (sender, connection): (Http2, Http2Connection) = builder.handshake(stream).await?;
+        return Ok(Opened::Multiplexed(sender, connection));
+    }
+    let (sender, connection): (Http1, http1::Connection<Stream, Body>) = http1::handshake(stream).await?;
+    // What breaks it is told to who uses it.
+    tokio::spawn(async move { drop(connection.await) });
+    Ok(Opened::Single(sender))
+}
+
+/// What is known of who is at the other end of a connection of HTTP/2.
+pub(super) struct Peer {
+    /// What it allows at once.
+    streams: AtomicUsize,
+    /// That is to be looked at again.
+    look: Notify,
+}
+
+impl Peer {
+    pub(super) fn new(streams: usize) -> Self {
+        Self { streams: AtomicUsize::new(streams), look: Notify::new() }
+    }
+
+    pub(super) fn streams(&self) -> usize {
+        self.streams.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn look_again(&self) {
+        self.look.notify_one();
+    }
+}
+
+/// Moves a connection along until it ends, and takes note of what the peer allows.
+pub(super) async fn drive(mut connection: Http2Connection, peer: Arc<Peer>, origin: Weak<Origin>, id: u64) {
+    let first_look = sleep(FIRST_LOOK);
+    tokio::pin!(first_look);
+    let mut looked = false;
+    loop {
+        tokio::select! {
+            biased;
+            () = poll_fn(|context| Pin::new(&mut connection).poll(context).map(drop)) => break,
+            () = peer.look.notified() => {}
+            () = &mut first_look, if !looked => looked = true,
+        }
+        let allowed = connection.current_max_send_streams();
+        peer.streams.store(allowed, Ordering::Relaxed);
+        if let Some(origin) = origin.upgrade() {
+            origin.allows(allowed);
+        }
+    }
+    tracing::debug!("a connection to another server has ended");
+    if let Some(origin) = origin.upgrade() {
+        origin.retire(id);
+    }
+}
+
+/// The right to send one request, until it is dropped.
+pub(super) enum Lease {
+    /// One of several on a connection of HTTP/2.
+    Multiplexed(Http2, Slot),
+    /// A connection of HTTP/1.1.
+    Single(Http1, Place),
+}
+
+/// One request's place on a connection of HTTP/2.
+pub(super) struct Slot {
+    origin: Arc<Origin>,
+    id: u64,
+    /// How many requests the peer had said something to when this one began.
+    heard_before: u64,
+    heard: bool,
+}
+
+impl Slot {
+    pub(super) fn new(origin: Arc<Origin>, id: u64, heard_before: u64) -> Self {
+        Self { origin, id, heard_before, heard: false }
+    }
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        self.origin.release(self.id, self.heard, self.heard_before);
+    }
+}
+
+/// A connection's place among those of its origin.
+pub(super) struct Place {
+    origin: Arc<Origin>,
+    /// The connection, once it can be used again.
+    sender: Option<Http1>,
+}
+
+impl Place {
+    pub(super) fn new(origin: Arc<Origin>) -> Self {
+        Self { origin, sender: None }
+    }
+
+    /// Ends with a connection that can be used again.
+    fn take_back(mut self, sender: Http1) {
+        self.sender = Some(sender);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.origin.give_back(mem::take(&mut self.sender));
+    }
+}
+
+/// A request that got no answer.
+pub(super) struct Unanswered {
+    /// The peer surely did nothing about it: it never left, or the peer said so (RFC 9113, section 8.7).
+    pub(super) is_untouched: bool,
+    pub(super) error: hyper::Error,
+}
+
+impl Lease {
+    /// Sends a request, up to the answer's body.
+    pub(super) async fn send(&mut self, mut request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
+        match self {
+            Self::Single(sender, _) => {
+                prepare_for_http1(&mut request);
+                sender.try_send_request(request).await.map_err(|mut unsent| Unanswered {
+                    is_untouched: unsent.take_message().is_some(),
+                    error: unsent.into_error(),
+                })
+            }
+            Self::Multiplexed(sender, slot) => {
+                let answer = sender.try_send_request(request).await;
+                slot.heard = true;
+                answer.map_err(|mut unsent| {
+                    let never_left = unsent.take_message().is_some();
+                    let error = unsent.into_error();
+                    let is_untouched = never_left || is_untouched(&error);
+                    if is_untouched {
+                        // It takes no more requests, or for now: others go elsewhere.
+                        slot.origin.retire(slot.id);
+                    }
+                    Unanswered { is_untouched, error }
+                })
+            }
+        }
+    }
+
+    /// Gives the connection back after the whole answer was read.
+    pub(super) fn finish(self) {
+        let Self::Single(mut sender, place) = self else { return };
+        tokio::spawn(async move {
+            if sender.ready().await.is_ok() {
+                place.take_back(sender);
+            }
+        });
+    }
+}
+
+/// Whether an error of a connection of HTTP/2 says that the peer did nothing about the request: it refused it, or it
+/// goes away, names the last request that it may do something about, and this one came after it.
+fn is_untouched(error: &hyper::Error) -> bool {
+    let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
+        // The connection ended while the request waited to be sent.
+        return error.is_user();
+    };
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// HTTP/1.1 wants the host in a header, and only the path in its first line.
+fn prepare_for_http1(request: &mut Request<Body>) {
+    let uri = mem::take(request.uri_mut());
+    if let Some(authority) = uri.authority()
+        && !request.headers().contains_key(HOST)
+    {
+        let default_port = if uri.scheme_str() == Some("http") { 80 } else { 443 };
+        let host = match authority.port_u16() {
+            Some(port) if port != default_port => HeaderValue::try_from(format!("{}:{port}", authority.host())),
+            _ => HeaderValue::try_from(authority.host()),
+        };
+        if let Ok(host) = host {
+            request.headers_mut().insert(HOST, host);
+        }
+    }
+    *request.uri_mut() = uri.path_and_query().cloned().map(Uri::from).unwrap_or_default();
+}

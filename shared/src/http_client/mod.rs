@@ -1,0 +1,286 @@
+//! Calling out: one client, with a guard for addresses that strangers choose.
+//!
+//! A name is resolved here, each address is checked, and the connection goes to the address that was checked, so a
+//! name that resolves differently the next time gains nothing. Redirects are never followed by this client.
+//!
+//! A request passes `pool` (which origins) -> `origin` (which connection) -> `connection` (HTTP) -> `connector` (TCP).
+
+mod address;
+mod config;
+mod connection;
+mod connector;
+mod origin;
+mod pool;
+mod proxy;
+
+use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use hyper_rustls::HttpsConnectorBuilder;
+use ipnet::IpNet;
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject as _},
+};
+use tokio::time::{Instant, timeout, timeout_at};
+
+pub use self::{
+    address::is_public,
+    config::{OutboundConfig, OutboundError},
+    connector::Targets,
+};
+use self::{
+    connection::Lease,
+    connector::Connector,
+    pool::{Pool, PoolLimits},
+    proxy::Proxy,
+};
+use crate::resolver::Resolver;
+
+/// How often a request is sent at once again that its peer did nothing about.
+const MOST_TRIES: u32 = 4;
+/// How long a connection is kept that nobody uses: one to a service that the operator named ...
+const SERVICE_IDLE: Duration = Duration::from_secs(30 * 60);
+/// ... and one to a place that a stranger named.
+const STRANGER_IDLE: Duration = Duration::from_secs(60);
+
+/// Which addresses a client may reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reach {
+    /// All: for what the operator configured.
+    Anywhere,
+    /// Public ones and the configured ranges: for what a stranger named.
+    PublicOnly,
+}
+
+/// What all clients of the process share: trust, name servers, the proxy, allowed ranges.
+#[derive(Clone)]
+pub struct Outbound {
+    tls: ClientConfig,
+    roots: Arc<RootCertStore>,
+    resolver: Resolver,
+    proxy: Option<Proxy>,
+    allowed: Arc<[IpNet]>,
+    limits: PoolLimits,
+}
+
+impl fmt::Debug for Outbound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Outbound").field("allowed", &self.allowed).finish_non_exhaustive()
+    }
+}
+
+impl Outbound {
+    /// Reads the trusted roots (the system's, or those of `SSL_CERT_FILE`, and the extra ones) and sets up DNS.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboundError`] that names the file.
+    pub fn new(config: &OutboundConfig) -> Result<Self, OutboundError> {
+        let roots = Arc::new(config.roots()?);
+        let tls = ClientConfig::builder().with_root_certificates(roots.clone()).with_no_client_auth();
+        let hosts = config.hosts.iter().map(|(name, address)| (name.to_ascii_lowercase(), *address)).collect();
+        let resolver = Resolver::new(&config.dns_servers, hosts).map_err(OutboundError::Resolver)?;
+        let proxy = config.proxy().map_err(|(key, problem)| OutboundError::Proxy { key, problem })?;
+        let limits = PoolLimits {
+            streams: config.streams_per_connection,
+            connections: config.max_connections_per_origin,
+            origins: config.max_origins,
+            idle: STRANGER_IDLE,
+            warm: false,
+        };
+        Ok(Self { tls, roots, resolver, proxy, allowed: config.allowed_ranges.clone().into(), limits })
+    }
+
+    /// The resolver, for SRV records.
+    #[must_use]
+    pub fn resolver(&self) -> &Resolver {
+        &self.resolver
+    }
+
+    /// What TLS is spoken with, for protocols other than HTTP.
+    #[must_use]
+    pub fn tls(&self) -> ClientConfig {
+        self.tls.clone()
+    }
+
+    /// A client with its own pool of connections.
+    #[must_use]
+    pub fn client(&self, reach: Reach) -> HttpClient {
+        self.build(self.tls.clone(), reach, None)
+    }
+
+    /// A client that connects to `targets` where they name other hosts than the URI does.
+    #[must_use]
+    pub fn client_with_targets(&self, reach: Reach, targets: Targets) -> HttpClient {
+        self.build(self.tls.clone(), reach, Some(targets))
+    }
+
+    /// A client that shows a certificate (PEM chain and PEM key), and reaches any address.
+    ///
+    /// # Errors
+    ///
+    /// [`OutboundError::ClientCertificate`] when they are no PEM or do not belong together.
+    pub fn client_with_certificate(&self, chain: &[u8], key: &[u8]) -> Result<HttpClient, OutboundError> {
+        let bad = |error: &dyn fmt::Display| OutboundError::ClientCertificate(error.to_string());
+        let chain =
+            CertificateDer::pem_slice_iter(chain).collect::<Result<Vec<_>, _>>().map_err(|error| bad(&error))?;
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| bad(&error))?;
+        let tls = ClientConfig::builder()
+            .with_root_certificates(self.roots.clone())
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| bad(&error))?;
+        Ok(self.build(tls, Reach::Anywhere, None))
+    }
+
+    fn build(&self, tls: ClientConfig, reach: Reach, targets: Option<Targets>) -> HttpClient {
+        let (guard, limits) = match reach {
+            Reach::Anywhere => (None, PoolLimits { idle: SERVICE_IDLE, warm: true, ..self.limits }),
+            Reach::PublicOnly => (Some(self.allowed.clone()), self.limits),
+        };
+        let (resolver, proxy) = (self.resolver.clone(), self.proxy.clone());
+        let https = HttpsConnectorBuilder::new()
+            .with_tls_config(tls)
+            .https_or_http()
+            .enable_all_versions()
+            .wrap_connector(Connector { resolver, guard, targets, proxy });
+        HttpClient { pool: Arc::new(Pool::new(https, limits)) }
+    }
+}
+
+/// Bounds of one call.
+#[derive(Clone, Copy, Debug)]
+pub struct CallLimits {
+    /// For the whole call, from the name to the last byte of the body.
+    pub timeout: Duration,
+    /// Bytes of the answer's body at the most.
+    pub max_body: usize,
+}
+
+/// A call that got no answer. Neither text names the URL: it may hold a pushkey or a token.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpClientError {
+    /// The name has no address that this client may reach.
+    #[error("the address is not one that this server may connect to")]
+    Blocked,
+    /// No answer in time.
+    #[error("no answer within {} ms", .0.as_millis())]
+    Timeout(Duration),
+    /// The answer's body is larger than allowed.
+    #[error("the answer is larger than {0} bytes")]
+    TooLarge(usize),
+    /// No connection: name, network or TLS. The request did not leave.
+    #[error("cannot connect")]
+    Connect(#[source] Box<dyn StdError + Send + Sync>),
+    /// The peer did nothing about the request, several times over: it was about to close the connection, or had no room.
+    #[error("the request was turned away")]
+    TurnedAway(#[source] Box<dyn StdError + Send + Sync>),
+    /// The connection broke while the request or its answer was under way.
+    #[error("the connection broke")]
+    Exchange(#[source] Box<dyn StdError + Send + Sync>),
+}
+
+impl HttpClientError {
+    /// Whether the peer may have seen the request.
+    #[must_use]
+    pub fn may_have_arrived(&self) -> bool {
+        match self {
+            Self::Blocked | Self::Connect(_) | Self::TurnedAway(_) => false,
+            Self::Timeout(_) | Self::TooLarge(_) | Self::Exchange(_) => true,
+        }
+    }
+}
+
+/// Sends requests. Copies share one pool of connections; HTTP/2 where the peer offers it.
+#[derive(Clone, Debug)]
+pub struct HttpClient {
+    pool: Arc<Pool>,
+}
+
+impl HttpClient {
+    /// Sends a request (absolute URI) and reads the whole answer. Redirects come back as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpClientError`]; any answer, whatever its status, is not an error.
+    pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
+        let exchange = async {
+            let (answer, lease) = self.begin(request).await?;
+            let (head, body) = answer.into_parts();
+            Ok(Response::from_parts(head, read(body, lease, limits.max_body).await?))
+        };
+        timeout(limits.timeout, exchange).await.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))
+    }
+
+    /// Sends a request whose effect must not be doubted once the status is there: a body that is too large, late or
+    /// broken counts as empty. Redirects come back as they are.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpClientError`] when there is no status.
+    pub async fn send_for_status(
+        &self,
+        request: Request<Bytes>,
+        limits: CallLimits,
+    ) -> Result<Response<Bytes>, HttpClientError> {
+        let deadline = Instant::now() + limits.timeout;
+        let begun = timeout_at(deadline, self.begin(request)).await;
+        let (answer, lease) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?;
+        let (head, body) = answer.into_parts();
+        let body = match timeout_at(deadline, read(body, lease, limits.max_body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) | Err(_) => Bytes::new(),
+        };
+        Ok(Response::from_parts(head, body))
+    }
+
+    /// Up to the answer's body. What the peer surely did nothing about is sent again at once.
+    async fn begin(&self, request: Request<Bytes>) -> Result<(Response<Incoming>, Lease), HttpClientError> {
+        let request = request.map(Full::new);
+        let origin =
+            self.pool.origin(request.uri()).ok_or_else(|| HttpClientError::Connect("no absolute URI".into()))?;
+        let mut tries = 0;
+        loop {
+            let mut lease = origin.lease().await.map_err(|reason| {
+                if reason.is_blocked { HttpClientError::Blocked } else { HttpClientError::Connect(reason.into()) }
+            })?;
+            // A copy shares the body and the texts.
+            match lease.send(request.clone()).await {
+                Ok(answer) => return Ok((answer, lease)),
+                Err(unanswered) if !unanswered.is_untouched => {
+                    return Err(HttpClientError::Exchange(unanswered.error.into()));
+                }
+                Err(unanswered) => {
+                    tries += 1;
+                    if tries == MOST_TRIES {
+                        return Err(HttpClientError::TurnedAway(unanswered.error.into()));
+                    }
+                }
+            }
+        }
+    }
+
+    /// The connections, for tests.
+    #[cfg(test)]
+    fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+}
+
+/// The rest of an answer; then the connection is free for others.
+async fn read(body: Incoming, lease: Lease, max_body: usize) -> Result<Bytes, HttpClientError> {
+    match Limited::new(body, max_body).collect().await {
+        Ok(body) => {
+            lease.finish();
+            Ok(body.to_bytes())
+        }
+        Err(error) if error.is::<LengthLimitError>() => Err(HttpClientError::TooLarge(max_body)),
+        Err(error) => Err(HttpClientError::Exchange(error)),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,108 @@
+//! Which connections are kept: a few to each origin, those to the origins that were used last.
+
+use std::{
+    collections::HashMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use http::{
+    Uri,
+    uri::{Authority, Scheme},
+};
+use hyper_rustls::HttpsConnector;
+use tokio::time::{Instant, interval};
+
+use super::{connector::Connector, origin::Origin};
+
+/// How often is looked for connections that nobody uses.
+const SWEPT_EVERY: Duration = Duration::from_secs(15);
+
+/// How many connections there may be, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct PoolLimits {
+    /// Requests at once on one connection, if its peer allows as many.
+    pub(super) streams: usize,
+    /// Open connections to one origin.
+    pub(super) connections: usize,
+    /// Origins that connections are kept to.
+    pub(super) origins: usize,
+    /// How long a connection is kept that nobody uses.
+    pub(super) idle: Duration,
+    /// Whether an idle connection is looked after, so that the next request finds it alive.
+    pub(super) warm: bool,
+}
+
+/// The connections of one client.
+pub(super) struct Pool {
+    connector: HttpsConnector<Connector>,
+    limits: PoolLimits,
+    origins: Mutex<HashMap<(Scheme, Authority), Arc<Origin>>>,
+}
+
+impl fmt::Debug for Pool {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pool").field("limits", &self.limits).finish_non_exhaustive()
+    }
+}
+
+impl Pool {
+    pub(super) fn new(connector: HttpsConnector<Connector>, limits: PoolLimits) -> Self {
+        Self { connector, limits, origins: Mutex::default() }
+    }
+
+    /// Where a request for `uri` goes; none if it is not absolute.
+    pub(super) fn origin(self: &Arc<Self>, uri: &Uri) -> Option<Arc<Origin>> {
+        let key = (uri.scheme()?.clone(), uri.authority()?.clone());
+        let mut origins = self.lock();
+        if let Some(origin) = origins.get(&key) {
+            return Some(origin.clone());
+        }
+        // Copied: the request's own shares its memory with the path, which may be a secret.
+        let authority = Authority::try_from(key.1.as_str()).ok()?;
+        let uri = Uri::builder().scheme(key.0.clone()).authority(authority.clone()).path_and_query("/").build().ok()?;
+        if origins.is_empty() {
+            self.sweep_from_now_on();
+        }
+        if origins.len() >= self.limits.origins {
+            let oldest = origins.iter().min_by_key(|(_, origin)| origin.last_used()).map(|(key, _)| key.clone());
+            if let Some(oldest) = oldest {
+                // What is under way there keeps its connection until it has ended.
+                origins.remove(&oldest);
+            }
+        }
+        let origin = Arc::new(Origin::new(uri, self.connector.clone(), self.limits));
+        origins.insert((key.0, authority), origin.clone());
+        Some(origin)
+    }
+
+    /// Closes what nobody uses, until there is nothing left.
+    fn sweep_from_now_on(self: &Arc<Self>) {
+        let pool = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut ticks = interval(SWEPT_EVERY);
+            loop {
+                ticks.tick().await;
+                let Some(pool) = pool.upgrade() else { return };
+                let now = Instant::now();
+                let mut origins = pool.lock();
+                origins.retain(|_, origin| origin.sweep(now));
+                if origins.is_empty() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<(Scheme, Authority), Arc<Origin>>> {
+        // Each change is one insertion or removal.
+        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many origins connections are kept to.
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.lock().len()
+    }
+}

@@ -1,0 +1,90 @@
+//! An HTTP proxy that opens tunnels (RFC 9110, CONNECT) to who has the password, and records where to.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+
+use crate::record::Record;
+
+/// Who may use it.
+const USER: &str = "waypost";
+/// With a character that a URL has to escape.
+const PASSWORD: &str = "p@ss";
+
+/// The running proxy. It stops when it is dropped.
+#[derive(Debug)]
+pub struct Proxy {
+    /// Where it listens.
+    pub address: SocketAddr,
+    /// The targets that it was asked for, with the right password.
+    pub tunnels: Arc<Record<String>>,
+    names: Arc<Mutex<HashMap<String, SocketAddr>>>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Proxy {
+    /// Listens on a free port of 127.0.0.1.
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let tunnels = Arc::new(Record::default());
+        let names = Arc::new(Mutex::new(HashMap::new()));
+        let task = tokio::spawn({
+            let (tunnels, names) = (Arc::clone(&tunnels), Arc::clone(&names));
+            async move {
+                while let Ok((stream, _)) = listener.accept().await {
+                    tokio::spawn(serve(stream, Arc::clone(&tunnels), Arc::clone(&names)));
+                }
+            }
+        });
+        Self { address, tunnels, names, task }
+    }
+
+    /// Its URL with the right password.
+    pub fn url(&self) -> String {
+        format!("http://{USER}:{}@{}", PASSWORD.replace('@', "%40"), self.address)
+    }
+
+    /// Tells the proxy a name that nobody else knows (`host:port`), and where it leads.
+    pub fn knows(&self, name: &str, address: SocketAddr) {
+        self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), address);
+    }
+}
+
+async fn serve(mut stream: TcpStream, tunnels: Arc<Record<String>>, names: Arc<Mutex<HashMap<String, SocketAddr>>>) {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        if stream.read_buf(&mut head).await.unwrap_or(0) == 0 {
+            return;
+        }
+    }
+    let head = String::from_utf8_lossy(&head).into_owned();
+    let credentials = format!("Proxy-Authorization: Basic {}\r\n", STANDARD.encode(format!("{USER}:{PASSWORD}")));
+    if !head.contains(&credentials) {
+        let answer = b"HTTP/1.1 407 Proxy Authentication Required\r\nProxy-Authenticate: Basic\r\n\r\n";
+        let _ = stream.write_all(answer).await;
+        return;
+    }
+    let Some(target) = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()) else { return };
+    tunnels.push(target.to_owned());
+    let known = names.lock().unwrap_or_else(PoisonError::into_inner).get(target).copied();
+    let Some(address) = known.or_else(|| target.parse().ok()) else {
+        let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await;
+        return;
+    };
+    let Ok(mut far) = TcpStream::connect(address).await else { return };
+    let _ = stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await;
+    let _ = copy_bidirectional(&mut stream, &mut far).await;
+}

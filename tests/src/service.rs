@@ -1,0 +1,117 @@
+//! The three push services of a gateway, for tests that ask the same of each.
+
+use serde_json::Value;
+
+use crate::fcm;
+use crate::gateway::{TestGateway, WEB, android, apns_token, ios};
+use crate::script::Script;
+use crate::tls_server::{Answer, TlsServer};
+use crate::webpush::Subscriber;
+
+/// One of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// Apple's.
+    Apns,
+    /// Google's.
+    Fcm,
+    /// A browser's.
+    WebPush,
+}
+
+impl Service {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Apns, Self::Fcm, Self::WebPush];
+
+    /// Its server.
+    pub fn server(self, gateway: &TestGateway) -> &TlsServer {
+        match self {
+            Self::Apns => &gateway.apns.server,
+            Self::Fcm => &gateway.fcm.server,
+            Self::WebPush => &gateway.webpush.server,
+        }
+    }
+
+    /// What it answers.
+    pub fn script(self, gateway: &TestGateway) -> &Script {
+        match self {
+            Self::Apns => gateway.apns.script(),
+            Self::Fcm => gateway.fcm.script(),
+            Self::WebPush => gateway.webpush.script(),
+        }
+    }
+
+    /// Its way to say that a pushkey is dead.
+    pub fn gone(self) -> Answer {
+        match self {
+            Self::Apns => crate::apns::refusal(410, "Unregistered"),
+            Self::Fcm => fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")),
+            Self::WebPush => Answer::empty(410),
+        }
+    }
+
+    /// Device number `number` of the service.
+    pub fn target(self, gateway: &TestGateway, number: u8) -> Target {
+        match self {
+            Self::Apns => Target::Token(self, apns_token(number)),
+            Self::Fcm => Target::Token(self, format!("device-{number}")),
+            Self::WebPush => Target::Browser(gateway.webpush.subscribe(&format!("browser-{number}"))),
+        }
+    }
+}
+
+/// A device, as its push service knows it.
+#[derive(Debug)]
+pub enum Target {
+    /// By a token.
+    Token(Service, String),
+    /// By an endpoint.
+    Browser(Subscriber),
+}
+
+impl Target {
+    /// What its push service's answers are scripted by.
+    pub fn key(&self) -> &str {
+        match self {
+            Self::Token(_, token) => token,
+            Self::Browser(browser) => browser.path(),
+        }
+    }
+
+    /// As a homeserver names it.
+    pub fn device(&self) -> Value {
+        match self {
+            Self::Token(Service::Apns, token) => ios(token),
+            Self::Token(_, token) => android(token),
+            Self::Browser(browser) => browser.device(WEB),
+        }
+    }
+
+    /// The pushkey.
+    pub fn pushkey(&self) -> String {
+        match self {
+            Self::Token(_, token) => token.clone(),
+            Self::Browser(browser) => browser.p256dh(),
+        }
+    }
+
+    /// The ids of the events that its push service saw for it, in order; only those that it said it took, or all.
+    pub fn events(&self, gateway: &TestGateway, taken_only: bool) -> Vec<String> {
+        let id = |payload: &Value| payload["event_id"].as_str().unwrap_or_default().to_owned();
+        match self {
+            Self::Token(Service::Apns, token) => {
+                let pushes = gateway.apns.pushes_for(token);
+                pushes.iter().filter(|push| push.taken || !taken_only).map(|push| id(&push.payload)).collect()
+            }
+            Self::Token(_, token) => {
+                let pushes = gateway.fcm.pushes_for(token);
+                pushes.iter().filter(|push| push.taken || !taken_only).map(|push| id(&push.message["data"])).collect()
+            }
+            Self::Browser(browser) => {
+                let pushes = gateway.webpush.pushes_for(browser);
+                let wanted = pushes.iter().filter(|push| push.taken || !taken_only);
+                wanted.map(|push| id(&browser.decrypt(&push.body).unwrap())).collect()
+            }
+        }
+    }
+}

@@ -1,0 +1,179 @@
+//! What an operator types: `doctor`, `send-test`, `vapid`.
+
+use std::process::Output;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use ring::rand::SystemRandom;
+use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
+use rustls::pki_types::PrivatePkcs8KeyDer;
+use rustls::pki_types::pem::PemObject as _;
+use serde_json::json;
+use waypost_tests::apns;
+use waypost_tests::fault::Fault;
+use waypost_tests::fcm;
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, apns_token};
+use waypost_tests::http::Api;
+use waypost_tests::process::{PUSH_GATEWAY, TempFolder, run, text};
+use waypost_tests::tls_server::Answer;
+
+/// What the doctor asks about: tokens that no device has.
+const NO_IPHONE: &str = "0000000000000000000000000000000000000000000000000000000000000000";
+const NO_ANDROID: &str = "waypost-doctor";
+
+/// Runs the program with the gateway's own configuration.
+async fn command(gateway: &TestGateway, arguments: &[&str]) -> (Option<i32>, String, String) {
+    let file = text(&gateway.server.folder.path().join("waypost.toml"));
+    let mut all = vec!["--config".to_owned(), file];
+    all.extend(arguments.iter().map(|argument| (*argument).to_owned()));
+    // The stand-ins answer on this thread.
+    let ran = tokio::task::spawn_blocking(move || {
+        let all: Vec<&str> = all.iter().map(String::as_str).collect();
+        run(PUSH_GATEWAY, &all)
+    });
+    let Output { status, stdout, stderr } = ran.await.unwrap();
+    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+#[tokio::test]
+async fn the_doctor_is_content_when_each_service_takes_the_credentials() {
+    let gateway = TestGateway::start().await;
+    // As Apple and Google answer those whom they know, about a device that they do not.
+    gateway.apns.script().always(NO_IPHONE, apns::refusal(400, "BadDeviceToken"));
+    gateway.fcm.script().always(NO_ANDROID, fcm::bad_field("message.token"));
+    let (code, out, log) = command(&gateway, &["doctor"]).await;
+    assert_eq!(code, Some(0), "{out}{log}");
+    for app in [IOS, ANDROID, WEB] {
+        assert!(out.contains(&format!("good  {app}: ")), "{out}");
+    }
+    assert!(out.contains(&gateway.webpush.vapid_public_key()), "{out}");
+    // Nobody was sent anything.
+    let asked = gateway.fcm.server.requests.all();
+    assert!(asked.iter().filter(|request| request.path != "/token").all(|asked| asked.json()["validate_only"] == true));
+}
+
+#[tokio::test]
+async fn the_doctor_says_for_each_failure_what_to_change() {
+    let gateway = TestGateway::start().await;
+    gateway.apns.script().always(NO_IPHONE, apns::refusal(403, "InvalidProviderToken"));
+    gateway.fcm.script().always(NO_ANDROID, fcm::refusal(404, "NOT_FOUND", None));
+    let (code, out, _) = command(&gateway, &["doctor"]).await;
+    assert_eq!(code, Some(1), "{out}");
+    let lines: Vec<&str> = out.lines().collect();
+    let of = |app: &str| *lines.iter().find(|line| line.contains(app)).unwrap();
+    assert!(of(IOS).starts_with("BAD ") && of(IOS).contains("`key_id` and `team_id`"), "{out}");
+    assert!(of(ANDROID).starts_with("BAD ") && of(ANDROID).contains("`project_id`"), "{out}");
+    assert!(of(WEB).starts_with("good "), "{out}");
+}
+
+#[tokio::test]
+async fn the_doctor_tells_what_was_not_reached_and_which_token_was_not_given() {
+    let gateway = TestGateway::start_impatient().await;
+    gateway.apns.server.faults().always(Fault::CutBefore);
+    gateway.fcm.script().always("/token", Answer::json(400, &json!({"error": "invalid_grant"})));
+    let (code, out, _) = command(&gateway, &["doctor"]).await;
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains(&format!("BAD   {IOS}: the service was not reached")), "{out}");
+    assert!(out.contains(&format!("BAD   {ANDROID}: the token service does not take the app's credentials")), "{out}");
+}
+
+#[tokio::test]
+async fn a_certificate_has_its_end_in_the_metrics_and_in_what_the_doctor_says() {
+    let gateway = TestGateway::start_apps(|settings, around| {
+        let (chain, key) = around.ca.client_certificate("org.example.ios");
+        let mut app = around.apns_app(IOS);
+        app.retain(|(name, _)| !["key_file", "key_id", "team_id"].contains(name));
+        app.push(("certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
+        settings.push("apps", &app);
+    })
+    .await;
+    let metrics = Api::new(&gateway.server.operations).get("/metrics", None).await.text;
+    // The stand-ins' certificates end with the year 4095. Python: datetime(4096, 1, 1, tzinfo=timezone.utc).timestamp()
+    let labels = format!("app=\"{IOS}\",provider=\"apns\"");
+    let line = format!("waypost_push_gateway_certificate_expiry_seconds{{{labels}}} 67090118400\n");
+    assert!(metrics.contains(&line), "{metrics}");
+    let (code, out, _) = command(&gateway, &["doctor"]).await;
+    assert_eq!(code, Some(0), "{out}");
+    assert!(out.contains(&format!("good  {IOS}: certificate_file is good for ")), "{out}");
+}
+
+#[tokio::test]
+async fn a_test_push_shows_what_went_and_what_came_and_no_secret() {
+    let gateway = TestGateway::start().await;
+    let token = apns_token(0xab);
+    let (code, out, log) = command(&gateway, &["send-test", "--app", IOS, "--pushkey", &token]).await;
+    assert_eq!(code, Some(0), "{out}{log}");
+    for shown in ["/3/device/abababab…", "apns-topic: org.example.ios.app", "\"badge\":1", "200 OK", "Delivered: "] {
+        assert!(out.contains(shown), "{shown} is not in {out}");
+    }
+    assert_eq!(gateway.apns.pushes_for(&token).len(), 1);
+
+    let (code, google, more_log) =
+        command(&gateway, &["send-test", "--app", ANDROID, "--pushkey", "registration-token-of-a-phone"]).await;
+    assert_eq!(code, Some(0), "{google}{more_log}");
+    assert!(google.contains("\"token\":\"registr…\""), "{google}");
+
+    let browser = gateway.webpush.subscribe("browser-of-somebody");
+    let data = browser.device(WEB)["data"].to_string();
+    let p256dh = browser.p256dh();
+    let arguments = ["send-test", "--app", WEB, "--pushkey", &p256dh, "--data", &data];
+    let (code, web, web_log) = command(&gateway, &arguments).await;
+    assert_eq!(code, Some(0), "{web}{web_log}");
+    assert!(web.contains("bytes, encrypted") && web.contains("authorization: [secret]"), "{web}");
+
+    let all = [out, log, google, more_log, web, web_log].concat();
+    for secret in [&token, "registration-token-of-a-phone", &p256dh, &browser.auth(), "browser-of-somebody", "bearer-"]
+    {
+        assert!(!all.contains(secret), "{secret} is in {all}");
+    }
+}
+
+#[tokio::test]
+async fn a_test_push_that_fails_says_what_it_means() {
+    let gateway = TestGateway::start_impatient().await;
+    for (name, answer, meaning) in [
+        ("device-that-is-gone", fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")), "Gone: "),
+        ("device-that-is-busy", Answer::empty(429).header("retry-after", "17"), "Busy: the push service asks for 17 s"),
+        (
+            "device-of-another-app",
+            fcm::refusal(403, "PERMISSION_DENIED", Some("SENDER_ID_MISMATCH")),
+            "Refused, for how",
+        ),
+        ("device-with-a-bad-push", fcm::bad_field("message.data"), "Refused, for what this push is"),
+    ] {
+        gateway.fcm.script().always(name, answer);
+        let (code, out, _) = command(&gateway, &["send-test", "--app", ANDROID, "--pushkey", name]).await;
+        assert_eq!(code, Some(1), "{out}");
+        assert!(out.contains(meaning) && !out.contains(name), "{out}");
+    }
+    for wrong in [
+        &["send-test", "--app", "org.unknown", "--pushkey", "a"][..],
+        &["send-test", "--app", IOS, "--pushkey", "a", "--data", "{"],
+        &["send-test", "--app", IOS],
+    ] {
+        let (code, _, _) = command(&gateway, wrong).await;
+        assert_eq!(code, Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+fn a_new_vapid_key_is_one_that_the_gateway_takes() {
+    let output = run(PUSH_GATEWAY, &["vapid"]);
+    assert_eq!(output.status.code(), Some(0));
+    let pem = String::from_utf8(output.stdout).unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    let public = said.trim_end().strip_prefix("applicationServerKey: ").unwrap();
+    let der = PrivatePkcs8KeyDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let random = SystemRandom::new();
+    let pair = EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, der.secret_pkcs8_der(), &random).unwrap();
+    assert_eq!(URL_SAFE_NO_PAD.decode(public).unwrap(), pair.public_key().as_ref());
+
+    let folder = TempFolder::new();
+    let key = text(&folder.write("vapid.pem", &pem));
+    let app = format!(
+        "[[apps]]\nid = \"w\"\ntype = \"webpush\"\nvapid_key_file = \"{key}\"\nvapid_contact = \"a@b.example\"\n"
+    );
+    let file = folder.write("waypost.toml", &app);
+    assert_eq!(run(PUSH_GATEWAY, &["--config", &text(&file), "check-config"]).status.code(), Some(0));
+    assert_ne!(run(PUSH_GATEWAY, &["vapid"]).stdout, pem.as_bytes(), "each is another one");
+}
