@@ -32,10 +32,11 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
     Ok(json(&Map::new()))
 }
 
-/// `POST /_matrix/identity/internal/erase`: removes all that is stored about `mxid`, and says in numbers what it was.
+/// `POST /_matrix/identity/internal/erase`: removes the rows about `mxid`, and says in numbers what they were.
 ///
 /// Validation sessions are not linked to a Matrix id: those of the addresses that were bound are removed, others end
-/// by themselves. The row of an address stays for an hour without its owner, so that other replicas learn of it.
+/// by themselves. The row of an address stays for an hour without its owner, so that other replicas learn of it. Letters
+/// of the outbox to others that name `mxid` as the one who invited stay too: they are sealed, and nobody is found in them.
 pub(crate) async fn erase(app: App, request: Incoming) -> Result<Response, ApiError> {
     authorise(&app, &request)?;
     let mut params = Params::new(request.json_object()?);
