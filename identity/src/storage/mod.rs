@@ -160,6 +160,8 @@ impl Store {
                 // What was answered must survive a power cut.
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(ACQUIRE_TIMEOUT)
+                // What was removed must not stay readable in free parts of the file.
+                .pragma("secure_delete", "ON")
                 .disable_statement_logging();
             let pool =
                 |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
@@ -183,6 +185,7 @@ impl Store {
                     (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
                     (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
                     (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
+                    (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
                 ])
                 .run(write)
                 .await?;
@@ -192,6 +195,7 @@ impl Store {
                     (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
                     (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
                     (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
+                    (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
                 ])
                 .run(pool)
                 .await?;
