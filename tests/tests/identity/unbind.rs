@@ -106,6 +106,20 @@ on_each_database! {
         assert_eq!(keys, 1, "keys are kept for as long as they are valid");
     }
 
+    async fn many_requests_of_a_homeserver_at_once_fetch_its_keys_once(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let content = body(ALICE, EMAIL);
+        let header = t.homeserver.x_matrix(URI, &content, "destination_is", SERVER_NAME);
+        let headers = [header.as_str()];
+        let calls = (0..8).map(|_| unbind(&t, &content, &headers));
+        for reply in futures_util::future::join_all(calls).await {
+            assert_eq!(reply.ok(), json!({}));
+        }
+        let requests = t.homeserver.server.requests.all();
+        let keys = requests.iter().filter(|request| request.path == "/_matrix/key/v2/server").count();
+        assert_eq!(keys, 1);
+    }
+
     async fn a_forged_request_unbinds_nothing(database: Database) {
         let t = TestIdentity::start(database).await;
         let alice = bound(&t).await;
