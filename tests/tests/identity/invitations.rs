@@ -332,7 +332,9 @@ on_each_database! {
         assert!(listed.starts_with(&expected), "{listed}");
         assert!(!listed.contains(EMAIL), "{listed}");
 
-        assert_eq!(t.command(&["invites", "revoke", "unknown"]).0, Some(1));
+        for unknown in ["unknown", "-hyphen"] {
+            assert_eq!(t.command(&["invites", "revoke", unknown]).0, Some(1), "{unknown}");
+        }
         assert_eq!(t.command(&["invites", "expire"]).1, "0 invites expired\n");
         assert_eq!(is_valid(&t, ephemeral).await, true);
         assert_eq!(t.command(&["invites", "revoke", &link.token]).0, Some(0));
