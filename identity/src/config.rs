@@ -653,6 +653,58 @@ impl Config {
         problems
     }
 
+    /// Takes from the configuration `before` what only a start reads, and names what is another one here.
+    pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
+        let mut waiting = Vec::new();
+        macro_rules! keep {
+            ($($name:literal: $($field:ident).+),* $(,)?) => {
+                $(if format!("{:?}", self.$($field).+) != format!("{:?}", before.$($field).+) {
+                    waiting.push($name);
+                }
+                self.$($field).+.clone_from(&before.$($field).+);)*
+            };
+        }
+        // What `listen.public` became at the start, port 0 among others, is in `before` and in no file.
+        if self.listen.public.port() != 0 && self.listen.public != before.listen.public {
+            waiting.push("listen.public");
+        }
+        self.listen.public = before.listen.public;
+        if self.database_url().ok() != before.database_url().ok() {
+            waiting.push("database.url");
+        }
+        self.database.url.clone_from(&before.database.url);
+        self.database.url_file.clone_from(&before.database.url_file);
+        keep! {
+            "listen.operations": listen.operations,
+            "listen.internal": listen.internal,
+            "[server]": server,
+            "database.max_connections": database.max_connections,
+            "identity.server_name": identity.server_name,
+            "identity.data_dir": identity.data_dir,
+            "keys.storage_key_file": keys.storage_key_file,
+            "tokens.cache_secs": tokens.cache_secs,
+            "lookup.previous_pepper_secs": lookup.previous_pepper_secs,
+            "v1.mode": v1.mode,
+            "log.format": log.format,
+        }
+        waiting
+    }
+
+    /// The files with secrets that may be swapped while the server runs: when one of them is another one, the
+    /// configuration is read again.
+    pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
+        let files = [
+            &self.email.smtp_password_file,
+            &self.sms.password_file,
+            &self.internal.secret_file,
+            &self.outbound.proxy_url_file,
+            &self.outbound.extra_ca_file,
+        ];
+        let headers = self.sms.http.header_files.values();
+        let files = files.into_iter().flatten().chain(headers).cloned();
+        files.chain([self.signing_key_file().path]).collect()
+    }
+
     /// The database's URL; SQLite in the data folder when none is configured.
     ///
     /// # Errors

@@ -4,7 +4,7 @@ pub(crate) mod outbox;
 
 use std::time::Duration;
 
-use waypost_shared::{random, serve::Stop};
+use waypost_shared::{current::Current, random, serve::Stop};
 
 use crate::{
     app::App,
@@ -94,7 +94,7 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
 }
 
 /// Removes expired sessions and invites, unused tokens and all else that is over, until `stop`.
-pub(crate) async fn clean(app: App, stop: Stop) {
+pub(crate) async fn clean(current: Current<App>, stop: Stop) {
     // Soon after the start, since some services are restarted often; not all replicas at once.
     let mut wait = Duration::from_secs(random::below(60));
     loop {
@@ -103,7 +103,7 @@ pub(crate) async fn clean(app: App, stop: Stop) {
             () = stop.requested() => return,
         }
         wait = CLEAN_EVERY;
-        if let Err(error) = clean_once(&app).await {
+        if let Err(error) = clean_once(&current.get()).await {
             tracing::warn!(error = %waypost_shared::http::causes(&error), "what is over could not be removed; it will be tried again");
         }
     }

@@ -5,7 +5,7 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use waypost_shared::metrics::HttpMetrics;
+use waypost_shared::metrics::{HttpMetrics, ReloadMetrics};
 
 /// How a mail or a text message ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -73,6 +73,8 @@ struct RowsLabels {
 pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
+    /// Readings of the configuration.
+    pub(crate) reloads: ReloadMetrics,
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
@@ -101,6 +103,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("waypost_identity");
         let metrics = Self {
             http: HttpMetrics::register(registry),
+            reloads: ReloadMetrics::register(registry),
             mails: Family::default(),
             sms: Family::default(),
             removed: Family::default(),

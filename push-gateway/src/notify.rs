@@ -4,11 +4,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, header::ALLOW};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use waypost_shared::{
     http::{Incoming, Response, json},
+    matrix_error::MatrixError,
     retry::Backoff,
 };
 
@@ -71,10 +72,18 @@ pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response,
     tokio::spawn(async move { settle(&app, &notification).await }).await?
 }
 
-/// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one.
+/// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one,
+/// and only if it is: else the endpoint takes POST alone.
 ///
 /// Source: UnifiedPush, "Push Gateway for Matrix".
-pub(crate) async fn discovery(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn discovery(app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
+    if !app.has_unifiedpush() {
+        let text = "This endpoint takes POST";
+        let refused = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text);
+        let mut response = refused.into_response();
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return Ok(response);
+    }
     Ok(json(&json!({"gateway": "matrix", "unifiedpush": {"gateway": "matrix"}})))
 }
 

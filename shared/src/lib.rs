@@ -3,7 +3,9 @@
 //! Nothing here knows a threepid or a pusher, and nothing here imports another Waypost crate.
 
 pub mod clock;
+pub mod command_line;
 pub mod config_file;
+pub mod current;
 pub mod health;
 pub mod http;
 pub mod http_client;
@@ -12,8 +14,10 @@ pub mod metrics;
 pub mod params;
 pub mod random;
 pub mod rate_limit;
+pub mod reload;
 pub mod resolver;
 pub mod retry;
 pub mod secret;
 pub mod serve;
+pub mod service_manager;
 pub mod telemetry;

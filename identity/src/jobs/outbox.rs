@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use waypost_shared::{clock::millis, http::causes, retry::Backoff, serve::Stop};
+use waypost_shared::{clock::millis, current::Current, http::causes, retry::Backoff, serve::Stop};
 
 use crate::{
     app::{App, AppState},
@@ -32,12 +32,12 @@ const LEASE_MS: i64 = 90 * 1000;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Delivers, until `stop`.
-pub(crate) async fn deliver(app: App, stop: Stop) {
-    let rules = &app.config.outbox;
-    let servers = Arc::new(Servers::new(rules.at_once, backoff(rules)));
+pub(crate) async fn deliver(current: Current<App>, stop: Stop) {
+    let servers = Arc::new(Servers::default());
     let mut under_way = JoinSet::new();
     let mut counted: Option<Instant> = None;
     loop {
+        let app = current.get();
         let wait = match turn(&app, &servers, &mut under_way, &mut counted).await {
             Ok(wait) => wait,
             Err(error) => {
@@ -92,11 +92,12 @@ async fn turn(
 
 async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
     let server = server_of(letter);
-    let noted = match servers.begin(server, app.clock.now_ms()) {
+    let rules = &app.config.outbox;
+    let noted = match servers.begin(server, share(rules), app.clock.now_ms()) {
         Ok(()) => {
             let delivered = deliver_one(app, letter).await;
             let away = delivered.as_ref().is_err_and(|failure| failure.away);
-            servers.end(server, away, app.clock.now_ms());
+            servers.end(server, away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
         Err(again_ms) => postpone(app, letter, again_ms).await,
@@ -152,6 +153,11 @@ async fn give_up(app: &AppState, letter: &Letter, failure: &str, now_ms: i64) ->
         "gave up telling a homeserver of a binding; `outbox retry` tries it again"
     );
     Ok(())
+}
+
+/// How many calls of one homeserver may be under way: a quarter of all.
+fn share(rules: &OutboxConfig) -> usize {
+    (rules.at_once / 4).max(1)
 }
 
 fn backoff(rules: &OutboxConfig) -> Backoff {

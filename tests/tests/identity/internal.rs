@@ -155,7 +155,7 @@ async fn nothing_of_an_erased_user_is_left_in_the_files_of_sqlite() {
     let token = t.register(ALICE).await;
     t.publish(&token, EMAIL, ALICE).await;
     let calls = t.homeserver.onbind();
-    calls.wait_for("onbind", |_| calls.len() >= 1).await;
+    calls.wait_for("onbind", |_| !calls.is_empty()).await;
     let mentioned = || {
         let files = std::fs::read_dir(t.server.folder.path().join("data")).unwrap();
         files

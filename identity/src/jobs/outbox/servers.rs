@@ -22,27 +22,18 @@ struct Server {
 }
 
 /// The homeservers that are being called or are away.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Servers {
-    /// Calls of one homeserver under way at once.
-    share: usize,
-    backoff: Backoff,
     known: Mutex<HashMap<String, Server>>,
 }
 
 impl Servers {
-    /// `at_once` calls of all homeservers together; one of them gets a quarter. One that is away is left alone for
-    /// longer and longer, as `backoff` has it.
-    pub(super) fn new(at_once: usize, backoff: Backoff) -> Self {
-        Self { share: (at_once / 4).max(1), backoff, known: Mutex::default() }
-    }
-
-    /// Begins a call; [`Servers::end`] must follow.
+    /// Begins a call, if fewer than `share` of this homeserver are under way; [`Servers::end`] must follow.
     ///
     /// # Errors
     ///
     /// When to ask again, in milliseconds since the epoch.
-    pub(super) fn begin(&self, name: &str, now_ms: i64) -> Result<(), i64> {
+    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), i64> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
@@ -52,7 +43,7 @@ impl Servers {
             return Err(server.away_until_ms);
         }
         // One call shows whether it is back.
-        let share = if server.failures > 0 { 1 } else { self.share };
+        let share = if server.failures > 0 { 1 } else { share };
         if server.under_way >= share {
             return Err(now_ms.saturating_add(BUSY_MS));
         }
@@ -60,18 +51,23 @@ impl Servers {
         Ok(())
     }
 
-    /// Ends a call; `away` is whether the homeserver itself was, and not only this call in vain.
-    pub(super) fn end(&self, name: &str, away: bool, now_ms: i64) {
+    /// Ends a call. `away` is given if the homeserver itself was away and not only this call in vain: how long it is
+    /// then left alone.
+    pub(super) fn end(&self, name: &str, away: Option<Backoff>, now_ms: i64) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(server) = known.get_mut(name) else { return };
         server.under_way = server.under_way.saturating_sub(1);
-        if !away {
-            server.failures = 0;
-            server.away_until_ms = 0;
-        } else if server.away_until_ms <= now_ms {
+        match away {
+            None => {
+                server.failures = 0;
+                server.away_until_ms = 0;
+            }
+            Some(backoff) if server.away_until_ms <= now_ms => {
+                server.away_until_ms = now_ms.saturating_add(millis(backoff.delay(server.failures)));
+                server.failures = server.failures.saturating_add(1);
+            }
             // Calls that were under way together fail together, and count once.
-            server.away_until_ms = now_ms.saturating_add(millis(self.backoff.delay(server.failures)));
-            server.failures = server.failures.saturating_add(1);
+            Some(_) => {}
         }
         if server.under_way == 0 && server.failures == 0 {
             known.remove(name);
@@ -85,36 +81,35 @@ mod tests {
 
     use super::*;
 
-    fn servers() -> Servers {
-        Servers::new(8, Backoff { first: Duration::from_secs(8), max: Duration::from_secs(3600) })
-    }
+    const SHARE: usize = 2;
+    const BACKOFF: Backoff = Backoff { first: Duration::from_secs(8), max: Duration::from_secs(3600) };
 
     #[test]
-    fn a_homeserver_gets_a_quarter_of_the_calls() {
-        let servers = servers();
-        assert_eq!([servers.begin("a", 0), servers.begin("a", 0)], [Ok(()), Ok(())]);
-        assert_eq!(servers.begin("a", 0), Err(1000));
-        assert_eq!(servers.begin("b", 0), Ok(()));
-        servers.end("a", false, 0);
-        assert_eq!(servers.begin("a", 0), Ok(()));
+    fn a_homeserver_gets_its_share_of_the_calls() {
+        let servers = Servers::default();
+        assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
+        assert_eq!(servers.begin("a", SHARE, 0), Err(1000));
+        assert_eq!(servers.begin("b", SHARE, 0), Ok(()));
+        servers.end("a", None, 0);
+        assert_eq!(servers.begin("a", SHARE, 0), Ok(()));
     }
 
     #[test]
     fn one_that_is_away_is_left_alone_and_then_asked_once() {
-        let servers = servers();
-        assert_eq!([servers.begin("a", 0), servers.begin("a", 0)], [Ok(()), Ok(())]);
-        servers.end("a", true, 0);
-        servers.end("a", true, 0);
+        let servers = Servers::default();
+        assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
+        servers.end("a", Some(BACKOFF), 0);
+        servers.end("a", Some(BACKOFF), 0);
         // Two calls that failed together are one failure: between half of 8 seconds and all of them.
-        let until_ms = servers.begin("a", 0).unwrap_err();
+        let until_ms = servers.begin("a", SHARE, 0).unwrap_err();
         assert!((4000..=8000).contains(&until_ms), "{until_ms}");
-        assert_eq!(servers.begin("a", until_ms), Ok(()));
-        assert_eq!(servers.begin("a", until_ms), Err(until_ms + 1000));
-        servers.end("a", true, until_ms);
-        let again_ms = servers.begin("a", until_ms).unwrap_err() - until_ms;
+        assert_eq!(servers.begin("a", SHARE, until_ms), Ok(()));
+        assert_eq!(servers.begin("a", SHARE, until_ms), Err(until_ms + 1000));
+        servers.end("a", Some(BACKOFF), until_ms);
+        let again_ms = servers.begin("a", SHARE, until_ms).unwrap_err() - until_ms;
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
-        assert_eq!(servers.begin("a", until_ms + again_ms), Ok(()));
-        servers.end("a", false, until_ms + again_ms);
+        assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
+        servers.end("a", None, until_ms + again_ms);
         assert!(servers.known.lock().is_ok_and(|known| known.is_empty()));
     }
 }
