@@ -340,7 +340,7 @@ pub(crate) struct TermsConfig {
     pub(crate) policies: BTreeMap<String, Policy>,
 }
 
-/// Whose users may register.
+/// Whose users may use this server.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HomeserversConfig {
@@ -349,6 +349,18 @@ pub(crate) struct HomeserversConfig {
     /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS is still for the name.
     /// Default none.
     pub(crate) overrides: BTreeMap<String, String>,
+}
+
+impl HomeserversConfig {
+    /// Whether users of `server_name` may use this server.
+    pub(crate) fn allows(&self, server_name: &str) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|name| name == server_name)
+    }
+
+    /// The same, of a Matrix id; what has no server is nobody's.
+    pub(crate) fn allows_user(&self, mxid: &str) -> bool {
+        mxid.split_once(':').is_some_and(|(_, server_name)| self.allows(server_name))
+    }
 }
 
 /// How much is too much. A burst of 0 is no limit.

@@ -18,8 +18,7 @@ pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, Ap
     params.finish()?;
 
     app.limits.register.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
-    let allowed = &app.config.homeservers.allow;
-    if !allowed.is_empty() && !allowed.contains(&server_name) {
+    if !app.config.homeservers.allows(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);
     }
     let mxid = app.homeservers.openid_user(&server_name, &openid_token).await?;

@@ -40,6 +40,9 @@ pub(crate) async fn v1_bind(app: App, request: Incoming) -> Result<Response, Api
     if !is_user_id(&binding.mxid) {
         return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
     }
+    if !app.config.homeservers.allows_user(&binding.mxid) {
+        return Err(ApiError::HomeserverNotAllowed);
+    }
     binding.publish(app).await
 }
 
@@ -133,8 +136,7 @@ async fn signed_by_homeserver(
     if !all_fit {
         return Err(ApiError::InvalidSignature);
     }
-    let listed = &app.config.homeservers.allow;
-    if !listed.is_empty() && !listed.iter().any(|name| name == origin) {
+    if !app.config.homeservers.allows(origin) {
         return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.

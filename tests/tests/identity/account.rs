@@ -1,11 +1,16 @@
 //! register, account, logout.
 
 use serde_json::{Value, json};
+use waypost_tests::ca::Ca;
+use waypost_tests::homeserver::Homeserver;
 use waypost_tests::identity::{HOMESERVER, TestIdentity};
 use waypost_tests::on_each_database;
 use waypost_tests::tls_server::Answer;
 
-use super::{ALICE, BOB, failure};
+use super::{ALICE, BOB, SECRET, failure, invitation};
+
+/// A user of another homeserver.
+const EVE: &str = "@eve:other.test";
 
 on_each_database! {
     async fn register_answers_the_token_under_both_names(database: Database) {
@@ -135,6 +140,38 @@ on_each_database! {
         let reply = t.register_with(&openid, HOMESERVER).await;
         assert_eq!(reply.status, 403, "{}", reply.text);
         assert!(t.homeserver.server.requests.is_empty());
+    }
+
+    async fn a_homeserver_that_is_taken_off_the_list_has_no_users_here(database: Database) {
+        let ca = Ca::new();
+        let homeserver = Homeserver::start(&ca, &[HOMESERVER, "other.test"]).await;
+        let address = homeserver.server.address.to_string();
+        let t = TestIdentity::start_around(database, ca, homeserver, |settings| {
+            settings.set("homeservers.overrides", "other.test", address);
+        })
+        .await;
+        let alice = t.register(ALICE).await;
+        let openid = t.homeserver.issue(EVE);
+        let eve = t.register_with(&openid, "other.test").await.ok()["token"].as_str().unwrap().to_owned();
+        t.publish(&eve, "eve@example.com", EVE).await;
+        let sid = t.validate(&eve, "eve@work.example.com", SECRET).await;
+
+        let t = t.restart_with(|config| format!("{config}\n[homeservers]\nallow = [\"{HOMESERVER}\"]\n")).await;
+        for path in ["/account", "/hash_details", "/3pid/getValidated3pid?sid=1&client_secret=a"] {
+            assert_eq!(t.get(path, Some(&eve)).await.failure(), failure(403, "M_UNAUTHORIZED"), "{path}");
+        }
+        let mut invite = invitation();
+        invite["sender"] = json!(EVE);
+        assert_eq!(t.post("/store-invite", Some(&eve), &invite).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        let mails = t.smtp.mails.len();
+        let reply = t.request_email(&eve, "eve@home.example.com", SECRET, 1).await;
+        assert_eq!(reply.failure(), failure(403, "M_UNAUTHORIZED"));
+        assert_eq!(t.smtp.mails.len(), mails);
+        assert_eq!(t.bind(&eve, &sid, SECRET, EVE).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        assert_eq!(t.who_is(&alice, "eve@work.example.com").await, None);
+        // What she had bound is for the operator to erase, and leaving is for her.
+        assert_eq!(t.who_is(&alice, "eve@example.com").await.as_deref(), Some(EVE));
+        assert_eq!(t.post("/account/logout", Some(&eve), &json!({})).await.ok(), json!({}));
     }
 
     async fn every_other_endpoint_wants_a_token(database: Database) {
