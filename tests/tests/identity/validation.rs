@@ -5,6 +5,8 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use waypost_tests::identity::{Link, TestIdentity, V2};
 use waypost_tests::on_each_database;
+use waypost_tests::process::eventually;
+use waypost_tests::record::PATIENCE;
 
 use super::{ALICE, EMAIL, SECRET, failure};
 
@@ -136,6 +138,37 @@ on_each_database! {
         let right = t.post(SUBMIT, Some(&token), &submission(&link)).await;
         assert_eq!(right.status, 400, "{}", right.text);
         assert_ne!(validated(&t, &token, &sid).await.status, 200);
+    }
+
+    async fn a_session_that_is_too_old_is_told_everywhere(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("validation", "session_lifetime_secs", 1);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let (sid, mail) = t.open_session(&token, EMAIL, SECRET).await;
+        let link = Link::parse(&mail.link());
+        let expired = failure(400, "M_SESSION_EXPIRED");
+        eventually(PATIENCE, "the session's end", || async {
+            (validated(&t, &token, &sid).await.failure() == expired).then_some(())
+        })
+        .await;
+
+        assert_eq!(t.bind(&token, &sid, SECRET, ALICE).await.failure(), expired);
+        let reply = t.post(SUBMIT, Some(&token), &submission(&link)).await;
+        assert_eq!((reply.failure(), &reply.json()["success"]), (expired.clone(), &json!(false)));
+        let mut unbind = json!({"sid": sid, "client_secret": SECRET, "mxid": ALICE});
+        unbind["threepid"] = json!({"medium": "email", "address": EMAIL});
+        assert_eq!(t.post("/3pid/unbind", None, &unbind).await.failure(), expired);
+        for page in [t.api.get(&link.path_and_query, None).await, t.press_button(&link).await] {
+            assert_eq!(page.status, 400);
+            assert!(page.text.contains("This link has expired"), "{}", page.text);
+        }
+        // The app asks again: another session and another mail, whatever it calls the attempt.
+        let reply = t.request_email(&token, EMAIL, SECRET, 1).await.ok();
+        assert_ne!(reply["sid"], sid.as_str());
+        let second = Link::parse(&t.smtp.mail_for(EMAIL, 2).await.link());
+        assert_ne!(second.token, link.token);
     }
 
     async fn the_same_attempt_never_mails_twice(database: Database) {
