@@ -142,6 +142,20 @@ on_each_database! {
         assert!(t.homeserver.server.requests.is_empty());
     }
 
+    async fn too_many_registrations_are_429_and_ask_nobody(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("limits.register_per_source", "burst", 1);
+            settings.set("limits.register_per_source", "refill_secs", 600.0);
+        })
+        .await;
+        t.register(ALICE).await;
+        let openid = t.homeserver.issue(BOB);
+        let reply = t.register_with(&openid, HOMESERVER).await;
+        assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"));
+        assert!(reply.json()["retry_after_ms"].as_i64().unwrap() > 0);
+        assert_eq!(t.homeserver.server.requests.len(), 1);
+    }
+
     async fn a_homeserver_that_is_taken_off_the_list_has_no_users_here(database: Database) {
         let ca = Ca::new();
         let homeserver = Homeserver::start(&ca, &[HOMESERVER, "other.test"]).await;

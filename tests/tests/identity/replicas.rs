@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde_json::json;
 use waypost_tests::database::Database;
 use waypost_tests::http::Api;
-use waypost_tests::identity::{INTERNAL_SECRET, Link, TestIdentity, internal};
+use waypost_tests::identity::{INTERNAL_SECRET, Link, TestIdentity, V2, internal, terms};
 use waypost_tests::process::{Server, eventually};
 
 use super::{ALICE, BOB, EMAIL, SECRET, failure};
@@ -69,6 +69,52 @@ async fn one_is_killed_in_between_and_the_other_goes_on() {
     // It comes back and knows what it missed.
     let t = t.restart().await;
     assert_eq!(t.who_is(&token, EMAIL).await.as_deref(), Some(ALICE));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_budget_of_mails_is_one_for_both() {
+    let mut t = TestIdentity::start_with(Database::Postgres, |settings| {
+        settings.set("limits.mail_per_address", "burst", 2).set("limits.mail_per_address", "refill_secs", 600.0);
+    })
+    .await;
+    let second = t.second_replica().await;
+    let (first, other) = (t.api.clone(), Api::new(&second.public));
+    let token = t.register(ALICE).await;
+    for (api, secret, status) in
+        [(&first, "one", 200), (&other, "two", 200), (&first, "three", 429), (&other, "four", 429)]
+    {
+        t.api = api.clone();
+        assert_eq!(t.request_email(&token, EMAIL, secret, 1).await.status, status, "{secret}");
+    }
+    assert_eq!(t.smtp.count_for(EMAIL), 2);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_attempt_at_both_at_once_mails_once() {
+    let (t, _second, first, other) = two().await;
+    let token = t.register(ALICE).await;
+    let path = format!("{V2}/validate/email/requestToken");
+    for number in 0..10 {
+        let body = json!({"client_secret": format!("secret{number}"), "email": EMAIL, "send_attempt": 1});
+        let (one, two) = tokio::join!(first.post(&path, Some(&token), &body), other.post(&path, Some(&token), &body));
+        assert_eq!(one.ok()["sid"], two.ok()["sid"]);
+        t.smtp.mail_for(EMAIL, number + 1).await;
+        assert_eq!(t.smtp.count_for(EMAIL), number + 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn terms_that_are_accepted_on_one_are_accepted_on_the_other() {
+    let mut t = TestIdentity::start_with(Database::Postgres, terms).await;
+    let second = t.second_replica().await;
+    let (first, other) = (t.api.clone(), Api::new(&second.public));
+    let token = t.register(ALICE).await;
+    t.api = other.clone();
+    assert_eq!(t.get("/account", Some(&token)).await.failure(), failure(403, "M_TERMS_NOT_SIGNED"));
+    t.api = first;
+    t.accept_terms(&token).await;
+    t.api = other;
+    assert_eq!(t.get("/account", Some(&token)).await.status, 200);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
