@@ -41,6 +41,30 @@ on_each_database! {
         assert_eq!(reply.ok(), json!({"user_id": ALICE}));
     }
 
+    async fn synapse_asks_for_the_pepper_with_its_token_in_the_query(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let details = t.get(&format!("/hash_details?access_token={token}"), None).await.ok();
+        assert_eq!(details, t.get("/hash_details", Some(&token)).await.ok());
+        // A good header is enough, a bad one is not mended by the query.
+        assert_eq!(t.get("/hash_details?access_token=unknown", Some(&token)).await.ok(), details);
+        let reply = t.get(&format!("/hash_details?access_token={token}"), Some("unknown")).await;
+        assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert!(!t.server.log_text().contains(&token), "the token is in the log");
+    }
+
+    async fn a_token_in_the_query_counts_for_nothing_where_that_is_switched_off(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("tokens", "allow_in_query", false);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let reply = t.get(&format!("/hash_details?access_token={token}"), None).await;
+        assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert_eq!(t.get("/hash_details", Some(&token)).await.status, 200);
+        assert!(!t.server.log_text().contains(&token), "the token is in the log");
+    }
+
     async fn tokens_are_their_own(database: Database) {
         let t = TestIdentity::start(database).await;
         let (first, second, bob) = (t.register(ALICE).await, t.register(ALICE).await, t.register(BOB).await);
