@@ -118,6 +118,8 @@ on_each_database! {
         let mail = t.smtp.mail_for(EMAIL, 1).await;
         assert_eq!(mail.message().header("subject"), "@bob:hs.test invited you to a space on Matrix");
         assert_eq!(RoomLink::parse(&mail.link()).parameter("room_type"), Some("m.space"));
+        // Who has no name is named once.
+        assert!(mail.text().contains("@bob:hs.test invited you to a space"), "{}", mail.text());
     }
 
     async fn names_are_no_headers_no_markup_and_no_links(database: Database) {
