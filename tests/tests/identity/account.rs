@@ -146,6 +146,14 @@ on_each_database! {
         }
     }
 
+    async fn an_endless_openid_token_is_called_wrong_itself(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let reply = t.register_with(&"a".repeat(100_000), HOMESERVER).await;
+        assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"));
+        assert!(reply.text.contains("`access_token`"), "{}", reply.text);
+        assert!(t.homeserver.server.requests.is_empty());
+    }
+
     async fn register_refuses_what_is_no_server_name(database: Database) {
         let t = TestIdentity::start(database).await;
         for name in ["", "a b", "https://hs.test", "hs.test/path", "hs.test:", "hs.test:99999", "hs.test?x", "user@hs.test"] {
