@@ -93,7 +93,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
                 return Err(ApiError::OtherAddress);
             }
         }
-        (None, None) => signed_by_homeserver(&app, &request, &mxid, &content).await?,
+        (None, None) => signed_by_homeserver(&app, &request, &mxid, &threepid, &content).await?,
         (Some(_), None) => return Err(missing("client_secret")),
         (None, Some(_)) => return Err(missing("sid")),
     }
@@ -123,6 +123,7 @@ async fn signed_by_homeserver(
     app: &AppState,
     request: &Incoming,
     mxid: &str,
+    threepid: &Threepid,
     content: &Map<String, Value>,
 ) -> Result<(), ApiError> {
     let signatures = x_matrix(&request.headers);
@@ -136,7 +137,11 @@ async fn signed_by_homeserver(
     if !all_fit {
         return Err(ApiError::InvalidSignature);
     }
-    if !app.config.homeservers.allows(origin) {
+    // A homeserver that was taken off the list can still take back what its users have here: somebody who leaves it
+    // must not stay published.
+    if !app.config.homeservers.allows(origin)
+        && app.store.owner(&app.keys.fingerprint(threepid)).await?.is_none_or(|owner| owner != mxid)
+    {
         return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.

@@ -1,9 +1,11 @@
 //! register, account, logout.
 
+use ::http::Request;
+use bytes::Bytes;
 use serde_json::{Value, json};
 use waypost_tests::ca::Ca;
 use waypost_tests::homeserver::Homeserver;
-use waypost_tests::identity::{HOMESERVER, TestIdentity};
+use waypost_tests::identity::{HOMESERVER, SERVER_NAME, TestIdentity};
 use waypost_tests::on_each_database;
 use waypost_tests::tls_server::Answer;
 
@@ -190,14 +192,15 @@ on_each_database! {
 
     async fn a_homeserver_that_is_taken_off_the_list_has_no_users_here(database: Database) {
         let ca = Ca::new();
-        let homeserver = Homeserver::start(&ca, &[HOMESERVER, "other.test"]).await;
-        let address = homeserver.server.address.to_string();
+        let homeserver = Homeserver::start(&ca, &[HOMESERVER]).await;
+        let other = Homeserver::start(&ca, &["other.test"]).await;
+        let address = other.server.address.to_string();
         let t = TestIdentity::start_around(database, ca, homeserver, |settings| {
             settings.set("homeservers.overrides", "other.test", address);
         })
         .await;
         let alice = t.register(ALICE).await;
-        let openid = t.homeserver.issue(EVE);
+        let openid = other.issue(EVE);
         let eve = t.register_with(&openid, "other.test").await.ok()["token"].as_str().unwrap().to_owned();
         t.publish(&eve, "eve@example.com", EVE).await;
         let sid = t.validate(&eve, "eve@work.example.com", SECRET).await;
@@ -215,8 +218,24 @@ on_each_database! {
         assert_eq!(t.smtp.mails.len(), mails);
         assert_eq!(t.bind(&eve, &sid, SECRET, EVE).await.failure(), failure(403, "M_UNAUTHORIZED"));
         assert_eq!(t.who_is(&alice, "eve@work.example.com").await, None);
-        // What she had bound is for the operator to erase, and leaving is for her.
+
+        // Leaving is for her: what she had bound can be taken back, by her homeserver too, and no other is asked for.
         assert_eq!(t.who_is(&alice, "eve@example.com").await.as_deref(), Some(EVE));
+        for (address, taken_back) in [("alice@example.com", false), ("eve@example.com", true), ("eve@example.com", false)] {
+            let uri = "/_matrix/identity/v2/3pid/unbind";
+            let content = json!({"mxid": EVE, "threepid": {"medium": "email", "address": address}});
+            let request = Request::post(t.api.absolute(uri))
+                .header("authorization", other.x_matrix(uri, &content, "destination_is", SERVER_NAME))
+                .body(Bytes::from(content.to_string()))
+                .unwrap();
+            let reply = t.api.send(request).await;
+            if taken_back {
+                assert_eq!(reply.ok(), json!({}));
+            } else {
+                assert_eq!(reply.failure(), failure(403, "M_UNAUTHORIZED"), "{address}");
+            }
+        }
+        assert_eq!(t.who_is(&alice, "eve@example.com").await, None);
         assert_eq!(t.post("/account/logout", Some(&eve), &json!({})).await.ok(), json!({}));
     }
 
