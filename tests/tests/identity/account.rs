@@ -221,7 +221,9 @@ on_each_database! {
 
         // Leaving is for her: what she had bound can be taken back, by her homeserver too, and no other is asked for.
         assert_eq!(t.who_is(&alice, "eve@example.com").await.as_deref(), Some(EVE));
-        for (address, taken_back) in [("alice@example.com", false), ("eve@example.com", true), ("eve@example.com", false)] {
+        for (address, taken_back) in
+            [("alice@example.com", false), ("eve@example.com", true), ("eve@example.com", false)]
+        {
             let uri = "/_matrix/identity/v2/3pid/unbind";
             let content = json!({"mxid": EVE, "threepid": {"medium": "email", "address": address}});
             let request = Request::post(t.api.absolute(uri))

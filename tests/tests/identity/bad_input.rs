@@ -106,7 +106,9 @@ on_each_database! {
             ("/lookup", json!({"algorithm": "sha256", "pepper": pepper, "addresses": ["a"]})),
             (
                 "/validate/email/requestToken",
-                json!({"client_secret": SECRET, "email": EMAIL, "send_attempt": 1, "next_link": "", "brand": "", "lang": ""}),
+                json!({
+                    "client_secret": SECRET, "email": EMAIL, "send_attempt": 1, "next_link": "", "brand": "", "lang": "",
+                }),
             ),
             ("/validate/email/submitToken", json!({"client_secret": SECRET, "sid": "1", "token": "a"})),
             (
