@@ -340,7 +340,7 @@ pub(crate) struct TermsConfig {
     pub(crate) policies: BTreeMap<String, Policy>,
 }
 
-/// Whose users may register.
+/// Whose users may use this server.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HomeserversConfig {
@@ -349,6 +349,18 @@ pub(crate) struct HomeserversConfig {
     /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS is still for the name.
     /// Default none.
     pub(crate) overrides: BTreeMap<String, String>,
+}
+
+impl HomeserversConfig {
+    /// Whether users of `server_name` may use this server.
+    pub(crate) fn allows(&self, server_name: &str) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|name| name == server_name)
+    }
+
+    /// The same, of a Matrix id; what has no server is nobody's.
+    pub(crate) fn allows_user(&self, mxid: &str) -> bool {
+        mxid.split_once(':').is_some_and(|(_, server_name)| self.allows(server_name))
+    }
 }
 
 /// How much is too much. A burst of 0 is no limit.
@@ -536,8 +548,12 @@ impl Config {
             }
             Ok(_) => {}
         }
-        if let Err(error) = self.smtp_password() {
-            problem(&error.key("email.smtp_password"), error.to_string());
+        match self.smtp_password() {
+            Err(error) => problem(&error.key("email.smtp_password"), error.to_string()),
+            Ok(None) if self.email.smtp_username.is_some() => {
+                problem("email.smtp_username", "needs smtp_password, or smtp_password_file".to_owned());
+            }
+            Ok(_) => {}
         }
         if self.email.from.parse::<lettre::message::Mailbox>().is_err() {
             problem("email.from", "must be a sender, such as \"Example <noreply@example.com>\"".to_owned());
@@ -550,6 +566,15 @@ impl Config {
         }
         for (key, text) in self.sms.problems().into_iter().chain(delivery::sms::problems(&self.sms)) {
             problem(&format!("sms.{key}"), text);
+        }
+        if self.validation.session_lifetime_secs == 0 {
+            problem("validation.session_lifetime_secs", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.validation.max_attempts == 0 {
+            problem("validation.max_attempts", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.lookup.max_addresses == 0 {
+            problem("lookup.max_addresses", "must be at least 1, or nobody could be found".to_owned());
         }
         for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
             if crate::domain::next_link::Pattern::parse(pattern).is_none() {
@@ -586,6 +611,9 @@ impl Config {
             for (language, text) in &policy.languages {
                 let key = format!("terms.policies.{id}.languages.{language}");
                 let shown_here = text.file.is_some() && text.url.is_empty();
+                if language == "version" {
+                    problem(&key, "is no language: the version has that name in the list of policies".to_owned());
+                }
                 if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
                     problem(&key, "needs a name, and a URL or a file".to_owned());
                 }
@@ -608,6 +636,14 @@ impl Config {
         }
         if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
             problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
+        }
+        for (number, name) in self.homeservers.allow.iter().enumerate() {
+            if ServerName::parse(name).is_err() {
+                problem(
+                    &format!("homeservers.allow.{number}"),
+                    "must be a server name, such as \"example.com\"".to_owned(),
+                );
+            }
         }
         for (name, target) in &self.homeservers.overrides {
             let known = ServerName::parse(name).is_ok();
@@ -865,6 +901,31 @@ mod tests {
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
                 "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",
+            ),
+            (
+                "[homeservers]\nallow = ['hs.test', 'https://hs.test']",
+                "waypost.toml:2: homeservers.allow.1: must be a server name, such as \"example.com\"",
+            ),
+            (
+                "[validation]\nsession_lifetime_secs = 0",
+                "waypost.toml:2: validation.session_lifetime_secs: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[validation]\nmax_attempts = 0",
+                "waypost.toml:2: validation.max_attempts: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[lookup]\nmax_addresses = 0",
+                "waypost.toml:2: lookup.max_addresses: must be at least 1, or nobody could be found",
+            ),
+            (
+                "[email]\nsmtp_username = 'waypost'",
+                "waypost.toml:2: email.smtp_username: needs smtp_password, or smtp_password_file",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.version = { name = 'A', url = 'https://a' }",
+                "waypost.toml:3: terms.policies.privacy.languages.version: is no language: the version has that name in \
+                 the list of policies",
             ),
             ("[server]\nmax_connections = 0", "waypost.toml:2: server.max_connections: must be 1 to 1000000"),
             (
