@@ -26,6 +26,7 @@ use crate::{
 };
 
 mod association;
+mod doctor;
 mod invites;
 mod outbox;
 mod pepper;
@@ -54,6 +55,8 @@ enum Command {
     Serve,
     /// Read the configuration, say what is wrong with it or what it means, and stop.
     CheckConfig,
+    /// Try what the server will need, say for each failure what to change, and change nothing.
+    Doctor,
     /// Look at and take back invites that wait for their address to be bound.
     Invites {
         #[command(subcommand)]
@@ -111,6 +114,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
             check_config(&config);
             ExitCode::SUCCESS
         }
+        Command::Doctor => Box::pin(doctor::run(&config, path.as_deref())).await,
         Command::Invites { action } => finished(invites::run(&config, action).await),
         Command::Outbox { action } => finished(outbox::run(&config, action).await),
         Command::Pepper { command } => finished(pepper::run(&config, command).await),

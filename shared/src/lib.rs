@@ -4,6 +4,7 @@
 
 pub mod clock;
 pub mod config_file;
+pub mod doctor;
 pub mod health;
 pub mod http;
 pub mod http_client;
