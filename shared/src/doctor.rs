@@ -112,7 +112,8 @@ mod tests {
         let late = HttpClientError::Timeout(std::time::Duration::from_secs(1));
         assert_eq!(
             unreached(&late),
-            "it gave no whole answer in time: look at its log, and at the firewalls on the way (no answer within 1000 ms)"
+            "it gave no whole answer in time: look at its log, and at the firewalls on the way (no answer within \
+             1000 ms)"
         );
         assert!(unreached(&HttpClientError::Blocked).contains("outbound.allowed_ranges"));
     }

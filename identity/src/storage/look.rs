@@ -125,14 +125,17 @@ impl Store {
         let Self::Postgres(pool) = self else { return Ok(None) };
         let (version, now_ms, may_make_tables, most, used, of_user, of_database): (i32, i64, bool, i64, i64, i64, i64) =
             sqlx::query_as(
+                // Limits of users and databases are not for superusers.
                 "SELECT current_setting('server_version_num')::int,
                         (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
                         COALESCE(has_schema_privilege(current_schema(), 'CREATE'), false),
                         current_setting('max_connections')::bigint
                             - current_setting('superuser_reserved_connections')::bigint,
                         (SELECT COALESCE(SUM(numbackends), 0)::bigint FROM pg_stat_database),
-                        (SELECT rolconnlimit::bigint FROM pg_roles WHERE rolname = current_user),
-                        (SELECT datconnlimit::bigint FROM pg_database WHERE datname = current_database())",
+                        CASE WHEN me.rolsuper THEN -1 ELSE me.rolconnlimit::bigint END,
+                        CASE WHEN me.rolsuper THEN -1 ELSE db.datconnlimit::bigint END
+                   FROM pg_roles me, pg_database db
+                  WHERE me.rolname = current_user AND db.datname = current_database()",
             )
             .fetch_one(pool)
             .await?;

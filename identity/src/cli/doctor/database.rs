@@ -68,7 +68,7 @@ pub(super) async fn check(config: &Config) -> Database {
         let text = "was opened, and gave no answer in time: look at its load, and at its locks";
         (one("database", Finding::Bad(text.to_owned())), false, None)
     });
-    let store = if has_tables { Some(store) } else { None };
+    let store = has_tables.then_some(store);
     Database { findings, is_sqlite, is_new: false, store, skew }
 }
 
@@ -147,7 +147,8 @@ fn standing(tables: Tables, server: Option<Server>) -> Finding {
              backup from before the update"
         )),
         Tables::Broken(version) => Finding::Bad(format!(
-            "an update of its tables broke off (step {version}): restore the backup from before the update, and start again"
+            "an update of its tables broke off (step {version}): restore the backup from before the update, and start \
+             again"
         )),
         Tables::Foreign(version) => Finding::Bad(format!(
             "its tables are not this program's (step {version} differs): is database.url right? If so, run the version \

@@ -91,8 +91,8 @@ impl Talk<'_> {
             }
         }
         Err(format!(
-            "no connection: look at email.smtp_host and email.smtp_port, and at firewalls (many networks close port 25; \
-             587 and 465 are for logins) ({last})"
+            "no connection: look at email.smtp_host and email.smtp_port, and at firewalls (many networks close port \
+             25; 587 and 465 are for logins) ({last})"
         ))
     }
 
@@ -175,8 +175,8 @@ impl Talk<'_> {
         let said = innermost(error);
         match error.status().map(u16::from) {
             Some(530) => format!(
-                "it wants encryption or a login first: set email.smtp_tls = \"starttls\", or email.smtp_username and its \
-                 password (SMTP status 530: {said})"
+                "it wants encryption or a login first: set email.smtp_tls = \"starttls\", or email.smtp_username and \
+                 its password (SMTP status 530: {said})"
             ),
             Some(code) => format!(
                 "it does not take mail from {}: set email.from to a sender that it knows (SMTP status {code}: {said})",
@@ -189,14 +189,14 @@ impl Talk<'_> {
     fn tls_advice(&self, reason: &str) -> String {
         if reason.contains("certificate") {
             return format!(
-                "its certificate is not trusted: it must be valid, be for {} (email.smtp_host), and lead to a root that is \
-                 known here (ca-certificates, or outbound.extra_ca_file) ({reason})",
+                "its certificate is not trusted: it must be valid, be for {} (email.smtp_host), and lead to a root \
+                 that is known here (ca-certificates, or outbound.extra_ca_file) ({reason})",
                 self.email.smtp_host
             );
         }
         format!(
-            "no TLS: email.smtp_tls = \"tls\" is for ports that are encrypted from the first byte (465), \"starttls\" for \
-             others (587, 25) ({reason})"
+            "no TLS: email.smtp_tls = \"tls\" is for ports that are encrypted from the first byte (465), \
+             \"starttls\" for others (587, 25) ({reason})"
         )
     }
 }

@@ -116,7 +116,8 @@ pub(super) async fn public_base_url(
     let base = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
     let Some(url) = &config.identity.public_base_url else {
         let text = format!(
-            "identity.public_base_url is not set, so links in mails begin with {base}, which nobody else can open: set it"
+            "identity.public_base_url is not set, so links in mails begin with {base}, which nobody else can open: set \
+             it"
         );
         let is_trial = config.email.transport == EmailTransport::Folder;
         return (if is_trial { Finding::Soon(text) } else { Finding::Bad(text) }, None);
