@@ -283,7 +283,8 @@ fn limiter<K: std::hash::Hash + Eq + Clone>(rate: crate::config::Rate) -> Limite
     Limiter::new(budget.burst, budget.per)
 }
 
-fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
+/// The address that people reach the server by, without a final slash.
+pub(crate) fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
     match configured {
         Some(url) => url.as_str().trim_end_matches('/').to_owned(),
         None => format!("http://{public}"),

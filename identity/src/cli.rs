@@ -19,6 +19,7 @@ use crate::{
 };
 
 mod association;
+mod doctor;
 mod invites;
 mod outbox;
 mod pepper;
@@ -50,6 +51,8 @@ enum Command {
     Health,
     /// Read the configuration, say what is wrong with it or what it means, and stop.
     CheckConfig,
+    /// Try what the server will need, say for each failure what to change, and change nothing.
+    Doctor,
     /// Look at and take back invites that wait for their address to be bound.
     Invites {
         #[command(subcommand)]
@@ -126,6 +129,7 @@ async fn with_configuration(cli: Cli) -> ExitCode {
             check_config(&config);
             ExitCode::SUCCESS
         }
+        Command::Doctor => Box::pin(doctor::run(&config, path.as_deref())).await,
         Command::Invites { action } => finished(invites::run(&config, action).await),
         Command::Outbox { action } => finished(outbox::run(&config, action).await),
         Command::Pepper { command } => finished(pepper::run(&config, command).await),

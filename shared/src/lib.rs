@@ -6,6 +6,7 @@ pub mod clock;
 pub mod command_line;
 pub mod config_file;
 pub mod current;
+pub mod doctor;
 pub mod health;
 pub mod http;
 pub mod http_client;

@@ -23,6 +23,7 @@ pub(crate) mod accounts;
 pub(crate) mod associations;
 pub(crate) mod hints;
 pub(crate) mod invites;
+pub(crate) mod look;
 pub(crate) mod outbox;
 pub(crate) mod people;
 pub(crate) mod peppers;
@@ -180,25 +181,9 @@ impl Store {
 
     async fn migrate(&self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite { write, .. } => {
-                migrator(&[
-                    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
-                    (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
-                    (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
-                    (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
-                ])
-                .run(write)
-                .await?;
-            }
+            Self::Sqlite { write, .. } => self.migrator().run(write).await?,
             Self::Postgres(pool) => {
-                migrator(&[
-                    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
-                    (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
-                    (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
-                    (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
-                ])
-                .run(pool)
-                .await?;
+                self.migrator().run(pool).await?;
                 // After a restore from a dump the numbers are another cluster's and may be ahead of this one's, so that
                 // each look for changes would read those rows again. The trigger gives them a number of today.
                 sqlx::query(
@@ -210,6 +195,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// What brings the tables up to date.
+    fn migrator(&self) -> Migrator {
+        match self {
+            Self::Sqlite { .. } => migrator(&[
+                (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+                (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
+                (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
+                (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
+            ]),
+            Self::Postgres(_) => migrator(&[
+                (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+                (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
+                (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
+                (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
+            ]),
+        }
     }
 
     /// Ends all connections, so that nothing is cut off in the middle.
