@@ -257,6 +257,8 @@ async fn send(
             }
         },
         Err(Unsent::NothingToSay) => return (Outcome::Delivered, Ended::Dropped),
+        // Not remembered: it costs nothing to find out again, and the pusher's data may be mended under the same key.
+        Err(Unsent::Settled(Outcome::Gone)) => believed(entry, device),
         Err(Unsent::Settled(outcome)) => outcome,
     };
     if let Outcome::Refused(refusal) = &outcome {
@@ -279,15 +281,20 @@ async fn judged(app: &App, entry: &Entry, notification: &Notification, device: &
             Outcome::Delivered
         }
         Outcome::Gone => {
-            take_note(entry, device, Said::Dead);
-            if entry.hold.is_on() {
-                return Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) };
+            let outcome = believed(entry, device);
+            if outcome == Outcome::Gone {
+                app.seen.found_dead(target).await;
             }
-            app.seen.found_dead(target).await;
-            Outcome::Gone
+            outcome
         }
         Outcome::Busy { .. } | Outcome::Refused(_) => outcome,
     }
+}
+
+/// What a death that was just found is taken for.
+fn believed(entry: &Entry, device: &Device) -> Outcome {
+    take_note(entry, device, Said::Dead);
+    if entry.hold.is_on() { Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) } } else { Outcome::Gone }
 }
 
 /// Counts an answer, and says so when it changes what is believed.
