@@ -7,7 +7,7 @@ use waypost_tests::ca::{Alpn, Ca};
 use waypost_tests::dns::Dns;
 use waypost_tests::fault::Fault;
 use waypost_tests::fcm::NAME as FCM_NAME;
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, android, event, with};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, UNIFIED, WEB, android, event, unifiedpush_app, with};
 use waypost_tests::service::Service;
 use waypost_tests::tls_server::Answer;
 
@@ -92,7 +92,8 @@ async fn a_name_that_is_not_found_rejects_nobody() {
             .set("notify", "attempt_timeout_secs", 2)
             .push("apps", &with(around.apns_app(IOS), &[at(APNS_NAME, around.apns.server.port())]))
             .push("apps", &with(around.fcm_app(ANDROID), &[at(FCM_NAME, around.fcm.server.port())]))
-            .push("apps", &around.webpush_app(WEB));
+            .push("apps", &around.webpush_app(WEB))
+            .push("apps", &unifiedpush_app(UNIFIED));
     })
     .await;
     for service in Service::ALL {
