@@ -3,6 +3,8 @@
 //! Source: Matrix Push Gateway API.
 
 mod app;
+#[cfg(test)]
+mod arbitrary;
 mod certificate;
 mod cli;
 mod config;
