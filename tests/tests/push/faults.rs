@@ -16,7 +16,10 @@ use super::{assert_try_again, retry_after};
 /// A gateway that has sent a push to the service, whose connections are broken then: the next one is a new one, and
 /// FCM's token is there already.
 async fn warmed_up(service: Service) -> TestGateway {
-    let gateway = TestGateway::start().await;
+    warm(TestGateway::start().await, service).await
+}
+
+async fn warm(gateway: TestGateway, service: Service) -> TestGateway {
     let first = service.target(&gateway, 0xf0);
     assert_eq!(gateway.rejected(&event("$first", &[first.device()])).await, json!([]));
     service.server(&gateway).cut();
@@ -32,7 +35,14 @@ fn of_another_root() -> Fault {
 #[tokio::test]
 async fn a_connection_that_goes_wrong_costs_no_push() {
     for service in Service::ALL {
-        for fault in [Fault::CutBefore, Fault::CutAfter, Fault::GoAway { taken: 0 }, Fault::Refuse, of_another_root()] {
+        for fault in [
+            Fault::CutBefore,
+            Fault::CutAfter,
+            Fault::GoAway { taken: 0 },
+            Fault::GoAwayUnsure,
+            Fault::Refuse,
+            of_another_root(),
+        ] {
             let gateway = warmed_up(service).await;
             let server = service.server(&gateway);
             server.faults().once(fault.clone());
@@ -62,8 +72,25 @@ async fn requests_that_a_leaving_peer_did_not_touch_are_sent_once_more_and_the_o
 }
 
 #[tokio::test]
+async fn what_a_leaving_peer_may_have_done_is_not_sent_again_at_once() {
+    for service in Service::ALL {
+        let gateway = warm(TestGateway::start_impatient().await, service).await;
+        let server = service.server(&gateway);
+        let before = server.connections();
+        server.faults().always(Fault::GoAwayUnsure);
+        let target = service.target(&gateway, 1);
+        assert_try_again(&gateway.notify(&event("$1", &[target.device()])).await);
+        // One connection for each of the attempts that a budget of three seconds has room for, and not four.
+        let connections = server.connections() - before;
+        assert!((1..=5).contains(&connections), "{service:?}: {connections}");
+    }
+}
+
+#[tokio::test]
 async fn while_no_connection_works_the_homeserver_is_asked_to_come_again() {
-    for fault in [Fault::CutBefore, Fault::CutAfter, Fault::Refuse, Fault::Silence, of_another_root()] {
+    for fault in
+        [Fault::CutBefore, Fault::CutAfter, Fault::GoAwayUnsure, Fault::Refuse, Fault::Silence, of_another_root()]
+    {
         let gateway = TestGateway::start_impatient().await;
         for service in Service::ALL {
             service.server(&gateway).faults().always(fault.clone());

@@ -123,6 +123,11 @@ async fn peers_that_go_away() {
 }
 
 #[tokio::test]
+async fn peers_that_go_away_and_leave_open_what_they_did() {
+    each_survives(Trouble::Connection(Fault::GoAwayUnsure)).await;
+}
+
+#[tokio::test]
 async fn peers_that_refuse_each_request() {
     each_survives(Trouble::Connection(Fault::Refuse)).await;
 }
