@@ -15,6 +15,7 @@ mod error;
 mod fit;
 mod glob;
 mod hold;
+mod in_flight;
 mod jwt;
 mod metrics;
 mod notification;

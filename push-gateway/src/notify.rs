@@ -243,15 +243,18 @@ async fn send(
     deadline: Instant,
 ) -> (Outcome, Ended) {
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
-        Ok(request) => match entry.in_flight.try_acquire() {
-            Ok(_permit) => {
+        Ok(request) => match entry.in_flight.enter(entry.provider.server(&request)) {
+            Some(_permit) => {
                 let outcome = attempts(app, entry, &request, device, deadline).await;
                 judged(app, entry, notification, device, outcome).await
             }
             // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
-            Err(_) => {
+            None => {
                 if entry.told_full.check(&()).is_ok() {
-                    tracing::warn!(app = entry.id, "as many pushes are under way as `max_in_flight` allows");
+                    tracing::warn!(
+                        app = entry.id,
+                        "as many pushes are under way as `max_in_flight` allows, in all or to one server"
+                    );
                 }
                 Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) }
             }
