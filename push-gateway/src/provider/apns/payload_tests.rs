@@ -105,6 +105,20 @@ fn a_room_without_a_name_has_sentences_of_its_own() {
 }
 
 #[test]
+fn a_room_without_a_name_goes_by_its_alias() {
+    let message = |names: Value| {
+        let mut value = json!({
+            "event_id": "$e", "type": "m.room.message", "sender": "@tom:hs", "content": {"body": "hi"},
+        });
+        value.as_object_mut().unwrap().extend(names.as_object().unwrap().clone());
+        payload(value, json!({}), Kind::Full)["aps"]["alert"]["loc-args"].clone()
+    };
+    assert_eq!(message(json!({"room_alias": "#ops:hs"})), json!(["@tom:hs", "#ops:hs", "hi"]));
+    assert_eq!(message(json!({"room_name": "", "room_alias": "#ops:hs"})), json!(["@tom:hs", "#ops:hs", "hi"]));
+    assert_eq!(message(json!({"room_name": "Ops", "room_alias": "#ops:hs"})), json!(["@tom:hs", "Ops", "hi"]));
+}
+
+#[test]
 fn someone_elses_membership_only_sets_the_badge() {
     let value = json!({
         "event_id": "$e", "type": "m.room.member", "sender": "@tom:hs", "membership": "join", "counts": {"unread": 1},
