@@ -10,7 +10,6 @@ use std::{
 };
 
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
 use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
@@ -28,6 +27,7 @@ use crate::{
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
+    in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
     provider::{Provider, Shared},
     redis::Redis,
@@ -83,8 +83,8 @@ pub(crate) struct Entry {
     pub(crate) provider: Provider,
     /// Whether its dead pushkeys can be believed.
     pub(crate) hold: Arc<Hold>,
-    /// One for each push that may be under way.
-    pub(crate) in_flight: Semaphore,
+    /// The pushes that are under way.
+    pub(crate) in_flight: InFlight,
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
@@ -192,7 +192,7 @@ impl App {
                         content,
                         provider,
                         hold: hold(before, config, &id, &clock),
-                        in_flight: Semaphore::new(max_in_flight),
+                        in_flight: InFlight::new(max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics: metrics.of_app(&id, name),
                         expires_at_ms,

@@ -252,20 +252,25 @@ async fn send(
     deadline: Instant,
 ) -> (Outcome, Ended) {
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
-        Ok(request) => match entry.in_flight.try_acquire() {
-            Ok(_permit) => {
+        Ok(request) => match entry.in_flight.enter(entry.provider.server(&request)) {
+            Some(_permit) => {
                 let outcome = attempts(app, entry, &request, device, deadline).await;
                 judged(app, entry, notification, device, outcome).await
             }
             // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
-            Err(_) => {
+            None => {
                 if entry.told_full.check(&()).is_ok() {
-                    tracing::warn!(app = entry.id, "as many pushes are under way as `max_in_flight` allows");
+                    tracing::warn!(
+                        app = entry.id,
+                        "as many pushes are under way as `max_in_flight` allows, in all or to one server"
+                    );
                 }
                 Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) }
             }
         },
         Err(Unsent::NothingToSay) => return (Outcome::Delivered, Ended::Dropped),
+        // Not remembered: it costs nothing to find out again, and the pusher's data may be mended under the same key.
+        Err(Unsent::Settled(Outcome::Gone)) => believed(entry, device),
         Err(Unsent::Settled(outcome)) => outcome,
     };
     if let Outcome::Refused(refusal) = &outcome {
@@ -288,15 +293,20 @@ async fn judged(app: &App, entry: &Entry, notification: &Notification, device: &
             Outcome::Delivered
         }
         Outcome::Gone => {
-            take_note(entry, device, Said::Dead);
-            if entry.hold.is_on() {
-                return Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) };
+            let outcome = believed(entry, device);
+            if outcome == Outcome::Gone {
+                app.seen.found_dead(target).await;
             }
-            app.seen.found_dead(target).await;
-            Outcome::Gone
+            outcome
         }
         Outcome::Busy { .. } | Outcome::Refused(_) => outcome,
     }
+}
+
+/// What a death that was just found is taken for.
+fn believed(entry: &Entry, device: &Device) -> Outcome {
+    take_note(entry, device, Said::Dead);
+    if entry.hold.is_on() { Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) } } else { Outcome::Gone }
 }
 
 /// Counts an answer, and says so when it changes what is believed.

@@ -12,7 +12,7 @@ use serde_json::json;
 use waypost_tests::apns;
 use waypost_tests::fault::Fault;
 use waypost_tests::fcm;
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, apns_token};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, UNIFIED, WEB, apns_token};
 use waypost_tests::http::Api;
 use waypost_tests::process::{PUSH_GATEWAY, TempFolder, run, text};
 use waypost_tests::tls_server::Answer;
@@ -43,7 +43,7 @@ async fn the_doctor_is_content_when_each_service_takes_the_credentials() {
     gateway.fcm.script().always(NO_ANDROID, fcm::bad_field("message.token"));
     let (code, out, log) = command(&gateway, &["doctor"]).await;
     assert_eq!(code, Some(0), "{out}{log}");
-    for app in [IOS, ANDROID, WEB] {
+    for app in [IOS, ANDROID, WEB, UNIFIED] {
         assert!(out.contains(&format!("good  {app}: ")), "{out}");
     }
     assert!(out.contains(&gateway.webpush.vapid_public_key()), "{out}");
