@@ -1,0 +1,130 @@
+"""Fixtures: the programs around Waypost. Those that are slow to start are shared by the whole run."""
+
+import signal
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from js.fixtures import *  # noqa: E402, F403
+from neighbours import processes  # noqa: E402
+from neighbours.background import Background  # noqa: E402
+from neighbours.ca import CertificateAuthority  # noqa: E402
+from neighbours.front import TlsFront  # noqa: E402
+from neighbours.person import Person  # noqa: E402
+from neighbours.postgres import Databases  # noqa: E402
+from neighbours.redis import Redis  # noqa: E402
+from neighbours.smtp import Mailbox  # noqa: E402
+from neighbours.synapse import Synapse  # noqa: E402
+from neighbours.waypost import Identity  # noqa: E402
+
+
+def pytest_configure(config):
+    # So that fixtures end, and with them the programs, when the run is asked to stop.
+    signal.signal(signal.SIGTERM, lambda *_: pytest.exit("asked to stop", 143))
+
+
+def pytest_unconfigure(config):
+    processes.stop_all()
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item, call):
+    """Adds the ends of all programs' logs to the report of a failure."""
+    report = (yield).get_result()
+    if report.failed:
+        report.sections.append(("programs", processes.tails()))
+
+
+@pytest.fixture(scope="session")
+def folder(tmp_path_factory):
+    """A folder for the run, removed by pytest some runs later; each program makes its own in it."""
+    return tmp_path_factory.mktemp("together")
+
+
+@pytest.fixture(scope="session")
+def background():
+    """The event loop of everything that this process serves."""
+    background = Background()
+    yield background
+    background.stop()
+
+
+@pytest.fixture(scope="session")
+def ca(folder):
+    """The private certificate authority of the run."""
+    return CertificateAuthority(folder / "ca")
+
+
+@pytest.fixture(scope="session")
+def new_front(background, ca):
+    """Makes a TLS front on a free port of localhost."""
+    return lambda: TlsFront(background, ca)
+
+
+@pytest.fixture(scope="session")
+def mailbox(background, ca):
+    """The mail server: STARTTLS, a password, and all mails that were sent."""
+    mailbox = Mailbox(background, ca)
+    yield mailbox
+    mailbox.stop()
+
+
+@pytest.fixture(scope="session")
+def databases():
+    """Makes databases in the run's PostgreSQL."""
+    databases = Databases()
+    yield databases
+    databases.drop_all()
+
+
+@pytest.fixture(scope="session")
+def redis(folder):
+    redis = Redis(folder / "redis")
+    yield redis
+    redis.stop()
+
+
+@pytest.fixture(scope="session")
+def new_identity(folder, new_front, ca, mailbox, databases):
+    """Starts an identity server: `new_identity(database="sqlite" or "postgres", replicas=1, changes={}, front=None)`."""
+    started = []
+
+    def start(database="sqlite", replicas=1, changes=None, front=None):
+        own = folder / f"identity-{len(started) + 1}"
+        url = databases.fresh_url() if database == "postgres" else None
+        identity = Identity(own, front or new_front(), ca, mailbox, url, replicas, changes)
+        started.append(identity)
+        return identity
+
+    yield start
+    for identity in started:
+        identity.stop()
+
+
+@dataclass
+class Neighbourhood:
+    """Synapse and the identity server (on PostgreSQL) that its users use, which also sends its text messages."""
+
+    synapse: Synapse
+    identity: Identity
+    mailbox: Mailbox
+
+    def person(self, prefix="user", identity=None):
+        """A new user of Synapse who has registered at the identity server, or at another one."""
+        return Person(self.synapse.user(prefix), identity or self.identity, self.mailbox)
+
+
+@pytest.fixture(scope="session")
+def neighbourhood(folder, new_front, ca, mailbox, new_identity):
+    """Synapse with its identity server; started once."""
+    # Each has to know the other's name before it starts.
+    identity_front, synapse_front = new_front(), new_front()
+    delegate = {"account_threepid_delegates": {"msisdn": identity_front.url}}
+    synapse = Synapse(folder / "synapse", synapse_front, ca, delegate)
+    identity = new_identity("postgres", front=identity_front)
+    yield Neighbourhood(synapse, identity, mailbox)
+    synapse.stop()
