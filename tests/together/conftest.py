@@ -16,6 +16,7 @@ from neighbours.ca import CertificateAuthority  # noqa: E402
 from neighbours.front import TlsFront  # noqa: E402
 from neighbours.person import Person  # noqa: E402
 from neighbours.postgres import Databases  # noqa: E402
+from neighbours.providers.sms import SmsGateway  # noqa: E402
 from neighbours.redis import Redis  # noqa: E402
 from neighbours.smtp import Mailbox  # noqa: E402
 from neighbours.synapse import Synapse  # noqa: E402
@@ -105,6 +106,15 @@ def new_identity(folder, new_front, ca, mailbox, databases):
         identity.stop()
 
 
+@pytest.fixture(scope="session")
+def sms(background, ca):
+    """The gateway for text messages."""
+    sms = SmsGateway(background, ca)
+    yield sms
+    sms.stop()
+    assert sms.mistakes == []
+
+
 @dataclass
 class Neighbourhood:
     """Synapse and the identity server (on PostgreSQL) that its users use, which also sends its text messages."""
@@ -112,6 +122,7 @@ class Neighbourhood:
     synapse: Synapse
     identity: Identity
     mailbox: Mailbox
+    sms: SmsGateway
 
     def person(self, prefix="user", identity=None):
         """A new user of Synapse who has registered at the identity server, or at another one."""
@@ -119,12 +130,13 @@ class Neighbourhood:
 
 
 @pytest.fixture(scope="session")
-def neighbourhood(folder, new_front, ca, mailbox, new_identity):
+def neighbourhood(folder, new_front, ca, mailbox, sms, new_identity):
     """Synapse with its identity server; started once."""
     # Each has to know the other's name before it starts.
     identity_front, synapse_front = new_front(), new_front()
     delegate = {"account_threepid_delegates": {"msisdn": identity_front.url}}
     synapse = Synapse(folder / "synapse", synapse_front, ca, delegate)
-    identity = new_identity("postgres", front=identity_front)
-    yield Neighbourhood(synapse, identity, mailbox)
+    changes = {"sms": sms.settings(), "v1": {"allow": ["127.0.0.1/32"]}}
+    identity = new_identity("postgres", front=identity_front, changes=changes)
+    yield Neighbourhood(synapse, identity, mailbox, sms)
     synapse.stop()

@@ -55,10 +55,18 @@ class TlsFront:
         except OSError:
             pass
 
-    def close(self):
-        async def end():
-            self._server.close()
+    def drop_connections(self):
+        """Closes all connections that are open."""
+
+        async def drop():
             for task in list(self._connections):
                 task.cancel()
 
+        self._background.run(drop())
+
+    def close(self):
+        async def end():
+            self._server.close()
+
         self._background.run(end())
+        self.drop_connections()

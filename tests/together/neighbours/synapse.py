@@ -137,22 +137,31 @@ class Synapse:
         assert answer.status_code == 200, answer.text
         return User(self, answer.json()["user_id"], answer.json()["access_token"])
 
+    def stranger(self):
+        """Somebody who has no account yet."""
+        return User(self, None, None)
+
     def stop(self):
         self.program.kill()
         self.front.close()
 
 
 class User:
-    """A user of Synapse with an access token."""
+    """A user of Synapse with an access token; both are None for somebody who has no account yet."""
+
+    password = PASSWORD
 
     def __init__(self, synapse, user_id, token):
         self.synapse, self.user_id, self.token = synapse, user_id, token
         self._transactions = itertools.count(1)
+        self._since = None
+        # The state events of each room that /sync said the user is invited to.
+        self.invites = {}
 
     def request(self, method, path, body=None, **more):
         """A request below `/_matrix/client`; the response, whatever its status."""
         url = f"{self.synapse.url}/_matrix/client{path}"
-        headers = {"Authorization": f"Bearer {self.token}"}
+        headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if body is None and method != "GET":
             body = {}
         return requests.request(
@@ -174,7 +183,7 @@ class User:
         auth = {
             "type": "m.login.password",
             "identifier": {"type": "m.id.user", "user": self.user_id},
-            "password": PASSWORD,
+            "password": self.password,
             "session": first.json()["session"],
         }
         return self.call(method, path, {**body, "auth": auth})
@@ -209,17 +218,23 @@ class User:
         self.call("POST", f"/v3/rooms/{escaped(room_id)}/receipt/m.read/{escaped(event_id)}")
 
     def sync(self):
-        """A whole sync from the beginning."""
-        return self.call("GET", "/v3/sync", params={"timeout": 0})
+        """What is new since the last call, waiting a second for it at the most, as clients do; adds to `invites`."""
+        parameters = {"timeout": 1000, "since": self._since}
+        answer = self.call("GET", "/v3/sync", params={key: value for key, value in parameters.items() if value})
+        self._since = answer["next_batch"]
+        rooms = answer.get("rooms", {})
+        for room_id, invite in rooms.get("invite", {}).items():
+            self.invites[room_id] = invite["invite_state"]["events"]
+        return answer
 
     def wait_for_invite(self, room_id):
         """Waits until the invite to a room shows in /sync; its state events."""
 
         def ask():
-            invited = self.sync().get("rooms", {}).get("invite", {})
-            return invited.get(room_id, {}).get("invite_state", {}).get("events")
+            self.sync()
+            return self.invites.get(room_id)
 
-        return wait_for(f"the invite of {self.user_id} to {room_id} in /sync", ask, every=0.3)
+        return wait_for(f"the invite of {self.user_id} to {room_id} in /sync", ask)
 
     def members(self, room_id):
         """Who is in the room, by user id: `join`, `invite`, ..."""

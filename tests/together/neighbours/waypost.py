@@ -148,6 +148,13 @@ class Identity:
         url = f"{self.url}/_matrix/identity{path}"
         return requests.request(method, url, headers=headers, verify=self.ca.root, timeout=60, **more)
 
+    def restart(self):
+        """Kills all replicas and starts them again on the same data."""
+        for replica in self.replicas:
+            replica.restart()
+        self.front.upstreams = [replica.public for replica in self.replicas]
+        self.front.drop_connections()
+
     def stop(self):
         for replica in self.replicas:
             replica.stop()
