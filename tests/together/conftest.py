@@ -16,11 +16,14 @@ from neighbours.ca import CertificateAuthority  # noqa: E402
 from neighbours.front import TlsFront  # noqa: E402
 from neighbours.person import Person  # noqa: E402
 from neighbours.postgres import Databases  # noqa: E402
+from neighbours.providers.apns import Apns  # noqa: E402
+from neighbours.providers.fcm import Fcm  # noqa: E402
 from neighbours.providers.sms import SmsGateway  # noqa: E402
+from neighbours.providers.webpush import WebPush  # noqa: E402
 from neighbours.redis import Redis  # noqa: E402
 from neighbours.smtp import Mailbox  # noqa: E402
 from neighbours.synapse import Synapse  # noqa: E402
-from neighbours.waypost import Identity  # noqa: E402
+from neighbours.waypost import Gateway, Identity  # noqa: E402
 
 
 def pytest_configure(config):
@@ -104,6 +107,51 @@ def new_identity(folder, new_front, ca, mailbox, databases):
     yield start
     for identity in started:
         identity.stop()
+
+
+@pytest.fixture(scope="session")
+def push_services(background, ca, folder):
+    """The three push services, by name."""
+    kinds = {"apns": Apns, "fcm": Fcm, "webpush": WebPush}
+    services = {name: kind(background, ca, folder) for name, kind in kinds.items()}
+    yield services
+    for service in services.values():
+        service.stop()
+
+
+@pytest.fixture
+def providers(push_services):
+    """The three push services, which must not be asked for anything that a real one would not take."""
+    yield push_services
+    assert [mistake for service in push_services.values() for mistake in service.mistakes] == []
+
+
+@pytest.fixture(scope="session")
+def new_gateway(folder, new_front, ca, push_services, redis):
+    """Starts a push gateway with two apps for each push service, NAME.full and NAME.ids: `new_gateway(replicas=1)`."""
+    contents = {"full": "full", "ids": "ids_only"}
+    started = []
+
+    def start(replicas=1):
+        apps = [
+            service.app(f"{name}.{suffix}", content)
+            for name, service in push_services.items()
+            for suffix, content in contents.items()
+        ]
+        own = folder / f"gateway-{len(started) + 1}"
+        gateway = Gateway(own, new_front(), ca, apps, redis.url, replicas)
+        started.append(gateway)
+        return gateway
+
+    yield start
+    for gateway in started:
+        gateway.stop()
+
+
+@pytest.fixture(scope="session")
+def gateway(new_gateway):
+    """The push gateway of most tests."""
+    return new_gateway()
 
 
 @pytest.fixture(scope="session")

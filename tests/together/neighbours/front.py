@@ -15,6 +15,8 @@ class TlsFront:
         self._turn = itertools.count()
         self._connections = set()
         self.upstreams = []
+        # How many of the next answers are lost: the connection ends in their place.
+        self.lose_answers = 0
         self._server = background.run(self._listen(ca.server_context()))
         self.port = self._server.sockets[0].getsockname()[1]
         self.name = f"localhost:{self.port}"
@@ -32,7 +34,7 @@ class TlsFront:
                 # Once one side has ended there is nothing more to answer.
                 both = [
                     asyncio.ensure_future(self._copy(reader, upstream_writer)),
-                    asyncio.ensure_future(self._copy(upstream_reader, writer)),
+                    asyncio.ensure_future(self._copy_answers(upstream_reader, writer)),
                 ]
                 try:
                     await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
@@ -54,6 +56,14 @@ class TlsFront:
                 await writer.drain()
         except OSError:
             pass
+
+    async def _copy_answers(self, reader, writer):
+        first = await reader.read(65536)
+        if first and self.lose_answers:
+            self.lose_answers -= 1
+            return
+        writer.write(first)
+        await self._copy(reader, writer)
 
     def drop_connections(self):
         """Closes all connections that are open."""

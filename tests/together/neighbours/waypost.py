@@ -159,3 +159,37 @@ class Identity:
         for replica in self.replicas:
             replica.stop()
         self.front.close()
+
+
+class Gateway:
+    """A push gateway behind TLS: one process, or several replicas that share what they remember in Redis.
+
+    `apps` are the entries of `[[apps]]`; `url` is what pushers name. Trouble is given back to the homeserver quickly.
+    """
+
+    def __init__(self, folder, front, ca, apps, redis_url, replicas=1):
+        self.front, self.url = front, front.url
+        settings = {
+            "outbound": {
+                "allowed_ranges": ["127.0.0.0/8"],
+                "extra_ca_file": ca.root,
+                "hosts": {"localhost": "127.0.0.1"},
+            },
+            "notify": {"budget_secs": 2, "attempt_timeout_secs": 2},
+            "seen": {"redis_url": redis_url, "secret": secrets.token_hex(32)},
+            "apps": apps,
+        }
+        self.replicas = []
+        for number in range(1, replicas + 1):
+            label = f"waypost-push-gateway-{front.port}-{number}"
+            self.replicas.append(Waypost("waypost-push-gateway", label, folder / f"replica-{number}", settings))
+        front.upstreams = [replica.public for replica in self.replicas]
+
+    def metric(self, name):
+        """The sum of a sample over all replicas; 0 where it is not there."""
+        return sum(replica.metric(name) or 0 for replica in self.replicas)
+
+    def stop(self):
+        for replica in self.replicas:
+            replica.stop()
+        self.front.close()
