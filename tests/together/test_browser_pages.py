@@ -22,6 +22,10 @@ This server keeps **as little as it can**. It belongs to [Example Ltd](https://e
 | addresses | until you remove them |
 | invitations | 180 days, or until the address is bound, whichever comes first; then nothing of them is left |
 
+| what | where it stands |
+|---|---|
+| the key that addresses are sealed with | `/var/lib/waypost-identity/data/keys/storage.key-of-the-first-server` |
+
 ## A long line
 
 ```
@@ -142,7 +146,7 @@ def app():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             came.append((self.path, self.headers["Referer"]))
-            body = b"<!doctype html><title>app</title><h1>Welcome back</h1>"
+            body = b"<!doctype html><link rel=icon href=data:,><title>app</title><h1>Welcome back</h1>"
             self.send_response(200)
             self.send_header("Content-Type", "text/html")
             self.send_header("Content-Length", str(len(body)))
@@ -221,7 +225,7 @@ def test_a_wrong_link_says_what_to_do_and_too_many_close_the_session(lang, ident
     assert session.submit_wrong().status_code == 400
     page = eyes.open(session.link)
     assert (page["status"], page["heading"]) == (400, words["expired"])
-    assert session.state == "M_SESSION_NOT_VALIDATED"
+    assert session.state == "M_SESSION_EXPIRED"
 
 
 @in_both_languages

@@ -29,16 +29,14 @@ const bundle = await build({
     format: "esm",
     write: false,
     logLevel: "error",
-    // Loaded only by who encrypts.
-    external: ["@matrix-org/matrix-sdk-crypto-wasm"],
 });
 const served = {
     "/": ["text/html", '<!doctype html><title>app</title><script type="module" src="/app.js"></script>'],
     "/app.js": ["text/javascript", bundle.outputFiles[0].text],
 };
 const server = createServer((request, response) => {
-    const [type, text] = served[request.url] ?? ["text/plain", ""];
-    response.writeHead(type === "text/plain" ? 404 : 200, { "Content-Type": `${type}; charset=utf-8` }).end(text);
+    const [type, text] = served[request.url] ?? ["image/x-icon", ""];
+    response.writeHead(text ? 200 : 204, { "Content-Type": `${type}; charset=utf-8` }).end(text);
 });
 await new Promise((resolve) => server.listen(0, "127.0.0.1", resolve));
 const origin = `http://127.0.0.1:${server.address().port}`;
@@ -53,10 +51,12 @@ async function appPage() {
     if (app) return app;
     const context = await browser.newContext({ ignoreHTTPSErrors: true });
     const page = await context.newPage();
+    page.on("console", (line) => console.error(line.text()));
+    page.on("pageerror", (error) => console.error(String(error)));
     const protocol = await context.newCDPSession(page);
     await protocol.send("Network.enable");
-    protocol.on("Network.requestWillBeSent", ({ type, request }) => {
-        if (type === "Preflight") preflights.push({ url: request.url, headers: request.headers });
+    protocol.on("Network.requestWillBeSent", ({ request }) => {
+        if (request.method === "OPTIONS") preflights.push(request.url);
     });
     await page.goto(`${origin}/`);
     await page.waitForFunction(() => globalThis.sdk, undefined, { timeout: PATIENCE_MS });
@@ -78,7 +78,7 @@ async function open({ url, html, locale = "en-GB", width = 800 }) {
     page.setDefaultTimeout(PATIENCE_MS);
     tab = { context, page, console: [], requests: [], answers: [] };
     const { console: said, requests, answers } = tab;
-    page.on("console", (line) => said.push({ type: line.type(), text: line.text() }));
+    page.on("console", (line) => said.push({ type: line.type(), text: line.text(), url: line.location().url }));
     page.on("pageerror", (error) => said.push({ type: "exception", text: String(error) }));
     page.on("request", (request) => requests.push({ method: request.method(), url: request.url() }));
     page.on("response", (response) => {
@@ -105,10 +105,14 @@ async function follow(action) {
 /** Closes the page: what it said, and what it asked for. */
 async function close() {
     if (!tab) return null;
-    const { context, console: said, requests } = tab;
+    const { context, console: said, requests, answers } = tab;
     tab = undefined;
     await context.close();
-    return { console: said, requests };
+    // The browser itself says of a page that came with an error's status that it did.
+    const itself = (line) =>
+        line.text.startsWith("Failed to load resource: the server responded with a status of 4") &&
+        answers.some((answer) => answer.status() >= 400 && answer.url() === line.url);
+    return { console: said.filter((line) => !itself(line)), requests };
 }
 
 await serve(
@@ -116,7 +120,7 @@ await serve(
         origin: () => origin,
         makeClient: (request) => inApp((options) => globalThis.sdk.makeClient(options), request),
         callClient: (request) => inApp((options) => globalThis.sdk.callClient(options), request),
-        preflights: () => preflights.splice(0),
+        preflights: () => preflights,
         // What a page of our origin gets when it asks for a URL: a status, or nothing where the browser forbids it.
         fetch: ({ url, options }) =>
             inApp(([url, options]) => fetch(url, options).then((r) => r.status, (e) => e.name), [url, options]),

@@ -34,8 +34,7 @@ class Thrown(Exception):
 
     def __init__(self, thrown):
         super().__init__(json.dumps(thrown))
-        self.name, self.errcode = thrown.get("name"), thrown.get("errcode")
-        self.status, self.data = thrown.get("httpStatus"), thrown.get("data")
+        self.errcode, self.status, self.data = thrown.get("errcode"), thrown.get("httpStatus"), thrown.get("data")
 
 
 class Driver(processes.Program):
