@@ -58,34 +58,45 @@ class Mail:
 
 
 class Mailbox:
-    """All mails that the mail server has taken, in order."""
+    """All mails that the mail server has taken, in order.
+
+    Without a certificate authority it speaks no TLS, and takes mails from everybody.
+    """
 
     def __init__(self, background, ca):
         self._background = background
-        self._context = ca.server_context()
+        self._context = ca and ca.server_context()
         self._lock = threading.Lock()
         self._mails = []
-        self._server = background.run(self._listen())
+        # How often somebody tried to log in.
+        self.logins = 0
+        self.port = 0
+        self.start()
+
+    def start(self):
+        """Listens, on the port that it had before."""
+        self._server = self._background.run(self._listen())
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def _listen(self):
-        return await asyncio.get_running_loop().create_server(self._connection, "127.0.0.1", 0)
+        return await asyncio.get_running_loop().create_server(self._connection, "127.0.0.1", self.port)
 
     def _connection(self):
+        secure = self._context is not None
         return SMTP(
             self,
             hostname="localhost",
             tls_context=self._context,
-            require_starttls=True,
-            auth_required=True,
-            auth_require_tls=True,
+            require_starttls=secure,
+            auth_required=secure,
+            auth_require_tls=secure,
             authenticator=self._authenticate,
             enable_SMTPUTF8=True,
             loop=asyncio.get_running_loop(),
         )
 
-    @staticmethod
-    def _authenticate(server, session, envelope, mechanism, data):
+    def _authenticate(self, server, session, envelope, mechanism, data):
+        self.logins += 1
         good = isinstance(data, LoginPassword) and (data.login, data.password) == (USER.encode(), PASSWORD.encode())
         return AuthResult(success=good, auth_data=USER if good else None)
 
@@ -126,4 +137,8 @@ class Mailbox:
         }
 
     def stop(self):
-        self._background.loop.call_soon_threadsafe(self._server.close)
+        """Refuses new connections until `start`."""
+        self._background.run(self._close())
+
+    async def _close(self):
+        self._server.close()
