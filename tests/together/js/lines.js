@@ -1,4 +1,5 @@
-// What the tests and the programs here say to each other: a line of JSON each way, `{call, ...}` and `{ok}` or `{error}`.
+// What the tests and the programs here say to each other: a line of JSON each way, `{call, ...}` and `{ok}` or
+// `{error}`.
 
 import { createInterface } from "node:readline";
 

@@ -120,7 +120,7 @@ class Eyes:
         return self._browser.ask("pressAndFollow", key=key)
 
     def picture(self, name):
-        """Takes pictures at two widths, light and dark; axe-core and a ruler must find nothing in any of them."""
+        """Takes pictures at two widths, light and dark; axe-core and a ruler must find nothing wrong."""
         wrong = self._browser.ask("pictures", folder=str(self._folder), name=name)
         assert wrong == [], "\n".join(wrong)
         for width in (360, 1100):

@@ -8,7 +8,7 @@ from neighbours.waiting import wait_for
 
 
 class SmsGateway:
-    """Listens on a free port of 127.0.0.1."""
+    """Listens on a free port of 127.0.0.1; messages go to `url`."""
 
     def __init__(self):
         self._taken = []
@@ -26,13 +26,13 @@ class SmsGateway:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}/send"
         threading.Thread(target=self._server.serve_forever, daemon=True).start()
 
     def settings(self):
         """The table `[sms]` that leads here."""
-        url = f"http://127.0.0.1:{self._server.server_address[1]}/send"
         body = '{"to": "{{ to }}", "text": "{{ text }}", "code": "{{ code }}"}'
-        return {"transport": "http", "http": {"url": url, "body": body}}
+        return {"transport": "http", "http": {"url": self.url, "body": body}}
 
     def to(self, number):
         """All messages to `number` ("+447700900001") so far, each with `text` and `code`."""
