@@ -17,8 +17,11 @@ def request_mail(person, address, client_secret="a.secret", attempt=1):
     return person.identity.call("POST", "/v2/validate/email/requestToken", person.token, json=body)
 
 
-def the_one_failure(answer):
+def check_refused(person, answer, why):
+    """The client is told that it failed, and the operator `why`."""
     assert (answer.status_code, answer.json()["errcode"]) == (400, "M_EMAIL_SEND_ERROR"), answer.text
+    lines = [line.get("causes", "") for line in person.identity.replicas[0].log_lines()]
+    assert [line for line in lines if why in line], lines
 
 
 def check_form(mail):
@@ -74,7 +77,7 @@ def test_no_mail_goes_through_tls_that_is_not_to_be_trusted(neighbourhood, new_i
     identity = new_identity(changes={"email": strange_mailbox.settings()})
     alice = Person(neighbourhood.synapse.user("alice"), identity, strange_mailbox)
 
-    the_one_failure(request_mail(alice, "alice@trust.example"))
+    check_refused(alice, request_mail(alice, "alice@trust.example"), "did not take the mail")
 
     assert strange_mailbox.to("alice@trust.example") == []
 
@@ -83,7 +86,7 @@ def test_no_mail_goes_with_a_wrong_password(neighbourhood, new_identity, mailbox
     identity = new_identity(changes={"email": {"smtp_password": "wrong"}})
     alice = Person(neighbourhood.synapse.user("alice"), identity, mailbox)
 
-    the_one_failure(request_mail(alice, "alice@password.example"))
+    check_refused(alice, request_mail(alice, "alice@password.example"), "SMTP status 535")
 
     assert mailbox.to("alice@password.example") == []
 
@@ -95,7 +98,7 @@ def test_no_mail_goes_without_the_tls_that_was_asked_for(neighbourhood, new_iden
         identity = new_identity(changes={"email": merged(plain.settings(), {"smtp_tls": "starttls"})})
         alice = Person(neighbourhood.synapse.user("alice"), identity, plain)
 
-        the_one_failure(request_mail(alice, "alice@plain.example"))
+        check_refused(alice, request_mail(alice, "alice@plain.example"), "did not take the mail")
 
         assert plain.to("alice@plain.example") == [] and plain.logins == 0
     finally:
@@ -108,7 +111,7 @@ def test_the_same_attempt_may_try_again_when_the_mail_server_is_back(neighbourho
     alice = Person(neighbourhood.synapse.user("alice"), identity, mailbox)
     mailbox.stop()
 
-    the_one_failure(request_mail(alice, "alice@away.example"))
+    check_refused(alice, request_mail(alice, "alice@away.example"), "did not take the mail")
     mailbox.start()
     try:
         answer = request_mail(alice, "alice@away.example")

@@ -98,7 +98,8 @@ class Mailbox:
     def _authenticate(self, server, session, envelope, mechanism, data):
         self.logins += 1
         good = isinstance(data, LoginPassword) and (data.login, data.password) == (USER.encode(), PASSWORD.encode())
-        return AuthResult(success=good, auth_data=USER if good else None)
+        # Not handled: the server has yet to say so.
+        return AuthResult(success=good, handled=False, auth_data=USER if good else None)
 
     async def handle_DATA(self, server, session, envelope):
         raw = envelope.content
