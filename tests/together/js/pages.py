@@ -17,6 +17,7 @@ class Session:
         self.identity = identity
         self.address = email or f"{secrets.token_hex(4)}.smith@example.com"
         self.client_secret = secrets.token_hex(16)
+        seen = len(mailbox.to(self.address))
         body = {
             "client_secret": self.client_secret,
             "email": self.address,
@@ -27,8 +28,9 @@ class Session:
         answer = identity.call("POST", "/api/v1/validate/email/requestToken", json=body)
         assert answer.status_code == 200, answer.text
         self.sid = answer.json()["sid"]
-        self.mail = mailbox.wait_for(self.address)
+        self.mail = mailbox.wait_for(self.address, seen + 1)
         self.link = self.mail.link
+        assert f"sid={self.sid}" in self.link
 
     @property
     def state(self):
