@@ -139,18 +139,21 @@ def providers(push_services):
 
 @pytest.fixture(scope="session")
 def new_gateway(folder, new_front, ca, push_services, redis):
-    """Starts a push gateway with two apps for each push service, NAME.full and NAME.ids: `new_gateway(replicas=1)`."""
+    """Starts a push gateway with two apps for each push service, NAME.full and NAME.ids.
+
+    `new_gateway(replicas=1, redis_url=…)`; without the latter they share the run's Redis.
+    """
     contents = {"full": "full", "ids": "ids_only"}
     started = []
 
-    def start(replicas=1):
+    def start(replicas=1, redis_url=redis.url):
         apps = [
             service.app(f"{name}.{suffix}", content)
             for name, service in push_services.items()
             for suffix, content in contents.items()
         ]
         own = folder / f"gateway-{len(started) + 1}"
-        gateway = Gateway(own, new_front(), ca, apps, redis.url, replicas)
+        gateway = Gateway(own, new_front(), ca, apps, redis_url, replicas)
         started.append(gateway)
         return gateway
 
@@ -199,3 +202,15 @@ def neighbourhood(folder, new_front, ca, mailbox, sms, new_identity):
     identity = new_identity("postgres", front=identity_front, changes=changes)
     yield Neighbourhood(synapse, identity, mailbox, sms)
     synapse.stop()
+
+
+@pytest.fixture
+def talk(neighbourhood):
+    """Alice and Bob, users of Synapse, in a room called Mission Control."""
+    alice, bob = neighbourhood.synapse.user("alice"), neighbourhood.synapse.user("bob")
+    room_id = alice.create_room(name="Mission Control")
+    alice.invite(room_id, bob)
+    bob.join(room_id)
+    # Until he reads something, the invite itself is unread.
+    bob.read_up_to(room_id, alice.send(room_id, "Welcome"))
+    return alice, bob, room_id

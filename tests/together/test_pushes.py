@@ -11,18 +11,6 @@ from neighbours.waiting import wait_for
 UNAVAILABLE = 'waypost_push_gateway_http_requests_total{route="/_matrix/push/v1/notify",method="POST",status="503"}'
 
 
-@pytest.fixture
-def talk(neighbourhood):
-    """Alice and Bob, users of Synapse, in a room called Mission Control."""
-    alice, bob = neighbourhood.synapse.user("alice"), neighbourhood.synapse.user("bob")
-    room_id = alice.create_room(name="Mission Control")
-    alice.invite(room_id, bob)
-    bob.join(room_id)
-    # Until he reads something, the invite itself is unread.
-    bob.read_up_to(room_id, alice.send(room_id, "Welcome"))
-    return alice, bob, room_id
-
-
 def the_message(kind, alice, room_id, event_id, unread):
     """What a phone of `kind` gets of Alice's "Hello, Bob", of everything."""
     name = alice.user_id[1:].split(":")[0].capitalize()

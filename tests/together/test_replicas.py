@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 import requests
 
 from neighbours.phones import Phone
+from neighbours.redis import Redis
 from neighbours.waiting import wait_for
 
 from test_bindings import publish
@@ -61,14 +62,9 @@ def test_an_invite_stored_by_one_replica_is_delivered_by_the_other(neighbourhood
     assert alice.user.members(room_id)[bob.user.user_id] == "join"
 
 
-def test_a_push_whose_answer_was_lost_is_not_sent_again_by_the_other_gateway(
-    neighbourhood, new_gateway, providers, redis
-):
+def test_a_push_whose_answer_was_lost_is_not_sent_again_by_the_other_gateway(talk, new_gateway, providers, redis):
     gateway = new_gateway(replicas=2)
-    alice, bob = neighbourhood.synapse.user("alice"), neighbourhood.synapse.user("bob")
-    room_id = alice.create_room()
-    alice.invite(room_id, bob)
-    bob.join(room_id)
+    alice, bob, room_id = talk
     phone = Phone("fcm", providers)
     phone.log_in(bob, gateway)
     gateway.front.lose_answers = 1
@@ -101,3 +97,28 @@ def test_two_gateways_that_get_an_event_at_the_same_time_send_it_once(new_gatewa
 
     assert [(answer.status_code, answer.json()) for answer in answers] == [(200, {"rejected": []})] * 8
     assert phone.service.tries(phone.device) == 1
+
+
+def test_pushes_go_on_while_redis_is_away(talk, new_gateway, providers, folder):
+    redis = Redis(folder / "redis-away")
+    gateway = new_gateway(redis_url=redis.url)
+    alice, bob, room_id = talk
+    phone = Phone("webpush", providers)
+    phone.log_in(bob, gateway)
+    connected = "waypost_push_gateway_shared_memory_up"
+    try:
+        events = [alice.send(room_id, "One")]
+        phone.wait_for(1)
+        redis.stop()
+        events.append(alice.send(room_id, "Two"))
+        phone.wait_for(2)
+        wait_for("the gateway to miss Redis", lambda: gateway.metric(connected) == 0)
+        redis.start()
+        wait_for("the gateway to connect again", lambda: gateway.metric(connected) == 1)
+        events.append(alice.send(room_id, "Three"))
+        phone.wait_for(3)
+    finally:
+        redis.stop()
+
+    assert phone.events() == events
+    assert phone.service.tries(phone.device) == 3

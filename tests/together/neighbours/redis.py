@@ -8,12 +8,17 @@ from .processes import Program, free_port
 
 class Redis:
     def __init__(self, folder):
-        program = shutil.which("redis-server")
-        assert program, "redis-server is not installed; tests/run does that"
+        self._folder = folder
         self.port = free_port()
         self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self):
+        """Starts it, empty, on the port that it had before."""
+        program = shutil.which("redis-server")
+        assert program, "redis-server is not installed; tests/run does that"
         command = [program, "--port", self.port, "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"]
-        self.program = Program("redis-server", command, folder)
+        self.program = Program("redis-server", command, self._folder)
         self.program.wait_until(self._answers)
 
     def _answers(self):
