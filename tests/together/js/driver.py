@@ -43,11 +43,14 @@ class Driver(processes.Program):
     def __init__(self, script, folder, environment=None):
         self.name = script.removesuffix(".js")
         self.log = folder / f"{self.name}.log"
+        # For what a browser would leave behind when it is killed.
+        temporary = folder / "tmp"
+        temporary.mkdir(exist_ok=True)
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 ["node", "--enable-source-maps", script],
                 cwd=folder,
-                env=processes.clean_environment() | (environment or {}),
+                env=processes.clean_environment() | {"TMPDIR": str(temporary)} | (environment or {}),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
