@@ -10,6 +10,7 @@ use waypost_shared::{
     http_client::{Outbound, OutboundError},
     rate_limit::Limiter,
     secret::SecretString,
+    status::Watch,
 };
 
 use crate::{
@@ -35,6 +36,7 @@ use crate::{
     storage::{Store, StoreError},
 };
 
+mod facts;
 mod lookups;
 mod opening;
 
@@ -84,6 +86,8 @@ pub(crate) struct Lasting {
     /// Told when something was put into the outbox.
     pub(crate) outbox_filled: Notify,
     binding: [Mutex<()>; 64],
+    /// Whether the database answered when the status page last asked.
+    database: Watch,
 }
 
 impl Deref for AppState {
@@ -199,6 +203,7 @@ impl AppState {
             peppers_changed: Notify::new(),
             outbox_filled: Notify::new(),
             binding: std::array::from_fn(|_| Mutex::new(())),
+            database: Watch::new(clock.clone()),
             clock,
             store,
             keys,
@@ -245,8 +250,8 @@ impl AppState {
         let patterns = config.validation.next_link_allowed.iter();
         Ok(Self {
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, lasting.clock.clone()),
-            mailer: Mailer::new(&config)?,
-            sms: Sms::new(&config.sms, &outbound)?,
+            mailer: Mailer::new(&config, lasting.clock.clone())?,
+            sms: Sms::new(&config.sms, &outbound, lasting.clock.clone())?,
             sms_countries: config.sms.countries(),
             templates: Templates::load(config.email.template_dir.as_deref(), &config.email.default_language)?,
             next_links: patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect(),

@@ -15,6 +15,7 @@ use waypost_shared::{
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
     rate_limit::{Limiter, source_key},
+    status::{Expiry, Facts, Neighbour, State, Watch},
     telemetry::LogLevel,
 };
 
@@ -90,6 +91,8 @@ pub(crate) struct Entry {
     pub(crate) metrics: AppMetrics,
     /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
     pub(crate) expires_at_ms: Option<i64>,
+    /// Whether its push service did what it was last asked to.
+    pub(crate) watch: Arc<Watch>,
     /// What a push for it takes a little of.
     budget: Limiter<()>,
 }
@@ -147,7 +150,7 @@ impl App {
         let outbound = Outbound::new(&config.outbound)?;
         let metrics = Metrics::register(registry);
         let replicas = config.seen.replicas(source)?.map(|replicas| {
-            let up = Metrics::register_shared_memory(registry);
+            let up = metrics.register_shared_memory(registry);
             let redis = Redis::new(replicas.address, outbound.clone(), up);
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
@@ -196,6 +199,7 @@ impl App {
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics: metrics.of_app(&id, name),
                         expires_at_ms,
+                        watch: watch(before, &id, &clock),
                         budget: limiter(config.limits.per_app),
                         id: id.clone(),
                     };
@@ -247,6 +251,30 @@ impl App {
         entries
     }
 
+    /// What the status page shows beside the metrics.
+    pub(crate) fn facts(&self) -> Facts {
+        let entries = self.entries();
+        let of_entry = |entry: &&Entry| {
+            let what = if entry.hold.is_on() { "dead pushkeys are held" } else { entry.provider.title() };
+            entry.watch.neighbour(&entry.id, entry.provider.name(), what)
+        };
+        let shared = self.metrics.shared_memory_up.get().map(|up| Neighbour {
+            name: "shared memory".to_owned(),
+            kind: "redis",
+            state: if up.get() == 1 { State::Up } else { State::Down },
+            detail: "what was delivered and what is dead".to_owned(),
+            since_ms: None,
+        });
+        let expiry = |entry: &&Entry| {
+            let name = format!("certificate of {}", entry.id);
+            entry.expires_at_ms.map(|at_ms| Expiry { name, at_ms: Some(at_ms), since_ms: None })
+        };
+        Facts {
+            neighbours: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
+            expiries: entries.iter().filter_map(expiry).collect(),
+        }
+    }
+
     /// Whether an app is pushed to by UnifiedPush, so that others may discover this gateway.
     pub(crate) fn has_unifiedpush(&self) -> bool {
         self.entries.iter().any(|entry| matches!(entry.provider, Provider::UnifiedPush(_)))
@@ -283,6 +311,12 @@ fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<H
     let same = before.filter(|before| same(&before.whole.hold, &config.hold));
     let known = same.and_then(|before| before.entries.iter().find(|entry| entry.id == id));
     known.map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
+}
+
+/// What is known of an app's push service.
+fn watch(before: Option<&App>, id: &str, clock: &Clock) -> Arc<Watch> {
+    let known = before.and_then(|before| before.entries.iter().find(|entry| entry.id == id));
+    known.map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
 }
 
 /// The budgets as they are used up; nobody gets new ones by a new configuration, unless it changes them.

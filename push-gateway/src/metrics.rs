@@ -1,5 +1,7 @@
 //! All metrics of the gateway: their names, their labels, and what is counted where.
 
+use std::sync::{Arc, OnceLock};
+
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
@@ -101,6 +103,8 @@ pub(crate) struct Metrics {
     certificates: Family<ProviderLabels, Gauge>,
     holding: Family<AppLabels, Gauge>,
     limited: Family<LimitLabels, Counter>,
+    /// 1 while Redis is there; set where replicas share something.
+    pub(crate) shared_memory_up: Arc<OnceLock<Gauge>>,
 }
 
 /// From a provider next door (5 ms) to one that used up an attempt.
@@ -120,6 +124,7 @@ impl Metrics {
             certificates: Family::default(),
             holding: Family::default(),
             limited: Family::default(),
+            shared_memory_up: Arc::default(),
         };
         registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
         registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
@@ -148,11 +153,11 @@ impl Metrics {
     }
 
     /// Whether replicas can reach what they share. Registered only where they share something.
-    pub(crate) fn register_shared_memory(registry: &mut Registry) -> Gauge {
+    pub(crate) fn register_shared_memory(&self, registry: &mut Registry) -> Gauge {
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let up = Gauge::default();
         registry.register("shared_memory_up", "1 while Redis is there, 0 while each replica is on its own", up.clone());
-        up
+        self.shared_memory_up.get_or_init(|| up).clone()
     }
 
     /// The counters of requests that are over a budget, by budget.

@@ -20,7 +20,7 @@ use crate::{
     hold::{Change, Said},
     metrics::Ended,
     notification::{Device, Notification},
-    provider::{Fault, Outcome, Unsent},
+    provider::{Fault, Outcome, Refusal, Unsent},
     seen::{Begun, Target},
 };
 
@@ -337,6 +337,7 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
         let time = deadline.saturating_duration_since(started).min(app.config.attempt_timeout());
         let outcome = entry.provider.attempt(request, device, time).await.outcome;
         entry.metrics.attempt_took(started.elapsed().as_secs_f64());
+        watch(entry, request, &outcome);
         let Outcome::Busy { retry_after } = outcome else { return outcome };
         let wait = BACKOFF.delay(failures).max(retry_after.unwrap_or_default());
         failures += 1;
@@ -344,6 +345,19 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
             return outcome;
         }
         sleep(wait).await;
+    }
+}
+
+/// Takes note of whether the push service works, for the status page.
+fn watch(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
+    match outcome {
+        // One of many servers, which says nothing about the app.
+        Outcome::Busy { .. } if entry.provider.server(request).is_some() => {}
+        Outcome::Busy { .. } => entry.watch.is_down(|| "busy or away".to_owned()),
+        Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.watch.is_down(|| why.clone()),
+        Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {
+            entry.watch.is_up();
+        }
     }
 }
 

@@ -16,6 +16,7 @@ use crate::{
     http::{Incoming, Response, Router, json, json_with, with_body},
     matrix_error::MatrixError,
     metrics,
+    status::{self, About},
 };
 
 /// Whether the service can take requests: set when its start is complete, cleared when it stops.
@@ -42,6 +43,8 @@ pub struct Operations {
     pub registry: Arc<Registry>,
     /// Whether requests may come.
     pub readiness: Readiness,
+    /// What the status page shows beside the metrics.
+    pub about: About,
 }
 
 impl fmt::Debug for Operations {
@@ -53,7 +56,13 @@ impl fmt::Debug for Operations {
 /// The routes of the operations listener.
 #[must_use]
 pub fn routes() -> Router<Operations> {
-    Router::new().private().get("/health/live", live).get("/health/ready", ready).get("/metrics", metrics_text)
+    Router::new()
+        .private()
+        .get("/", status::page)
+        .get("/status", status::status)
+        .get("/health/live", live)
+        .get("/health/ready", ready)
+        .get("/metrics", metrics_text)
 }
 
 /// `GET /health/live`: the process answers.

@@ -21,4 +21,5 @@ pub mod retry;
 pub mod secret;
 pub mod serve;
 pub mod service_manager;
+pub mod status;
 pub mod telemetry;

@@ -10,3 +10,4 @@ mod identity;
 mod push;
 mod reload;
 mod service_manager;
+mod status_page;

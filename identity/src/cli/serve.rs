@@ -13,6 +13,7 @@ use waypost_shared::{
     reload::{self, Reasons, Renewed},
     serve::{self, Stop},
     service_manager,
+    status::About,
 };
 
 use crate::{
@@ -43,7 +44,15 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
 
     let _alone = app::serve_alone(&config)?;
     let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
-    let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
+    let current = Current::new(app.clone());
+    let about = About::new("waypost-identity", Clock::System, {
+        let current = current.clone();
+        move || {
+            let app = current.get();
+            async move { app.facts().await }
+        }
+    });
+    let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
     // Health and metrics are there until the end, and say "not ready" from the first moment of stopping.
     let (stop_operations, operations_stop) = Stop::manual();
     let serving_operations = {
@@ -61,7 +70,6 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
         }
     });
     let seen = app.load_index().await?;
-    let current = Current::new(app.clone());
     let jobs = [
         tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
         tokio::spawn(jobs::peppers::keep_up(current.clone(), stop.clone())),

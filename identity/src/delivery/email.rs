@@ -16,8 +16,10 @@ use lettre::{
 };
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 use waypost_shared::{
+    clock::Clock,
     random,
     secret::{ExposeSecret as _, SecretError},
+    status::Watch,
 };
 
 use crate::config::{Config, EmailTransport, SmtpTls};
@@ -40,6 +42,18 @@ pub(crate) enum MailError {
     /// The mail could not be written to the folder.
     #[error("the mail could not be written")]
     Folder(#[from] io::Error),
+}
+
+impl MailError {
+    /// Whether no other mail would have gone out either, as far as one can tell.
+    fn is_of_the_server(&self) -> bool {
+        match self {
+            Self::Address | Self::Message(_) => false,
+            // What it refuses for good it refuses for the recipient.
+            Self::Smtp(error) => !error.is_permanent(),
+            Self::Timeout(_) | Self::Folder(_) => true,
+        }
+    }
 }
 
 /// What the operator can be told. The mail server's sentences often quote the recipient, so of those only the status is;
@@ -92,6 +106,8 @@ pub(crate) struct Mailer {
     from: Mailbox,
     timeout_secs: u64,
     transport: Transport,
+    /// Whether the mail server took what it was last given.
+    pub(crate) watch: Watch,
 }
 
 #[derive(Debug)]
@@ -110,7 +126,7 @@ impl Mailer {
     /// # Errors
     ///
     /// [`MailerError`].
-    pub(crate) fn new(config: &Config) -> Result<Self, MailerError> {
+    pub(crate) fn new(config: &Config, clock: Clock) -> Result<Self, MailerError> {
         let email = &config.email;
         let transport = match email.transport {
             EmailTransport::Smtp => {
@@ -126,7 +142,8 @@ impl Mailer {
                 Transport::Folder(folder)
             }
         };
-        Ok(Self { from: email.from.parse()?, timeout_secs: email.smtp_timeout_secs, transport })
+        let from = email.from.parse()?;
+        Ok(Self { from, timeout_secs: email.smtp_timeout_secs, transport, watch: Watch::new(clock) })
     }
 
     /// Sends a mail to one address; returns when the mail server has taken it.
@@ -139,6 +156,15 @@ impl Mailer {
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
+        let sent = self.hand_over(message, link).await;
+        match &sent {
+            Err(error) if error.is_of_the_server() => self.watch.is_down(|| error.to_string()),
+            Ok(()) | Err(_) => self.watch.is_up(),
+        }
+        sent
+    }
+
+    async fn hand_over(&self, message: Message, link: &str) -> Result<(), MailError> {
         match &self.transport {
             Transport::Smtp { smtp, at_once } => {
                 // lettre's own time-out is for each command.
@@ -230,6 +256,7 @@ mod tests {
 
     fn mailer() -> Mailer {
         Mailer {
+            watch: Watch::new(Clock::manual(0)),
             from: "Exämple <noreply@id.test>".parse().unwrap(),
             timeout_secs: 1,
             transport: Transport::Folder(PathBuf::new()),

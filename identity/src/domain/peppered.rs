@@ -61,6 +61,11 @@ impl Peppered {
         &self.pepper.text
     }
 
+    /// From when on it is handed out, in milliseconds since the epoch.
+    pub(crate) fn active_ms(&self) -> i64 {
+        self.pepper.active_ms
+    }
+
     /// The index of hashes made with it.
     pub(crate) fn index(&self) -> &LookupIndex {
         &self.index

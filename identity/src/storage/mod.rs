@@ -215,6 +215,18 @@ impl Store {
         }
     }
 
+    /// Whether the database answers at all.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn answers(&self) -> Result<(), StoreError> {
+        on_db!(self, pool => {
+            sqlx::query("SELECT 1").execute(pool).await?;
+        });
+        Ok(())
+    }
+
     /// Ends all connections, so that nothing is cut off in the middle.
     pub(crate) async fn close(&self) {
         match self {

@@ -4,11 +4,13 @@ use std::{path::PathBuf, sync::Arc};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
+    clock::Clock,
     current::Current,
     health::{self, Operations, Readiness},
     reload::{self, Reasons, Renewed},
     serve::{self, Stop},
     service_manager,
+    status::About,
 };
 
 use super::{RunError, load};
@@ -27,13 +29,17 @@ pub(super) async fn run(
     let public = serve::bind(&config.listen.public.to_string()).await?;
     let operations = serve::bind(&config.listen.operations.to_string()).await?;
     let readiness = Readiness::default();
-    let state = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
+    let current = Current::new(app);
+    let about = About::new("waypost-push-gateway", Clock::System, {
+        let current = current.clone();
+        move || std::future::ready(current.get().facts())
+    });
+    let state = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
     let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);
     tracing::info!(public = %public_address, operations = %operations_address, "listening");
     readiness.set(true);
     service_manager::ready();
 
-    let current = Current::new(app);
     let reloading = reload::keep_up(current.clone(), reasons, reloads, stop.clone(), |app| {
         let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
         Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })

@@ -154,6 +154,26 @@ impl Provider {
         })
     }
 
+    /// As `type` names it in the configuration.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Apns(_) => "apns",
+            Self::Fcm(_) => "fcm",
+            Self::WebPush(_) => "webpush",
+            Self::UnifiedPush(_) => "unifiedpush",
+        }
+    }
+
+    /// As people call it.
+    pub(crate) fn title(&self) -> &'static str {
+        match self {
+            Self::Apns(_) => "APNs",
+            Self::Fcm(_) => "FCM",
+            Self::WebPush(_) => "web push",
+            Self::UnifiedPush(_) => "UnifiedPush",
+        }
+    }
+
     /// What a push goes by beside the pushkey: of web push the endpoint, since that is what its service judges.
     pub(crate) fn endpoint<'d>(&self, device: &'d Device) -> &'d str {
         match self {

@@ -70,7 +70,7 @@ pub(super) async fn proxy(outbound: &Outbound) -> Option<Finding> {
 
 /// Whether text messages can go out. None is sent.
 pub(super) async fn sms(config: &Config, outbound: &Outbound) -> Finding {
-    if let Err(error) = Sms::new(&config.sms, outbound) {
+    if let Err(error) = Sms::new(&config.sms, outbound, Clock::System) {
         return Finding::Bad(format!("{error}: look at [sms]"));
     }
     let Some(origin) = gateway(&config.sms) else {

@@ -7,8 +7,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
 use http::{HeaderValue, Request, StatusCode};
 use waypost_shared::{
+    clock::Clock,
     http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
     secret::{ExposeSecret as _, SecretError, SecretString},
+    status::Watch,
 };
 
 use self::{gateway::Gateway, openmarket::OpenMarket};
@@ -69,6 +71,8 @@ pub(crate) enum SmsSetupError {
 pub(crate) struct Sms {
     transport: Transport,
     limits: CallLimits,
+    /// Whether the gateway took what it was last given.
+    pub(crate) watch: Watch,
 }
 
 /// A closed set, so an enum.
@@ -86,7 +90,7 @@ impl Sms {
     /// # Errors
     ///
     /// [`SmsSetupError`].
-    pub(crate) fn new(config: &SmsConfig, outbound: &Outbound) -> Result<Self, SmsSetupError> {
+    pub(crate) fn new(config: &SmsConfig, outbound: &Outbound, clock: Clock) -> Result<Self, SmsSetupError> {
         let client = || outbound.client(Reach::Anywhere);
         let transport = match config.transport {
             SmsTransport::Off => Transport::Off,
@@ -95,7 +99,7 @@ impl Sms {
             SmsTransport::Log => Transport::Log,
         };
         let timeout = std::time::Duration::from_secs(config.timeout_secs);
-        Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER } })
+        Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER }, watch: Watch::new(clock) })
     }
 
     /// Whether there is a way to send at all.
@@ -109,6 +113,17 @@ impl Sms {
     ///
     /// [`SmsError`].
     pub(crate) async fn send(&self, to: &Phone, text: &str, code: &str) -> Result<(), SmsError> {
+        let sent = self.hand_over(to, text, code).await;
+        match &sent {
+            Err(error @ (SmsError::Unreachable(_) | SmsError::Refused(_) | SmsError::NotSuccess)) => {
+                self.watch.is_down(|| error.to_string());
+            }
+            Ok(()) | Err(_) => self.watch.is_up(),
+        }
+        sent
+    }
+
+    async fn hand_over(&self, to: &Phone, text: &str, code: &str) -> Result<(), SmsError> {
         let digits = to.threepid.address();
         match &self.transport {
             Transport::Off => Err(SmsError::Off),

@@ -1,0 +1,69 @@
+//! What the status page shows of this server beside its metrics.
+
+use std::time::Duration;
+
+use tokio::time::timeout;
+use waypost_shared::status::{Expiry, Facts, Neighbour, State};
+
+use crate::{
+    config::{EmailTransport, sms::SmsTransport},
+    storage::Store,
+};
+
+use super::AppState;
+
+/// How long the database gets to answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+impl AppState {
+    /// Its neighbours as they are now, and the age of what should not grow old.
+    pub(crate) async fn facts(&self) -> Facts {
+        match timeout(PATIENCE, self.store.answers()).await {
+            Ok(Ok(())) => self.database.is_up(),
+            Ok(Err(error)) => self.database.is_down(|| error.to_string()),
+            Err(_) => self.database.is_down(|| "no answer in time".to_owned()),
+        }
+        let database = match self.store {
+            Store::Sqlite { .. } => self.database.neighbour("SQLite", "database", "in the data folder"),
+            Store::Postgres(_) => self.database.neighbour("PostgreSQL", "database", "shared by replicas"),
+        };
+        let current = self.current_pepper().ok();
+        let pepper =
+            current.map(|pepper| Expiry { name: "pepper".to_owned(), at_ms: None, since_ms: Some(pepper.active_ms()) });
+        Facts {
+            neighbours: vec![database, self.mail(), self.text_messages(), self.homeservers_told()],
+            expiries: pepper.into_iter().collect(),
+        }
+    }
+
+    fn mail(&self) -> Neighbour {
+        let what = match self.config.email.transport {
+            EmailTransport::Smtp => "SMTP",
+            EmailTransport::Folder => "written to files, not sent",
+        };
+        self.mailer.watch.neighbour("mail server", "mail", what)
+    }
+
+    fn text_messages(&self) -> Neighbour {
+        let what = match self.config.sms.transport {
+            SmsTransport::Off => "not configured",
+            SmsTransport::Http => "an HTTP gateway",
+            SmsTransport::OpenMarket => "OpenMarket",
+            SmsTransport::Log => "written to the log, not sent",
+        };
+        let known = self.sms.watch.neighbour("text messages", "sms", what);
+        if self.sms.is_on() { known } else { Neighbour { state: State::Off, ..known } }
+    }
+
+    /// Homeservers are many; what is known of them together is what they still have to be told.
+    fn homeservers_told(&self) -> Neighbour {
+        let (waiting, dead) = (self.metrics.outbox_waiting.get(), self.metrics.outbox_dead.get());
+        Neighbour {
+            name: "homeservers".to_owned(),
+            kind: "homeservers",
+            state: if dead == 0 { State::Up } else { State::Down },
+            detail: format!("{waiting} calls wait, {dead} were given up"),
+            since_ms: None,
+        }
+    }
+}
