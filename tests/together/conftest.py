@@ -27,7 +27,7 @@ from neighbours.waypost import Gateway, Identity  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--name", action="append", default=[], help="only tests with this in their name or file; or several")
+    parser.addoption("--name", action="append", default=[], help="only tests with this in their name or file")
 
 
 def pytest_collection_modifyitems(config, items):
@@ -105,7 +105,7 @@ def redis(folder):
 
 @pytest.fixture(scope="session")
 def new_identity(folder, new_front, ca, mailbox, databases):
-    """Starts an identity server: `new_identity(database="sqlite" or "postgres", replicas=1, changes={}, front=None)`."""
+    """Starts an identity server: `new_identity(database="sqlite", replicas=1, changes={}, front=None)`; or "postgres"."""
     started = []
 
     def start(database="sqlite", replicas=1, changes=None, front=None):

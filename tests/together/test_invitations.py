@@ -2,11 +2,22 @@
 
 from urllib.parse import parse_qsl, urlsplit
 
+import pytest
 import requests
 
+from neighbours.person import Person
+from neighbours.synapse import Synapse, escaped
 from neighbours.waiting import wait_for
 
 FAILED = 'waypost_identity_onbinds_total{outcome="failed"}'
+
+
+@pytest.fixture(scope="module")
+def another_synapse(folder, new_front, ca):
+    """A second homeserver, which meets the first one by federation."""
+    synapse = Synapse(folder / "another-synapse", new_front(), ca)
+    yield synapse
+    synapse.stop()
 
 
 def invited_by_mail(neighbourhood, email, identity=None):
@@ -136,3 +147,31 @@ def test_an_invite_waits_while_synapse_is_not_to_be_reached(neighbourhood):
         front.upstreams = upstreams
 
     bob.user.wait_for_invite(room_id)
+
+
+def test_a_user_of_another_homeserver_is_let_in(neighbourhood, another_synapse):
+    """onbind goes to the homeserver of who binds, which fetches the invite from that of who invited."""
+    email = "ivan@invited.example"
+    alice, room_id, _ = invited_by_mail(neighbourhood, email)
+    bob = Person(another_synapse.user("bob"), neighbourhood.identity, neighbourhood.mailbox)
+
+    bob.bind(email)
+
+    bob.user.wait_for_invite(room_id)
+    bob.user.join(room_id, {})
+    assert alice.user.members(room_id) == {alice.user.user_id: "join", bob.user.user_id: "join"}
+    assert alice.lookup(email) == {email: bob.user.user_id}
+
+
+def test_the_mails_link_lets_in_a_user_of_another_homeserver(neighbourhood, another_synapse):
+    email = "judy@invited.example"
+    alice, room_id, mail = invited_by_mail(neighbourhood, email)
+    bob = another_synapse.user("bob")
+    sign_url, ca = link_parameters(mail)["signurl"], neighbourhood.identity.ca.root
+    signed = requests.post(sign_url, params={"mxid": bob.user_id}, verify=ca, timeout=30).json()
+
+    body = {"third_party_signed": signed}
+    path = f"/v3/join/{escaped(room_id)}"
+    bob.call("POST", path, body, params={"server_name": neighbourhood.synapse.name})
+
+    assert alice.user.members(room_id) == {alice.user.user_id: "join", bob.user_id: "join"}

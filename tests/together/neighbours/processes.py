@@ -99,7 +99,7 @@ class Program:
             time.sleep(0.05)
 
     def stop(self, patience=30.0):
-        """Asks it to stop (SIGTERM) and returns its exit code; fails when it is still there after `patience` seconds."""
+        """Asks it to stop (SIGTERM); its exit code. Fails when it is still there after `patience` seconds."""
         self.process.terminate()
         try:
             code = self.process.wait(patience)

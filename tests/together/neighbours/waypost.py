@@ -121,8 +121,9 @@ class Identity:
         }
         if database_url:
             # Replicas share their keys, so that with PostgreSQL none are made.
+            storage_key = f"hash {random_key()}\nseal 1 {random_key()}\n"
             keys = {
-                "storage_key_file": self._write(folder / "storage.key", f"hash {random_key()}\nseal 1 {random_key()}\n"),
+                "storage_key_file": self._write(folder / "storage.key", storage_key),
                 "signing_key_file": self._write(folder / "signing.key", f"ed25519 0 {random_key()}\n"),
             }
             settings = merged(settings, {"database": {"url": database_url}, "keys": keys})
