@@ -125,9 +125,6 @@ fn explain(request: &Incoming) -> ApiError {
 }
 
 /// The body of the answer: each address that is known, as it was sent, once.
-///
-/// Three passes, each over all addresses: what has to be fetched from far away in memory is then fetched for several
-/// of them at once.
 fn mappings(app: &AppState, lookup: &LookupRequest<'_>, peppered: &Peppered) -> Bytes {
     let hashed = lookup.algorithm.0 == SHA256;
     let hash = |Text(address): &Text<'_>| {
@@ -135,23 +132,20 @@ fn mappings(app: &AppState, lookup: &LookupRequest<'_>, peppered: &Peppered) -> 
     };
     let hashes: Vec<_> = lookup.addresses.iter().map(hash).collect();
     let index = peppered.index().read();
-    let mut found: Vec<(u64, &str, u32)> = Vec::with_capacity(hashes.len());
-    for (hash, Text(address)) in hashes.iter().zip(&lookup.addresses) {
-        if let Some(hash) = hash
-            && let Some(mxid) = index.find(hash)
-        {
-            found.push((hashing::prefix(hash), &**address, mxid));
+    let mut found: Vec<(&str, u32)> = Vec::with_capacity(hashes.len());
+    let mut once = Once::new(&lookup.addresses);
+    index.find_all(&hashes, |at, mxid| {
+        if once.is_first(at, hashes[at].as_ref().map_or(0, hashing::prefix)) {
+            found.push((&*lookup.addresses[at].0, mxid));
         }
-    }
-    // By the hash's first bytes: numbers are compared sooner than texts, and equal texts still stand together.
-    found.sort_unstable();
-    found.dedup();
+    });
     app.metrics.looked_up.inc_by(lookup.addresses.len() as u64);
     app.metrics.found.inc_by(found.len() as u64);
 
-    let mut body = Vec::with_capacity(16 + found.len() * 96);
+    let length: usize = found.iter().map(|(address, mxid)| address.len() + index.json_len(*mxid) + 4).sum();
+    let mut body = Vec::with_capacity(length + 16);
     body.extend_from_slice(br#"{"mappings":{"#);
-    for (number, (_, address, mxid)) in found.into_iter().enumerate() {
+    for (number, (address, mxid)) in found.into_iter().enumerate() {
         if number > 0 {
             body.push(b',');
         }
@@ -164,10 +158,39 @@ fn mappings(app: &AppState, lookup: &LookupRequest<'_>, peppered: &Peppered) -> 
             write_text(&mut body, address);
         }
         body.push(b':');
-        write_text(&mut body, index.mxid(mxid));
+        body.extend_from_slice(index.json(mxid));
     }
     body.extend_from_slice(b"}}");
     body.into()
+}
+
+/// Tells the first of equal addresses from the others: a name must stand once in an object of JSON.
+struct Once<'a> {
+    addresses: &'a [Text<'a>],
+    /// Numbers of addresses, counted from 1, behind the place that their hash points at; 0 is free. Twice as many places
+    /// as addresses, so that there always is a free one.
+    places: Vec<u32>,
+}
+
+impl<'a> Once<'a> {
+    fn new(addresses: &'a [Text<'a>]) -> Self {
+        Self { addresses, places: vec![0; (addresses.len() * 2).next_power_of_two()] }
+    }
+
+    /// Whether no address equal to number `at` was asked for before; `hash` is one of the address's own.
+    #[allow(clippy::cast_possible_truncation)]
+    fn is_first(&mut self, at: usize, hash: u64) -> bool {
+        let last = self.places.len() - 1;
+        let mut place = hash as usize & last;
+        while self.places[place] != 0 {
+            if self.addresses[self.places[place] as usize - 1].0 == self.addresses[at].0 {
+                return false;
+            }
+            place = (place + 1) & last;
+        }
+        self.places[place] = u32::try_from(at + 1).unwrap_or(u32::MAX);
+        true
+    }
 }
 
 fn write_text(body: &mut Vec<u8>, text: &str) {

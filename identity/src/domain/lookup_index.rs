@@ -1,7 +1,11 @@
 //! The index that answers lookups from memory: lookup hash to Matrix id.
 //!
-//! 160 bits of each hash and a 32-bit number stand in a table of 24-byte entries; each Matrix id stands once in one
-//! long text. With the table's own overhead that is 29 to 57 bytes for an association, and its Matrix id once.
+//! 160 bits of each hash and a 32-bit number stand in an open table of 24-byte slots, three quarters full at the most
+//! and half full when it has just grown: 32 to 48 bytes for an association. Each Matrix id stands once in one long text,
+//! as JSON, which is what a lookup answers.
+//!
+//! What a lookup of many hashes costs is waiting for memory, since a table of millions is in no cache. So a view reads
+//! the first slot of several hashes before it looks at any: the processor then fetches them at the same time.
 
 use std::{
     hash::{BuildHasher as _, RandomState},
@@ -16,18 +20,14 @@ use super::hashing::LookupHash;
 const SHARDS: usize = 16;
 /// Bytes of a hash that are kept. Finding another address with the same 160 bits is as far out of reach as with 256.
 const KEPT: usize = 20;
+/// Slots that are read before they are looked at: about as many as a processor core fetches at the same time.
+const AT_ONCE: usize = 16;
 
 /// An index for one pepper.
 #[derive(Debug)]
 pub(crate) struct LookupIndex {
-    shards: [RwLock<HashTable<Entry>>; SHARDS],
+    shards: [RwLock<Table>; SHARDS],
     mxids: RwLock<Mxids>,
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Entry {
-    hash: [u8; KEPT],
-    mxid: u32,
 }
 
 impl LookupIndex {
@@ -56,30 +56,20 @@ impl LookupIndex {
     /// Makes room for so many addresses, so that filling does not move what is there again and again.
     pub(crate) fn reserve(&self, addresses: usize) {
         for shard in &self.shards {
-            let mut shard = shard.write().unwrap_or_else(PoisonError::into_inner);
-            shard.reserve(addresses / SHARDS, |entry| bucket(&entry.hash));
+            // Chance puts a little more into some than into others.
+            shard.write().unwrap_or_else(PoisonError::into_inner).reserve(addresses / SHARDS * 21 / 20);
         }
         self.mxids.write().unwrap_or_else(PoisonError::into_inner).reserve(addresses);
     }
 
     fn put(&self, hash: &LookupHash, mxid: u32) {
-        let kept = kept(hash);
         let mut shard = self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner);
-        match shard.find_mut(bucket(&kept), |entry| entry.hash == kept) {
-            Some(entry) => entry.mxid = mxid,
-            None => {
-                shard.insert_unique(bucket(&kept), Entry { hash: kept, mxid }, |entry| bucket(&entry.hash));
-            }
-        }
+        shard.put(Slot { hash: kept(hash), mxid });
     }
 
     /// Forgets the address with this hash. Its Matrix id stays: others may have it, and it may come back.
     pub(crate) fn remove(&self, hash: &LookupHash) {
-        let kept = kept(hash);
-        let mut shard = self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner);
-        if let Ok(entry) = shard.find_entry(bucket(&kept), |entry| entry.hash == kept) {
-            entry.remove();
-        }
+        self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner).remove(&kept(hash));
     }
 
     /// A view that stands still: no association changes while it is held, so hold it for one request and no wait.
@@ -93,94 +83,212 @@ impl LookupIndex {
     /// How many addresses it knows.
     pub(crate) fn len(&self) -> usize {
         let shards = self.shards.iter();
-        shards.map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).len()).sum()
+        shards.map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).taken).sum()
     }
 }
 
 /// A view of the index; see [`LookupIndex::read`].
 pub(crate) struct View<'a> {
-    shards: [RwLockReadGuard<'a, HashTable<Entry>>; SHARDS],
+    shards: [RwLockReadGuard<'a, Table>; SHARDS],
     mxids: RwLockReadGuard<'a, Mxids>,
 }
 
 impl View<'_> {
-    /// The number of the Matrix id that the address with this hash belongs to. Apart from [`View::mxid`], so that
-    /// many hashes can be looked up in one go: the processor then waits for memory once for several of them.
-    pub(crate) fn find(&self, hash: &LookupHash) -> Option<u32> {
-        let kept = kept(hash);
-        let entry = self.shards[shard(hash)].find(bucket(&kept), |entry| entry.hash == kept)?;
-        Some(entry.mxid)
+    /// Gives `found` the number of each hash in the list that is known, and the number of its Matrix id.
+    pub(crate) fn find_all(&self, hashes: &[Option<LookupHash>], mut found: impl FnMut(usize, u32)) {
+        let mut taken = [false; AT_ONCE];
+        for (chunk, begin) in hashes.chunks(AT_ONCE).zip((0..).step_by(AT_ONCE)) {
+            for (hash, taken) in chunk.iter().zip(&mut taken) {
+                *taken = hash.as_ref().is_some_and(|hash| self.shards[shard(hash)].may_have(hash));
+            }
+            for ((hash, taken), at) in chunk.iter().zip(taken).zip(begin..) {
+                if taken
+                    && let Some(hash) = hash
+                    && let Some(mxid) = self.shards[shard(hash)].find(&kept(hash))
+                {
+                    found(at, mxid);
+                }
+            }
+        }
     }
 
-    /// The Matrix id of a number that [`View::find`] gave.
-    pub(crate) fn mxid(&self, number: u32) -> &str {
-        self.mxids.get(number)
+    /// How long the JSON of a Matrix id is. Asked for all that were found before the first is copied, it fetches them
+    /// at the same time, too.
+    pub(crate) fn json_len(&self, number: u32) -> usize {
+        self.mxids.json(number).len()
+    }
+
+    /// The Matrix id of a number that [`View::find_all`] gave, as JSON.
+    pub(crate) fn json(&self, number: u32) -> &[u8] {
+        self.mxids.json(number)
     }
 
     /// The Matrix id that the address with this hash belongs to.
     #[cfg(test)]
-    pub(crate) fn get(&self, hash: &LookupHash) -> Option<&str> {
-        self.find(hash).map(|number| self.mxid(number))
+    pub(crate) fn get(&self, hash: &LookupHash) -> Option<String> {
+        let mut known = None;
+        self.find_all(&[Some(*hash)], |_, number| known = Some(number));
+        known.map(|number| serde_json::from_slice(self.json(number)).expect("it was written as JSON"))
     }
 }
 
-fn kept(hash: &LookupHash) -> [u8; KEPT] {
+type Kept = [u8; KEPT];
+
+fn kept(hash: &LookupHash) -> Kept {
     let mut kept = [0; KEPT];
     kept.copy_from_slice(&hash[..KEPT]);
     kept
 }
 
 fn shard(hash: &LookupHash) -> usize {
-    // A byte that is not kept, so that it is independent of the bucket.
+    // A byte that is not kept, so that it is independent of the slot.
     usize::from(hash[KEPT]) % SHARDS
 }
 
-fn bucket(kept: &[u8; KEPT]) -> u64 {
-    // A SHA-256 needs no further hashing.
-    let mut first = [0; 8];
-    first.copy_from_slice(&kept[..8]);
-    u64::from_le_bytes(first)
+/// An address and its owner; number 0 is nobody, and the slot free.
+#[derive(Clone, Copy, Debug, Default)]
+struct Slot {
+    hash: Kept,
+    mxid: u32,
 }
 
-/// Matrix ids, each once, one after the other in one text.
+/// Slots, each as near as can be behind the one that its hash points at, without a free one in between.
 #[derive(Debug, Default)]
+struct Table {
+    slots: Vec<Slot>,
+    taken: usize,
+}
+
+impl Table {
+    /// The slot that a hash points at. A SHA-256 needs no further hashing.
+    #[allow(clippy::cast_possible_truncation)]
+    fn home(&self, hash: &[u8]) -> usize {
+        let mut first = [0; 8];
+        first.copy_from_slice(&hash[..8]);
+        ((u128::from(u64::from_le_bytes(first)) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    fn next(&self, at: usize) -> usize {
+        if at + 1 == self.slots.len() { 0 } else { at + 1 }
+    }
+
+    /// Whether the slot that the hash points at is taken. If it is free the hash is not known.
+    fn may_have(&self, hash: &LookupHash) -> bool {
+        !self.slots.is_empty() && self.slots[self.home(hash)].mxid != 0
+    }
+
+    /// Where a hash is, or the free slot where it would be. There is one, since the table is never full.
+    fn place(&self, hash: &Kept) -> usize {
+        let mut at = self.home(hash);
+        while self.slots[at].mxid != 0 && self.slots[at].hash != *hash {
+            at = self.next(at);
+        }
+        at
+    }
+
+    fn find(&self, hash: &Kept) -> Option<u32> {
+        if self.slots.is_empty() {
+            return None;
+        }
+        Some(self.slots[self.place(hash)].mxid).filter(|mxid| *mxid != 0)
+    }
+
+    fn put(&mut self, new: Slot) {
+        if (self.taken + 1) * 4 > self.slots.len() * 3 {
+            self.resize((self.slots.len() * 3 / 2).max(16));
+        }
+        let at = self.place(&new.hash);
+        self.taken += usize::from(self.slots[at].mxid == 0);
+        self.slots[at] = new;
+    }
+
+    fn remove(&mut self, hash: &Kept) {
+        if self.find(hash).is_none() {
+            return;
+        }
+        let mut free = self.place(hash);
+        self.taken -= 1;
+        // What was put further back because this slot was taken moves up.
+        let mut at = self.next(free);
+        while self.slots[at].mxid != 0 {
+            let home = self.home(&self.slots[at].hash);
+            let between = if free <= at { free < home && home <= at } else { free < home || home <= at };
+            if !between {
+                self.slots[free] = self.slots[at];
+                free = at;
+            }
+            at = self.next(at);
+        }
+        self.slots[free] = Slot::default();
+    }
+
+    /// Makes room for so many more.
+    fn reserve(&mut self, more: usize) {
+        let wanted = (self.taken + more + 1) * 4 / 3 + 1;
+        if wanted > self.slots.len() {
+            self.resize(wanted);
+        }
+    }
+
+    fn resize(&mut self, slots: usize) {
+        let before = std::mem::replace(&mut self.slots, vec![Slot::default(); slots]);
+        for slot in before.into_iter().filter(|slot| slot.mxid != 0) {
+            let at = self.place(&slot.hash);
+            self.slots[at] = slot;
+        }
+    }
+}
+
+/// Matrix ids as JSON, each once, one after the other, each behind its length. Their numbers are where they begin, in
+/// steps of four bytes, so that 16 GiB of them fit.
+#[derive(Debug)]
 struct Mxids {
-    text: String,
-    /// Where each one ends.
-    ends: Vec<usize>,
+    text: Vec<u8>,
     numbers: HashTable<u32>,
     hasher: RandomState,
 }
 
+const STEP: usize = 4;
+
+impl Default for Mxids {
+    fn default() -> Self {
+        // Number 0 is nobody.
+        Self { text: vec![0; STEP], numbers: HashTable::new(), hasher: RandomState::new() }
+    }
+}
+
 impl Mxids {
     fn number(&mut self, mxid: &str) -> u32 {
-        let Self { text, ends, numbers, hasher } = self;
-        let hash = hasher.hash_one(mxid);
-        if let Some(number) = numbers.find(hash, |number| slice(text, ends, *number) == mxid) {
+        let json = serde_json::to_vec(mxid).expect("a string can be written into memory");
+        let Self { text, numbers, hasher } = self;
+        let hash = hasher.hash_one(&json[..]);
+        if let Some(number) = numbers.find(hash, |number| json_at(text, *number) == json) {
             return *number;
         }
-        let number = u32::try_from(ends.len()).expect("fewer than 4 billion Matrix ids fit into memory");
-        text.push_str(mxid);
-        ends.push(text.len());
-        numbers.insert_unique(hash, number, |number| hasher.hash_one(slice(text, ends, *number)));
+        let number = u32::try_from(text.len() / STEP).expect("16 GiB of Matrix ids do not fit into memory");
+        let length = u32::try_from(json.len()).expect("4 GiB of a Matrix id do not come in a request");
+        text.extend_from_slice(&length.to_le_bytes());
+        text.extend_from_slice(&json);
+        text.resize(text.len().next_multiple_of(STEP), 0);
+        numbers.insert_unique(hash, number, |number| hasher.hash_one(json_at(text, *number)));
         number
     }
 
     fn reserve(&mut self, more: usize) {
-        let Self { text, ends, numbers, hasher } = self;
-        ends.reserve(more);
-        numbers.reserve(more, |number| hasher.hash_one(slice(text, ends, *number)));
+        let Self { text, numbers, hasher } = self;
+        numbers.reserve(more, |number| hasher.hash_one(json_at(text, *number)));
     }
 
-    fn get(&self, number: u32) -> &str {
-        slice(&self.text, &self.ends, number)
+    fn json(&self, number: u32) -> &[u8] {
+        json_at(&self.text, number)
     }
 }
 
-fn slice<'a>(text: &'a str, ends: &[usize], number: u32) -> &'a str {
-    let number = number as usize;
-    let start = number.checked_sub(1).map_or(0, |before| ends[before]);
-    &text[start..ends[number]]
+fn json_at(text: &[u8], number: u32) -> &[u8] {
+    let begin = number as usize * STEP;
+    let (length, text) = text[begin..].split_at(STEP);
+    let length = length.iter().rev().fold(0, |length, byte| length << 8 | usize::from(*byte));
+    &text[..length]
 }
 
 #[cfg(test)]
@@ -201,7 +309,7 @@ mod tests {
         index.insert(&hash(1), "@bob:hs.test");
         index.remove(&hash(2));
         index.remove(&hash(3));
-        assert_eq!(index.read().get(&hash(1)), Some("@bob:hs.test"));
+        assert_eq!(index.read().get(&hash(1)).as_deref(), Some("@bob:hs.test"));
         assert_eq!(index.read().get(&hash(2)), None);
         assert_eq!(index.len(), 1);
     }
@@ -214,7 +322,7 @@ mod tests {
         }
         let view = index.read();
         for number in 0..20_000 {
-            assert_eq!(view.get(&hash(number)), Some(format!("@user{}:hs.test", number / 2).as_str()));
+            assert_eq!(view.get(&hash(number)), Some(format!("@user{}:hs.test", number / 2)));
         }
         assert_eq!(view.get(&hash(20_000)), None);
     }
@@ -237,11 +345,77 @@ mod tests {
         index.extend(&[(hash(1), "@alice:hs.test"), (hash(2), "@bob:hs.test"), (hash(3), "@alice:hs.test")]);
         let view = index.read();
         let found = [1, 2, 3, 4].map(|number| view.get(&hash(number)));
-        assert_eq!(found, [Some("@alice:hs.test"), Some("@bob:hs.test"), Some("@alice:hs.test"), None]);
+        let known = |mxid: &str| Some(mxid.to_owned());
+        assert_eq!(found, [known("@alice:hs.test"), known("@bob:hs.test"), known("@alice:hs.test"), None]);
     }
 
     #[test]
-    fn an_entry_takes_24_bytes() {
-        assert_eq!(size_of::<Entry>(), 24);
+    fn a_slot_takes_24_bytes() {
+        assert_eq!(size_of::<Slot>(), 24);
+    }
+
+    #[test]
+    fn what_was_found_is_told_with_its_place_in_the_list() {
+        let index = LookupIndex::new();
+        for number in (0..100).step_by(3) {
+            index.insert(&hash(number), &format!("@user{number}:hs.test"));
+        }
+        let hashes: Vec<_> = (0..100).map(|number| (number != 51).then(|| hash(number))).collect();
+        let view = index.read();
+        let mut found = Vec::new();
+        view.find_all(&hashes, |at, number| found.push((at, view.json(number).to_vec())));
+        let expected: Vec<_> = (0..100)
+            .step_by(3)
+            .filter(|number| *number != 51)
+            .map(|number| (number, format!("\"@user{number}:hs.test\"").into_bytes()))
+            .collect();
+        assert_eq!(found, expected);
+    }
+
+    /// Against a map that is surely right: binds, moves and unbinds of few addresses in small tables, so that they
+    /// collide, wrap around and move up all the time.
+    #[test]
+    fn any_order_of_changes_leaves_what_a_map_would_have() {
+        let mut seed = 1_u64;
+        let mut random = |below: u64| {
+            seed ^= seed << 13;
+            seed ^= seed >> 7;
+            seed ^= seed << 17;
+            u32::try_from(seed % below).unwrap()
+        };
+        for _ in 0..50 {
+            let index = LookupIndex::new();
+            let mut map = std::collections::HashMap::new();
+            for _ in 0..1500 {
+                let address = random(300);
+                // All point at nearly the same slots.
+                let mut hash = hash(address);
+                hash[..7].fill(if address % 2 == 0 { 0xff } else { 0 });
+                hash[KEPT] = 0;
+                if random(3) == 0 {
+                    index.remove(&hash);
+                    map.remove(&hash);
+                } else {
+                    let mxid = format!("@u{}:hs.test", random(20));
+                    index.insert(&hash, &mxid);
+                    map.insert(hash, mxid);
+                }
+            }
+            assert_eq!(index.len(), map.len());
+            let view = index.read();
+            for address in 0..300 {
+                let mut hash = hash(address);
+                hash[..7].fill(if address % 2 == 0 { 0xff } else { 0 });
+                hash[KEPT] = 0;
+                assert_eq!(view.get(&hash), map.get(&hash).cloned());
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_id_is_kept_as_json() {
+        let index = LookupIndex::new();
+        index.insert(&hash(1), "@\"quoted\\:hs.test");
+        assert_eq!(index.read().get(&hash(1)).as_deref(), Some("@\"quoted\\:hs.test"));
     }
 }

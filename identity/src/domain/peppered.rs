@@ -246,7 +246,7 @@ impl Lookups {
         match self.find(pepper, now_ms) {
             Found::Complete(peppered) => {
                 let view = peppered.index.read();
-                view.get(&hashing::lookup_hash(threepid, pepper)).map(str::to_owned)
+                view.get(&hashing::lookup_hash(threepid, pepper))
             }
             Found::Filling | Found::Unknown => None,
         }
