@@ -202,7 +202,7 @@ impl AppState {
             internal_secret,
             base_url,
             own_names: own_names(&config),
-            metrics: Metrics::register(registry),
+            metrics: Metrics::register(registry, &clock),
             lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
             filled: watch::Sender::new(()),
             filling: Mutex::new(()),
