@@ -5,15 +5,13 @@ import os
 import pathlib
 import shutil
 import subprocess
-import sys
 import time
 
 import pytest
 
-from support_waypost import run, tool, wait_for
+from support_waypost import ROOT, run, tool, wait_for
 
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "waypost-tests"
-RELEASE = "bookworm"
+CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "waypost-tests/deploy"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 # Runs as process 1 of new namespaces: makes the folder $1 its root and becomes systemd. Both kinds of control groups
@@ -53,20 +51,15 @@ exec env -i container=waypost-tests PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 def need_root():
     """Namespaces and chroot need root; as another user this fails, and never skips."""
     if os.geteuid() != 0:
-        pytest.fail(f"this test installs packages into a folder of its own and needs root. Type: sudo -E {sys.argv[0]}")
+        pytest.fail(f"this test installs packages into a folder of its own and needs root. Type: sudo --preserve-env=WAYPOST_BIN_DIR …")
 
 
 def base_system():
-    """A tar file with a small Debian that has systemd. Made once, and kept in the cache."""
-    archive = CACHE / f"{RELEASE}-systemd.tar"
-    if not archive.exists():
-        mmdebstrap = tool("mmdebstrap", "mmdebstrap")
-        CACHE.mkdir(parents=True, exist_ok=True)
-        unfinished = archive.with_name(f"{os.getpid()}-{archive.name}")
-        packages = "systemd,systemd-sysv,dbus,ca-certificates,init-system-helpers"
-        run(mmdebstrap, "--quiet", "--variant=minbase", f"--include={packages}", RELEASE, unfinished)
-        unfinished.rename(archive)
-    return archive
+    """A tar file with a small Debian that has systemd, which tests/deploy/install-debian makes."""
+    found = sorted(CACHE.glob("debian-systemd-????-??.tar"))
+    if not found:
+        pytest.fail(f"there is no Debian in {CACHE}. Type: sudo {ROOT / 'tests' / 'deploy' / 'install-debian'}")
+    return found[-1]
 
 
 def unpacked(folder):
@@ -105,7 +98,7 @@ class Machine:
 
     def status(self, url, *arguments):
         """The HTTP status that curl on its loopback gets; 0 where nobody answers."""
-        curl = tool("curl", "curl")
+        curl = tool("curl")
         options = ["--silent", "--output", "/dev/null", "--write-out", "%{http_code}"]
         done = run(*self.network, curl, *options, *arguments, url, check=False)
         return int(done.stdout or 0)
@@ -114,7 +107,7 @@ class Machine:
 @contextlib.contextmanager
 def booted(folder):
     """Boots the Debian in `folder`. It is gone, with all its processes, at the end of the block."""
-    tool("unshare", "util-linux")
+    tool("unshare")
     namespaces = ["--pid", "--mount", "--ipc", "--uts", "--cgroup", "--net"]
     command = ["unshare", "--kill-child", "--fork", *namespaces, "sh", "-c", BOOT, "boot", str(folder)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

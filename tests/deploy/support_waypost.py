@@ -25,22 +25,11 @@ def program(name):
     return path
 
 
-def tool(name, package):
-    """The path of a Debian tool, which root gets installed. For others this fails with the line to type."""
-    search = os.environ["PATH"] + ":/usr/sbin:/sbin"
-    found = shutil.which(name, path=search)
-    if found:
-        return found
-    line = f"apt-get install --yes --no-install-recommends {package}"
-    if os.geteuid() != 0 or not shutil.which("apt-get"):
-        pytest.fail(f"{name} is missing. On Debian or Ubuntu, type: sudo {line}")
-    # RUNLEVEL=1 keeps packages from starting their services.
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in ("apt-get update -qq", line):
-        subprocess.run(command.split(), env=environment, check=True, stdout=subprocess.DEVNULL)
-    found = shutil.which(name, path=search)
+def tool(name):
+    """The path of a program of Debian. Fails where it is missing: tests/deploy/install-debian has to run before."""
+    found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
     if not found:
-        pytest.fail(f"{name} is missing although {package} was installed")
+        pytest.fail(f"{name} is missing. Type: sudo {ROOT / 'tests' / 'deploy' / 'install-debian'}")
     return found
 
 

@@ -66,7 +66,7 @@ def push_config(folder):
     vapid = run(program("waypost-push-gateway"), "vapid").stdout
     (folder / "vapid.pem").write_text(vapid)
     key = ["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout", folder / "apns.key"]
-    run(tool("openssl", "openssl"), "req", "-x509", *key, "-days", "90", "-subj", "/UID=org.example.app",
+    run(tool("openssl"), "req", "-x509", *key, "-days", "90", "-subj", "/UID=org.example.app",
         "-out", folder / "apns.pem")
     return f"""
 [seen]
@@ -264,7 +264,7 @@ def test_prometheus_understands_each_expression_of_a_dashboard(dashboard, tmp_pa
     ]
     file = tmp_path / "panels.yaml"
     file.write_text(yaml.safe_dump({"groups": [{"name": "panels", "rules": rules}]}))
-    run(tool("promtool", "prometheus"), "check", "rules", file)
+    run(tool("promtool"), "check", "rules", file)
 
 
 # --- Alerts -----------------------------------------------------------------------------------------------------------
@@ -312,7 +312,7 @@ def test_each_alert_is_seen_firing_and_not_firing(service, alerts):
 
 
 def test_prometheus_takes_the_alerts_and_their_tests_hold(service):
-    promtool = tool("promtool", "prometheus")
+    promtool = tool("promtool")
     folder = ROOT / "deploy" / "alerts"
     run(promtool, "check", "rules", folder / f"{service}.yaml")
     tests = sorted((folder / "tests").glob(f"{service}*.yaml"))
@@ -322,7 +322,7 @@ def test_prometheus_takes_the_alerts_and_their_tests_hold(service):
 
 def test_a_wrong_expectation_is_noticed(service, tmp_path):
     """The tests of the rules can fail: with a threshold that nothing reaches, they do."""
-    promtool = tool("promtool", "prometheus")
+    promtool = tool("promtool")
     text = (ROOT / "deploy" / "alerts" / f"{service}.yaml").read_text()
     changed = text.replace("process_max_fds > 0.8", "process_max_fds > 0.99")
     assert changed != text
@@ -375,7 +375,7 @@ def test_prometheus_reads_both_as_the_manual_says(tmp_path):
         block = block.replace("/etc/prometheus/waypost", str(ROOT / "deploy" / "alerts"))
         (tmp_path / "prometheus.yml").write_text("global: {scrape_interval: 1s}\n" + block)
         port = free_port()
-        command = [tool("prometheus", "prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}",
+        command = [tool("prometheus"), f"--config.file={tmp_path / 'prometheus.yml'}",
                    f"--storage.tsdb.path={tmp_path / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
         log = tmp_path / "prometheus.log"
         stack.enter_context(started(command, log))

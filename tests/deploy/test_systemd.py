@@ -25,7 +25,7 @@ def exposure(text, name, folder):
     """What systemd-analyze says of how exposed a service is, from 0 to 10."""
     file = folder / f"{name}.service"
     file.write_text(text)
-    done = run(tool("systemd-analyze", "systemd"), "security", "--offline=yes", "--no-pager", file)
+    done = run(tool("systemd-analyze"), "security", "--offline=yes", "--no-pager", file)
     return float(re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout).group(1))
 
 
@@ -33,14 +33,14 @@ def test_systemd_understands_the_unit(name, tmp_path):
     file = tmp_path / f"{name}.service"
     # The program is not in /usr/bin here; that of this checkout stands for it.
     file.write_text(unit(name).replace(f"/usr/bin/{name}", str(program(name))))
-    done = run(tool("systemd-analyze", "systemd"), "verify", "--man=no", file)
+    done = run(tool("systemd-analyze"), "verify", "--man=no", file)
     assert done.stdout + done.stderr == ""
 
 
 def test_a_mistake_in_a_unit_is_noticed(name, tmp_path):
     file = tmp_path / f"{name}.service"
     file.write_text(unit(name).replace(f"/usr/bin/{name}", str(program(name))).replace("ProtectHome=", "ProtectHone="))
-    analyze = tool("systemd-analyze", "systemd")
+    analyze = tool("systemd-analyze")
     done = subprocess.run([analyze, "verify", "--man=no", file], capture_output=True, text=True, timeout=60)
     assert "ProtectHone" in done.stderr
 
