@@ -5,7 +5,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use waypost_shared::{clock::Clock, metrics::HttpMetrics, process_metrics};
+use waypost_shared::{
+    clock::Clock,
+    metrics::{HttpMetrics, ReloadMetrics},
+    process_metrics,
+};
 
 /// How a mail or a text message ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -88,6 +92,8 @@ struct RowsLabels {
 pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
+    /// Readings of the configuration.
+    pub(crate) reloads: ReloadMetrics,
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
@@ -117,6 +123,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("waypost_identity");
         let metrics = Self {
             http: HttpMetrics::register(registry),
+            reloads: ReloadMetrics::register(registry),
             mails: Family::default(),
             sms: Family::default(),
             removed: Family::default(),

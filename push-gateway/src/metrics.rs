@@ -5,7 +5,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use waypost_shared::{clock::Clock, metrics::HttpMetrics, process_metrics};
+use waypost_shared::{
+    clock::Clock,
+    metrics::{HttpMetrics, ReloadMetrics},
+    process_metrics,
+};
 
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
 const UNMATCHED: &str = "unmatched";
@@ -94,6 +98,8 @@ impl Limit {
 pub(crate) struct Metrics {
     /// Requests of homeservers.
     pub(crate) http: HttpMetrics,
+    /// Readings of the configuration.
+    pub(crate) reloads: ReloadMetrics,
     pushes: Family<PushLabels, Counter>,
     seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
     certificates: Family<ProviderLabels, Gauge>,
@@ -113,6 +119,7 @@ impl Metrics {
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let metrics = Self {
             http: HttpMetrics::register(registry),
+            reloads: ReloadMetrics::register(registry),
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
             certificates: Family::default(),
@@ -136,10 +143,13 @@ impl Metrics {
         metrics
     }
 
-    /// Tells when the certificate of an app expires, in milliseconds since the epoch.
-    pub(crate) fn certificate_expires(&self, app: &str, provider: &'static str, at_ms: i64) {
-        let labels = ProviderLabels { app: app.to_owned(), provider };
-        self.certificates.get_or_create(&labels).set(at_ms / 1000);
+    /// Tells when the certificates of apps expire (app, provider, milliseconds since the epoch): of these and no others.
+    pub(crate) fn certificates_expire(&self, certificates: &[(String, &'static str, i64)]) {
+        self.certificates.clear();
+        for (app, provider, at_ms) in certificates {
+            let labels = ProviderLabels { app: app.clone(), provider };
+            self.certificates.get_or_create(&labels).set(at_ms / 1000);
+        }
     }
 
     /// Whether replicas can reach what they share. Registered only where they share something.

@@ -189,15 +189,30 @@ fn smtp(config: &Config) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerErr
         .timeout(Some(Duration::from_secs(email.smtp_timeout_secs)))
         .pool_config(PoolConfig::new().max_size(email.smtp_max_connections))
         .tls(tls);
-    if let Some(username) = &email.smtp_username {
-        let password = config.smtp_password()?;
-        let password = password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
-        builder = builder.credentials(Credentials::new(username.clone(), password.to_owned()));
+    if let Some(credentials) = credentials(config)? {
+        builder = builder.credentials(credentials);
     }
     Ok(builder.build())
 }
 
-fn tls_parameters(config: &Config) -> Result<TlsParameters, MailerError> {
+/// Whom to log in as at the mail server, if at all.
+///
+/// # Errors
+///
+/// [`MailerError::Password`].
+pub(crate) fn credentials(config: &Config) -> Result<Option<Credentials>, MailerError> {
+    let Some(username) = &config.email.smtp_username else { return Ok(None) };
+    let password = config.smtp_password()?;
+    let password = password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
+    Ok(Some(Credentials::new(username.clone(), password.to_owned())))
+}
+
+/// How TLS is spoken with the mail server.
+///
+/// # Errors
+///
+/// [`MailerError`]: the additional roots.
+pub(crate) fn tls_parameters(config: &Config) -> Result<TlsParameters, MailerError> {
     let mut parameters = TlsParameters::builder(config.email.smtp_host.clone());
     if let Some(file) = &config.outbound.extra_ca_file {
         let unreadable = |source| MailerError::File { path: file.display().to_string(), source };
