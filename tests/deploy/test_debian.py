@@ -128,6 +128,7 @@ def test_lintian_would_find_something(packages, tmp_path):
     """The check above can fail: a package without its copyright does."""
     run("dpkg-deb", "--raw-extract", packages["waypost-push-gateway"], tmp_path / "root")
     (tmp_path / "root/usr/share/doc/waypost-push-gateway/copyright").unlink()
+    (tmp_path / "root/usr/bin/waypost-push-gateway").unlink()
     run("dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", tmp_path / "root", tmp_path / "broken.deb")
     done = run(tool("lintian"), "--fail-on", "error", tmp_path / "broken.deb", check=False)
     assert done.returncode != 0
@@ -240,24 +241,48 @@ def test_a_killed_service_comes_back(machine, name):
              f"{name} is back")
 
 
-def test_a_reload_keeps_the_process(machine, name):
+def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine, name):
     start(machine, name)
     before = machine.show(name, "MainPID")
-    machine.run("systemctl", "reload", name)
-    assert machine.show(name, "ActiveState") == "active"
-    assert machine.show(name, "MainPID") == before
-    assert machine.status(READY[name]) == 200
+    path = machine.folder / f"etc/waypost/{short(name)}.toml"
+    good = path.read_text()
+    for text, said in (
+        (good.replace('level = "info"', 'level = "debug"'), "the configuration was read again"),
+        (good.replace('level = "info"', 'level = "loud"'), "the new configuration is refused"),
+    ):
+        assert text != good
+        path.write_text(text)
+        machine.run("systemctl", "reload", name)
+        wait_for(lambda: said in machine.log(name), f"{name} says: {said}")
+        assert machine.show(name, "ActiveState") == "active"
+        assert machine.show(name, "MainPID") == before
+        assert machine.status(READY[name]) == 200
 
 
 def test_commands_of_root_leave_the_files_to_the_service(machine):
     start(machine, "waypost-identity")
-    command = ["waypost-identity", "--config", "/etc/waypost/identity.toml", "pepper"]
-    assert "The one before is answered until" in machine.run(*command, "rotate").stdout
-    assert len(machine.run(*command, "list").stdout.splitlines()) == 2
-    owners = machine.run("find", "/var/lib/private/waypost-identity", "-printf", "%u\\n").stdout.split()
-    assert set(owners) == {"waypost-identity"}
+    command = ["waypost-identity", "--config", "/etc/waypost/identity.toml"]
+    assert "The one before is answered until" in machine.run(*command, "pepper", "rotate").stdout
+    assert len(machine.run(*command, "pepper", "list").stdout.splitlines()) == 2
+    assert machine.run(*command, "doctor").returncode == 0
+    owners = machine.run("find", "/var/lib/private/waypost-identity", "-printf", "%U\\n").stdout.split()
+    process = machine.run("stat", "--format=%u", f"/proc/{machine.show('waypost-identity', 'MainPID')}").stdout.split()
+    assert set(owners) == set(process) != {"0"}
     machine.run("systemctl", "restart", "waypost-identity")
-    assert len(machine.run(*command, "list").stdout.splitlines()) == 2
+    assert len(machine.run(*command, "pepper", "list").stdout.splitlines()) == 2
+
+
+def test_a_restored_folder_is_given_to_the_service(machine):
+    """What docs/backup.md says of the data folder after a restore."""
+    start(machine, "waypost-identity")
+    machine.run("systemctl", "stop", "waypost-identity")
+    machine.run("cp", "--archive", "/var/lib/private/waypost-identity", "/root/backup")
+    machine.run("rm", "--recursive", "/var/lib/private/waypost-identity")
+    machine.run("cp", "--recursive", "/root/backup", "/var/lib/private/waypost-identity")
+    machine.run("chown", "--recursive", "root:", "/var/lib/private/waypost-identity")
+    start(machine, "waypost-identity")
+    assert machine.status(READY["waypost-identity"]) == 200
+    assert "made a new key" not in machine.log("waypost-identity").split("Stopped")[-1]
 
 
 def test_an_upgrade_restarts_and_keeps_the_configuration(machine, packages):

@@ -54,7 +54,7 @@ def test_what_the_manual_promises_is_in_the_unit(name):
     lines = unit(name).splitlines()
     for line in [
         "Type=notify",
-        "ExecReload=/bin/kill -HUP $MAINPID",
+        'ExecReload=/bin/sh -c "kill -HUP $MAINPID"',
         "DynamicUser=yes",
         "NoNewPrivileges=yes",
         "ProtectSystem=strict",
