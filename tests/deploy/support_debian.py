@@ -51,7 +51,7 @@ exec env -i container=waypost-tests PATH=/usr/sbin:/usr/bin:/sbin:/bin \
 def need_root():
     """Namespaces and chroot need root; as another user this fails, and never skips."""
     if os.geteuid() != 0:
-        pytest.fail(f"this test installs packages into a folder of its own and needs root. Type: sudo --preserve-env=WAYPOST_BIN_DIR …")
+        pytest.fail("this test boots a Debian of its own, which needs root: sudo --preserve-env=WAYPOST_BIN_DIR …")
 
 
 def base_system():
