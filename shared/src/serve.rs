@@ -39,7 +39,7 @@ use warp::Filter as _;
 use crate::{
     config_file::{ConfigError, Source},
     current::Current,
-    http::{Incoming, Matched, Response, Router, add_common_headers},
+    http::{Incoming, Matched, Response, Router},
     matrix_error::MatrixError,
     metrics::HttpMetrics,
     random,
@@ -426,7 +426,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
             }
             Err(error) => {
                 let mut response = error.into_response();
-                add_common_headers(response.headers_mut());
+                self.router.add_common_headers(&mut response);
                 response
             }
         };

@@ -227,7 +227,7 @@ impl Session<'_> {
                     to.clear();
                     "250 OK".to_owned()
                 }
-                "MAIL" if refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&address(&line)) => {
+                "MAIL" if self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&address(&line)) => {
                     "550 5.7.1 not a sender here".to_owned()
                 }
                 "MAIL" => {

@@ -131,7 +131,10 @@ async fn no_request_fails_while_the_configuration_is_read_again() {
 
 #[tokio::test]
 async fn the_gateway_takes_new_apps_and_keeps_what_it_remembers() {
-    let gateway = TestGateway::start().await;
+    let gateway = TestGateway::start_apps(|settings, around| {
+        settings.push("apps", &around.fcm_app(ANDROID));
+    })
+    .await;
     let push = async |app_id: &str, pushkey: &str| {
         let device = json!({"app_id": app_id, "pushkey": pushkey});
         let notification = json!({"event_id": "$one", "room_id": "!r:hs.test", "devices": [device]});

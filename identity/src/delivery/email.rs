@@ -32,7 +32,7 @@ pub(crate) enum MailError {
     #[error("the mail could not be put together")]
     Message(#[from] lettre::error::Error),
     /// The mail server could not be reached, or refused.
-    #[error("the mail server did not take the mail{}", permanent(.0))]
+    #[error("the mail server did not take the mail{}", reason(.0))]
     Smtp(Box<lettre::transport::smtp::Error>),
     /// The mail server was too slow, or too many mails are under way.
     #[error("the mail was not sent within {0} seconds")]
@@ -42,13 +42,14 @@ pub(crate) enum MailError {
     Folder(#[from] io::Error),
 }
 
-/// The mail server's sentence often quotes the recipient, so only its kind is told.
-fn permanent(error: &lettre::transport::smtp::Error) -> String {
+/// What the operator can be told. The mail server's sentences often quote the recipient, so of those only the status is;
+/// what this side says about the connection and its TLS names nobody.
+fn reason(error: &lettre::transport::smtp::Error) -> String {
     match error.status() {
         Some(code) => format!(" (SMTP status {code})"),
         None if error.is_timeout() => " (no answer in time)".to_owned(),
-        None if error.is_tls() => " (TLS failed)".to_owned(),
-        None => String::new(),
+        None if error.is_response() => " (its answer is not SMTP)".to_owned(),
+        None => format!(" ({error})"),
     }
 }
 
