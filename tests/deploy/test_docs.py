@@ -78,7 +78,7 @@ def test_each_page_is_reached_from_the_first_one():
     reached, ahead = set(), [DOCS / "index.md"]
     while ahead:
         page = ahead.pop()
-        if page in reached or page.suffix != ".md" or DOCS not in page.parents:
+        if page in reached or page.suffix != ".md" or DOCS not in page.parents or not page.exists():
             continue
         reached.add(page)
         for _, target in links(page):
@@ -356,8 +356,10 @@ def check_proxy(through):
     # Events with large contents get through; what is over Waypost's limit does not.
     large = json.dumps({"notification": {"content": {"body": "x" * 900_000}, "devices": []}})
     assert through.ask("push.example.com", "POST", "/_matrix/push/v1/notify", large)[0] == 200
-    with contextlib.suppress(OSError):  # A proxy may hang up while the rest is being sent.
-        assert through.ask("push.example.com", "POST", "/_matrix/push/v1/notify", "x" * 2_000_000)[0] == 413
+    # Waypost answers without waiting for the rest. A proxy that is sending it may take that for a failure (502), or hang
+    # up on us in the same way.
+    with contextlib.suppress(OSError):
+        assert through.ask("push.example.com", "POST", "/_matrix/push/v1/notify", "x" * 2_000_000)[0] in (413, 502)
 
     # Each client has its own budget, and cannot get another one by what it claims.
     register = "/_matrix/identity/v2/account/register"
