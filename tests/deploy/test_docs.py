@@ -356,8 +356,8 @@ def check_proxy(through):
     # Events with large contents get through; what is over Waypost's limit does not.
     large = json.dumps({"notification": {"content": {"body": "x" * 900_000}, "devices": []}})
     assert through.ask("push.example.com", "POST", "/_matrix/push/v1/notify", large)[0] == 200
-    # Waypost answers without waiting for the rest. A proxy that is sending it may take that for a failure (502), or hang
-    # up on us in the same way.
+    # Waypost answers without waiting for the rest. A proxy that is sending it may take that for a failure (502), or
+    # hang up on us in the same way.
     with contextlib.suppress(OSError):
         assert through.ask("push.example.com", "POST", "/_matrix/push/v1/notify", "x" * 2_000_000)[0] in (413, 502)
 
