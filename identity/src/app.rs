@@ -196,7 +196,7 @@ impl AppState {
         }
         let lasting = Lasting {
             tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
-            metrics: Metrics::register(registry),
+            metrics: Metrics::register(registry, &clock),
             lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
             filled: watch::Sender::new(()),
             filling: Mutex::new(()),

@@ -148,7 +148,7 @@ impl App {
         let Loaded { config, source } = loaded;
         let apps = config.validate(source)?;
         let outbound = Outbound::new(&config.outbound)?;
-        let metrics = Metrics::register(registry);
+        let metrics = Metrics::register(registry, &clock);
         let replicas = config.seen.replicas(source)?.map(|replicas| {
             let up = metrics.register_shared_memory(registry);
             let redis = Redis::new(replicas.address, outbound.clone(), up);

@@ -7,7 +7,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use waypost_shared::metrics::{HttpMetrics, ReloadMetrics};
+use waypost_shared::{
+    clock::Clock,
+    metrics::{HttpMetrics, ReloadMetrics},
+    process_metrics,
+};
 
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
 const UNMATCHED: &str = "unmatched";
@@ -113,8 +117,9 @@ fn attempt_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_push_gateway_`.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process.
+    pub(crate) fn register(registry: &mut Registry, clock: &Clock) -> Self {
+        process_metrics::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let metrics = Self {
             http: HttpMetrics::register(registry),
@@ -229,7 +234,7 @@ mod tests {
     #[test]
     fn each_end_has_its_own_counter() {
         let mut registry = Registry::default();
-        let app = Metrics::register(&mut registry).of_app("org.example.*", "apns");
+        let app = Metrics::register(&mut registry, &Clock::System).of_app("org.example.*", "apns");
         for (times, ended) in Ended::ALL.into_iter().enumerate() {
             for _ in 0..=times {
                 app.ended(ended);

@@ -13,6 +13,7 @@ pub mod http_client;
 pub mod matrix_error;
 pub mod metrics;
 pub mod params;
+pub mod process_metrics;
 pub mod random;
 pub mod rate_limit;
 pub mod reload;
