@@ -8,7 +8,7 @@ use std::{
 
 use http::{
     HeaderValue,
-    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY},
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -166,6 +166,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     Ok(response)
 }
 
