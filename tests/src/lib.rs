@@ -24,6 +24,7 @@ pub mod process;
 pub mod proxy;
 pub mod record;
 pub mod redis;
+pub mod reference;
 pub mod retrier;
 pub mod script;
 pub mod service;

@@ -37,6 +37,7 @@ pub(super) async fn run(
     let state = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
     let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);
     tracing::info!(public = %public_address, operations = %operations_address, "listening");
+    app.seen.connect();
     readiness.set(true);
     service_manager::ready();
 
