@@ -2,7 +2,7 @@
 
 import json
 import os
-import shutil
+import re
 
 import kubernetes_validate
 import pytest
@@ -61,11 +61,19 @@ def test_checkov_finds_nothing(tmp_path, ci):
         manifests = [manifest for manifest in documents(text) if manifest["kind"] not in CUSTOM_KINDS]
         # The dashboard is long, and nothing that checkov knows of.
         manifests = [m for m in manifests if not m["metadata"]["name"].endswith("-dashboard")]
-        (tmp_path / f"{chart}-{values.stem}.json").write_text(json.dumps({"apiVersion": "v1", "kind": "List", "items": manifests}))
-    shutil.copy(REPO / "deploy/Dockerfile", tmp_path / "Dockerfile")
+        listed = {"apiVersion": "v1", "kind": "List", "items": manifests}
+        (tmp_path / f"{chart}-{values.stem}.json").write_text(json.dumps(listed))
+    # It does not see what an ARG stands for.
+    dockerfile = (REPO / "deploy/Dockerfile").read_text()
+    for name, image in re.findall(r"^ARG (\w+_IMAGE)=(\S+)$", dockerfile, re.M):
+        dockerfile = dockerfile.replace(f"${{{name}}}", image)
+    (tmp_path / "Dockerfile").write_text(dockerfile)
     found = checkov(tmp_path)
-    assert {kind: failed for kind, failed in found.items() if failed} == {}
     assert set(found) == {"kubernetes", "dockerfile"}
+    # The pod for `helm test` ends by itself and serves nobody: there is nothing to probe, and nobody to keep away.
+    of_tests = re.compile(r"(CKV_K8S_[89]|CKV2_K8S_6) .*: Pod\.waypost\.[a-z-]+-test ")
+    left = [line for lines in found.values() for line in lines if not of_tests.match(line)]
+    assert not left, "\n".join(left)
 
 
 def test_checkov_would_find_something(tmp_path):

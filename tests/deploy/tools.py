@@ -173,19 +173,34 @@ def secret(name: str, content: dict[str, str]) -> dict:
     return {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "data": data}
 
 
-def for_podman(manifests: list[dict], more: list[dict] = (), with_claims: bool = True) -> str:
+def for_podman(manifests: list[dict], folder: pathlib.Path, more: list[dict] = (), with_claims: bool = True) -> str:
     """What `podman play kube` takes of a rendered chart.
 
     Left out are kinds that it does not know, and of the container the ports, which it maps only on networks of its own,
-    and the probes, which it does with a `curl` in the image. The tests ask what the probes would.
+    and the probes, which it does with a `curl` in the image. The tests ask what the probes would. Secrets of chosen
+    keys it does not know either: they are written to `folder`, with the owner, the group and the mode that Kubernetes
+    would give them. `more` are Secrets that are there before the chart.
     """
-    kinds = {"ConfigMap", "Secret", "Deployment"} | ({"PersistentVolumeClaim"} if with_claims else set())
-    taken = [copy.deepcopy(manifest) for manifest in [*more, *manifests] if manifest["kind"] in kinds]
+    kinds = {"ConfigMap", "Deployment"} | ({"PersistentVolumeClaim"} if with_claims else set())
+    taken = [copy.deepcopy(manifest) for manifest in manifests if manifest["kind"] in kinds]
     taken = [manifest for manifest in taken if not manifest["metadata"]["name"].endswith("-dashboard")]
+    secrets = secret_values([*manifests, *more])
     for manifest in taken:
-        if manifest["kind"] == "Deployment":
-            manifest["spec"]["replicas"] = 1
-            for part in manifest["spec"]["template"]["spec"]["containers"]:
-                for key in ("ports", "startupProbe", "livenessProbe", "readinessProbe"):
-                    part.pop(key)
+        if manifest["kind"] != "Deployment":
+            continue
+        manifest["spec"]["replicas"] = 1
+        spec = manifest["spec"]["template"]["spec"]
+        for part in spec["containers"]:
+            for key in ("ports", "startupProbe", "livenessProbe", "readinessProbe"):
+                part.pop(key)
+        for volume in spec["volumes"]:
+            if source := volume.pop("secret", None):
+                volume["hostPath"] = {"path": str(folder / volume["name"]), "type": "Directory"}
+                (folder / volume["name"]).mkdir(exist_ok=True)
+                for item in source["items"]:
+                    file = folder / volume["name"] / item["path"]
+                    file.write_text(secrets[source["secretName"]][item["key"]])
+                    os.chown(file, 0, spec["securityContext"]["fsGroup"])
+                    file.chmod(source["defaultMode"])
+                (folder / volume["name"]).chmod(0o755)
     return yaml.safe_dump_all(taken)
