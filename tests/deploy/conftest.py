@@ -16,6 +16,18 @@ from tools import run, until
 VERSION = "0.1.0"
 
 
+def driver(folder: pathlib.Path) -> str:
+    """How images are stored: as layers over each other where the kernel can do so here, else as whole copies."""
+    trial = folder / "trial"
+    for name in ("lower", "upper", "work", "merged"):
+        (trial / name).mkdir(parents=True)
+    layers = f"lowerdir={trial}/lower,upperdir={trial}/upper,workdir={trial}/work"
+    done = run("mount", "-t", "overlay", "overlay", "-o", layers, trial / "merged", check=False)
+    if done.returncode == 0:
+        run("umount", trial / "merged")
+    return "overlay" if done.returncode == 0 else "vfs"
+
+
 class Engine:
     """podman and buildah, with a storage of their own."""
 
@@ -31,7 +43,7 @@ class Engine:
             "[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"
         )
         (folder / "storage.conf").write_text(
-            f"[storage]\ndriver = \"vfs\"\ngraphroot = \"{folder}/storage\"\nrunroot = \"{folder}/run\"\n"
+            f"[storage]\ndriver = \"{driver(folder)}\"\ngraphroot = \"{folder}/storage\"\nrunroot = \"{folder}/run\"\n"
         )
         self.environment = {
             **os.environ,
@@ -68,7 +80,14 @@ class Engine:
         self.podman("pod", "rm", "--all", "--force", "--time=0", check=False)
         self.podman("rm", "--all", "--force", "--time=0", check=False)
         self.podman("volume", "rm", "--all", "--force", check=False)
-        self.podman("secret", "rm", "--all", check=False)
+
+    def end(self) -> None:
+        """Ends everything, and removes the storage with what is mounted in it."""
+        self.clear()
+        mounts = [line.split()[1] for line in pathlib.Path("/proc/self/mounts").read_text().splitlines()]
+        for mount in sorted((m for m in mounts if m.startswith(str(self.folder))), reverse=True):
+            run("umount", "--lazy", mount, check=False)
+        shutil.rmtree(self.folder, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")
@@ -96,8 +115,7 @@ def engine(programs):
             engine.build(target, f"localhost/waypost-{target}:{VERSION}", "localhost/base:test", programs, *labels)
         yield engine
     finally:
-        engine.clear()
-        shutil.rmtree(folder, ignore_errors=True)
+        engine.end()
 
 
 @pytest.fixture

@@ -253,10 +253,15 @@ def made_up(volume: str, key: str, keys, programs) -> str:
 def busybox(engine, tmp_path_factory) -> str:
     """What stands for the image of `helm test`: busybox, beside a libc by which it can resolve names."""
     folder = tmp_path_factory.mktemp("busybox")
-    run("cp", "/bin/busybox", folder / "busybox")
-    links = " && ".join(f"ln -s busybox /usr/local/bin/{name}" for name in ("sh", "wget", "grep"))
-    text = f"FROM localhost/base:test\nCOPY busybox /usr/local/bin/busybox\nRUN {links}\n"
-    (folder / "Dockerfile").write_text(text)
+    (folder / "Dockerfile").write_text(
+        "FROM localhost/base:test AS base\n"
+        "FROM localhost/waypost-push-gateway:0.1.0\n"
+        "COPY --from=base /bin/busybox /bin/busybox\n"
+        "USER 0\n"
+        'RUN ["/bin/busybox", "--install", "-s", "/bin"]\n'
+        "USER 65532\n"
+        "ENTRYPOINT []\n"
+    )
     run(
         "buildah", "bud", "--isolation", "chroot", "--pull-never", "--tag", "localhost/busybox:1.37", folder,
         env=engine.environment,
