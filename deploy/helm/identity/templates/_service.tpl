@@ -99,6 +99,6 @@ emptyDir:
 {{- end -}}
 
 {{- define "waypost.testScript" -}}
-wget -q -T 10 -O - "$URL/_matrix/identity/versions" | grep '"versions"'
-wget -q -T 10 -O - "$URL/_matrix/identity/v2" | grep '{}'
+wget -q -O - "$URL/_matrix/identity/versions" | grep '"versions"'
+wget -q -O - "$URL/_matrix/identity/v2" | grep '{}'
 {{- end -}}

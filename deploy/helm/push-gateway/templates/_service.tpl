@@ -91,6 +91,6 @@
 {{- end -}}
 
 {{- define "waypost.testScript" -}}
-wget -q -T 10 -O - --header 'Content-Type: application/json' --post-data '{"notification":{"devices":[]}}' \
+wget -q -O - --header 'Content-Type: application/json' --post-data '{"notification":{"devices":[]}}' \
   "$URL/_matrix/push/v1/notify" | grep '"rejected"'
 {{- end -}}
