@@ -1,13 +1,6 @@
 //! Everything that requests share, built once, by `serve` and by tests.
 
-use std::{
-    fs, io,
-    io::Write as _,
-    os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _},
-    path::{Path, PathBuf},
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, ops::Deref, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
@@ -21,7 +14,7 @@ use waypost_shared::{
 
 use crate::{
     auth::TokenCache,
-    config::{Config, KeyFile},
+    config::{Config, LimitsConfig},
     delivery::{
         email::{Mailer, MailerError},
         hosted_terms::{HostedTerms, HostedTermsError},
@@ -34,34 +27,28 @@ use crate::{
         phone::Country,
         sealing::{Fingerprint, StorageKeyError, StorageKeys},
         session::SessionRules,
-        signing::{InvalidSigningKey, SigningKey, SigningKeys},
+        signing::{InvalidSigningKey, SigningKeys},
         terms::Terms,
     },
     federation::Homeservers,
     metrics::Metrics,
-    storage::{self, Store, StoreError},
+    storage::{Store, StoreError},
 };
 
 mod lookups;
+mod opening;
 
-/// The server's state; copies are cheap.
+pub(crate) use opening::{Opened, open, serve_alone};
+
+/// The server's state; copies are cheap. Reading the configuration again makes another one: who works with this goes on
+/// with it.
 pub(crate) type App = Arc<AppState>;
 
-/// See [`App`].
+/// See [`App`]: what follows from the configuration. Beside it what lasts, to which this derefs.
 pub(crate) struct AppState {
+    lasting: Arc<Lasting>,
     pub(crate) config: Config,
-    pub(crate) clock: Clock,
-    pub(crate) store: Store,
-    pub(crate) keys: StorageKeys,
     pub(crate) signing_keys: SigningKeys,
-    pub(crate) lookups: Lookups,
-    /// Told when an index is complete.
-    filled: watch::Sender<()>,
-    /// Held while indexes are filled: one after the other.
-    filling: Mutex<()>,
-    /// Told when there may be a new pepper in the database.
-    pub(crate) peppers_changed: Notify,
-    pub(crate) tokens: TokenCache,
     pub(crate) terms: Terms,
     pub(crate) hosted_terms: HostedTerms,
     /// What callers of the internal listener have to know; none: there is no such listener.
@@ -73,15 +60,38 @@ pub(crate) struct AppState {
     pub(crate) sms_countries: (Vec<Country>, Vec<Country>),
     pub(crate) templates: Templates,
     pub(crate) next_links: Vec<next_link::Pattern>,
-    pub(crate) limits: Limits,
-    pub(crate) metrics: Metrics,
+    pub(crate) limits: Arc<Limits>,
     /// As people reach the server, without a final slash.
     pub(crate) base_url: String,
     /// What homeservers may call this server in what they sign: its name, and the address that people reach it by.
     pub(crate) own_names: Vec<String>,
+}
+
+/// What lives as long as the process, whatever the configuration becomes.
+pub(crate) struct Lasting {
+    pub(crate) clock: Clock,
+    pub(crate) store: Store,
+    pub(crate) keys: StorageKeys,
+    pub(crate) lookups: Lookups,
+    /// Told when an index is complete.
+    filled: watch::Sender<()>,
+    /// Held while indexes are filled: one after the other.
+    filling: Mutex<()>,
+    /// Told when there may be a new pepper in the database.
+    pub(crate) peppers_changed: Notify,
+    pub(crate) tokens: TokenCache,
+    pub(crate) metrics: Metrics,
     /// Told when something was put into the outbox.
     pub(crate) outbox_filled: Notify,
     binding: [Mutex<()>; 64],
+}
+
+impl Deref for AppState {
+    type Target = Lasting;
+
+    fn deref(&self) -> &Lasting {
+        &self.lasting
+    }
 }
 
 /// Budgets that each replica counts for itself.
@@ -94,6 +104,20 @@ pub(crate) struct Limits {
     pub(crate) lookup_homeserver: Limiter<Arc<str>>,
     pub(crate) addresses: Limiter<Arc<str>>,
     pub(crate) addresses_homeserver: Limiter<Arc<str>>,
+}
+
+impl Limits {
+    fn new(config: &LimitsConfig) -> Self {
+        Self {
+            register: limiter(config.register_per_source),
+            lookup: limiter(config.lookup_per_account),
+            bind: limiter(config.bind_per_account),
+            unbind: limiter(config.unbind_per_source),
+            lookup_homeserver: limiter(config.lookup_per_homeserver),
+            addresses: limiter(config.addresses_per_account),
+            addresses_homeserver: limiter(config.addresses_per_homeserver),
+        }
+    }
 }
 
 /// Why the server cannot start.
@@ -166,6 +190,50 @@ impl AppState {
         if store.pepper().await?.is_none() {
             store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?;
         }
+        let lasting = Lasting {
+            tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
+            metrics: Metrics::register(registry, &clock),
+            lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
+            filled: watch::Sender::new(()),
+            filling: Mutex::new(()),
+            peppers_changed: Notify::new(),
+            outbox_filled: Notify::new(),
+            binding: std::array::from_fn(|_| Mutex::new(())),
+            clock,
+            store,
+            keys,
+        };
+        let limits = Arc::new(Limits::new(&config.limits));
+        Self::configured(Arc::new(lasting), config, signing_keys, limits)
+    }
+
+    /// The same server with another configuration, whose keys that only a start reads are passed over: those are named,
+    /// so that the operator can be told.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; this state stays good.
+    pub(crate) fn renewed(&self, mut config: Config) -> Result<(Self, Vec<&'static str>), StartError> {
+        let waiting = config.keep_what_a_start_reads(&self.config);
+        let signing_keys = opening::signing_keys(&config)?;
+        let limits = if format!("{:?}", config.limits) == format!("{:?}", self.config.limits) {
+            // Nobody gets a new budget by it.
+            self.limits.clone()
+        } else {
+            Arc::new(Limits::new(&config.limits))
+        };
+        let renewed = Self::configured(self.lasting.clone(), config, signing_keys, limits)?;
+        // Whether the terms were accepted is remembered with a token, and they may be others now.
+        self.tokens.forget_all();
+        Ok((renewed, waiting))
+    }
+
+    fn configured(
+        lasting: Arc<Lasting>,
+        config: Config,
+        signing_keys: SigningKeys,
+        limits: Arc<Limits>,
+    ) -> Result<Self, StartError> {
         let internal_secret = config.internal_secret().map_err(|error| StartError::File {
             path: "internal.secret_file".to_owned(),
             source: io::Error::other(error),
@@ -173,46 +241,22 @@ impl AppState {
         let base_url = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
         let mut policies = config.terms.policies.clone();
         let hosted_terms = HostedTerms::load(&mut policies, &base_url)?;
-
         let outbound = Outbound::new(&config.outbound)?;
-        let limits = Limits {
-            register: limiter(config.limits.register_per_source),
-            lookup: limiter(config.limits.lookup_per_account),
-            bind: limiter(config.limits.bind_per_account),
-            unbind: limiter(config.limits.unbind_per_source),
-            lookup_homeserver: limiter(config.limits.lookup_per_homeserver),
-            addresses: limiter(config.limits.addresses_per_account),
-            addresses_homeserver: limiter(config.limits.addresses_per_homeserver),
-        };
+        let patterns = config.validation.next_link_allowed.iter();
         Ok(Self {
-            homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
+            homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, lasting.clock.clone()),
             mailer: Mailer::new(&config)?,
             sms: Sms::new(&config.sms, &outbound)?,
             sms_countries: config.sms.countries(),
             templates: Templates::load(config.email.template_dir.as_deref(), &config.email.default_language)?,
-            next_links: config
-                .validation
-                .next_link_allowed
-                .iter()
-                .filter_map(|p| next_link::Pattern::parse(p))
-                .collect(),
-            tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
+            next_links: patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect(),
             terms: Terms(policies),
             hosted_terms,
             internal_secret,
             base_url,
             own_names: own_names(&config),
-            metrics: Metrics::register(registry),
-            lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
-            filled: watch::Sender::new(()),
-            filling: Mutex::new(()),
-            peppers_changed: Notify::new(),
-            outbox_filled: Notify::new(),
-            binding: std::array::from_fn(|_| Mutex::new(())),
+            lasting,
             config,
-            clock,
-            store,
-            keys,
             signing_keys,
             limits,
         })
@@ -234,44 +278,13 @@ impl AppState {
     }
 }
 
-/// The database, and the keys that belong to it.
-pub(crate) struct Opened {
-    pub(crate) keys: StorageKeys,
-    pub(crate) signing_keys: SigningKeys,
-    pub(crate) store: Store,
-}
-
-/// Opens the database, and reads or makes its keys: all that a command needs which does not serve.
-///
-/// # Errors
-///
-/// [`StartError`].
-pub(crate) async fn open(config: &Config) -> Result<Opened, StartError> {
-    make_data_dir(config)?;
-    let url = config
-        .database_url()
-        .map_err(|error| StartError::File { path: "database.url_file".to_owned(), source: io::Error::other(error) })?;
-    // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
-    let is_new = prepare_database_file(&url)?;
-    let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
-    let keys = StorageKeys::parse(&storage_key.text)
-        .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
-    let signing_keys = read_or_make(&config.signing_key_file(), is_new, SigningKey::generate)?;
-    let signing_keys = SigningKeys::parse(&signing_keys.text)
-        .map_err(|source| StartError::SigningKey { path: signing_keys.path, source })?;
-    let store = Store::open(&url, config.database.max_connections).await?;
-    if !store.belongs_to(&keys).await? {
-        return Err(StartError::OtherStorageKey(storage_key.path));
-    }
-    Ok(Opened { keys, signing_keys, store })
-}
-
 fn limiter<K: std::hash::Hash + Eq + Clone>(rate: crate::config::Rate) -> Limiter<K> {
     let budget = rate.budget();
     Limiter::new(budget.burst, budget.per)
 }
 
-fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
+/// The address that people reach the server by, without a final slash.
+pub(crate) fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
     match configured {
         Some(url) => url.as_str().trim_end_matches('/').to_owned(),
         None => format!("http://{public}"),
@@ -285,77 +298,4 @@ fn own_names(config: &Config) -> Vec<String> {
         names.push(name.trim_end_matches('/').to_owned());
     }
     names
-}
-
-/// The folder of keys is nobody else's to read.
-fn make_data_dir(config: &Config) -> Result<(), StartError> {
-    let dir = &config.identity.data_dir;
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(dir)
-        .map_err(|source| StartError::File { path: dir.display().to_string(), source })
-}
-
-/// Holds an SQLite database for this process: a second server on it would follow the first one's changes late, and both
-/// would do the work of the one writer. Commands may work on it meanwhile.
-///
-/// # Errors
-///
-/// [`StartError::Served`] when another process serves it.
-pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, StartError> {
-    make_data_dir(config)?;
-    let Some(mut path) = config.database_url().ok().as_deref().and_then(storage::sqlite_file) else { return Ok(None) };
-    path.as_mut_os_string().push(".lock");
-    let failed = |source| StartError::File { path: path.display().to_string(), source };
-    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Served),
-        Err(fs::TryLockError::Error(source)) => Err(failed(source)),
-    }
-}
-
-/// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get
-/// the same permissions.
-fn prepare_database_file(url: &str) -> Result<bool, StartError> {
-    let Some(path) = storage::sqlite_file(url) else { return Ok(false) };
-    let failed = |source| StartError::File { path: path.display().to_string(), source };
-    let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
-    Ok(file.metadata().map_err(failed)?.len() == 0)
-}
-
-struct KeyText {
-    path: String,
-    text: zeroize::Zeroizing<String>,
-}
-
-/// Reads a key file; makes it if it is not there, the operator did not name it, and the database is new.
-fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, StartError> {
-    let path = file.path.display().to_string();
-    let failed = |source| StartError::File { path: path.clone(), source };
-    let text = match fs::read_to_string(&file.path) {
-        Ok(text) => text.into(),
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured && is_new => {
-            let text = make();
-            write_new(&file.path, text.as_bytes()).map_err(failed)?;
-            tracing::info!(file = %path, "made a new key: back it up");
-            text
-        }
-        Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured => {
-            return Err(StartError::LostKey(path));
-        }
-        Err(error) => return Err(failed(error)),
-    };
-    Ok(KeyText { path, text })
-}
-
-/// Writes a file that was not there, completely or not at all, readable by its owner alone.
-fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
-    let mut unfinished = PathBuf::from(path);
-    unfinished.as_mut_os_string().push(".new");
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-    file.write_all(content)?;
-    file.sync_all()?;
-    fs::rename(&unfinished, path)
 }

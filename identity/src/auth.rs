@@ -130,13 +130,17 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
     Ok(account)
 }
 
-/// The account of the request's token, whose owner accepted the terms.
+/// The account of the request's token, whose owner is of a homeserver that is allowed and accepted the terms.
 ///
 /// # Errors
 ///
-/// [`ApiError::Unauthorized`], [`ApiError::TermsNotSigned`], or the database failed.
+/// [`ApiError::Unauthorized`], [`ApiError::HomeserverNotAllowed`], [`ApiError::TermsNotSigned`], or the database failed.
 pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Result<Account, ApiError> {
     let account = account(app, request).await?;
+    // A homeserver that the operator took off the list has users with tokens, which live for a year.
+    if !app.config.homeservers.allows(&account.homeserver) {
+        return Err(ApiError::HomeserverNotAllowed);
+    }
     if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
 }
 

@@ -3,32 +3,27 @@
 use std::{
     path::PathBuf,
     process::ExitCode,
-    sync::Arc,
     time::{Duration, UNIX_EPOCH},
 };
 
-use clap::{Parser, Subcommand};
-use prometheus_client::registry::Registry;
+use clap::{CommandFactory as _, Parser, Subcommand};
 use waypost_shared::{
-    clock::Clock,
+    command_line::{self, Shell},
     config_file::CONFIG_VARIABLE,
-    health::{self, Operations, Readiness},
-    serve::{self, Stop},
     telemetry,
 };
 
 use crate::{
-    app::{self, AppState},
     config::{Config, EmailTransport, sms::SmsTransport},
     domain::{sealing::StorageKeys, signing::SigningKey},
-    jobs,
-    routes::{internal_routes, routes},
 };
 
 mod association;
+mod doctor;
 mod invites;
 mod outbox;
 mod pepper;
+mod serve;
 
 /// Exit code of a wrong configuration; clap uses the same for a wrong command line.
 const WRONG_CONFIGURATION: u8 = 2;
@@ -50,10 +45,14 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or Ctrl-C.
+    /// Serve until SIGTERM or Ctrl-C. SIGHUP reads the configuration again.
     Serve,
+    /// Ask the server that runs with this configuration whether it is ready; for health checks of containers.
+    Health,
     /// Read the configuration, say what is wrong with it or what it means, and stop.
     CheckConfig,
+    /// Try what the server will need, say for each failure what to change, and change nothing.
+    Doctor,
     /// Look at and take back invites that wait for their address to be bound.
     Invites {
         #[command(subcommand)]
@@ -79,6 +78,18 @@ enum Command {
         #[command(subcommand)]
         command: association::AssociationCommand,
     },
+    /// Print a configuration file with every key at its default.
+    SampleConfig,
+    /// Print what makes a shell complete this program's command line.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write a man page for this program and for each of its commands.
+    Man {
+        /// The folder to write them into.
+        folder: PathBuf,
+    },
 }
 
 #[derive(Debug, Subcommand)]
@@ -91,13 +102,20 @@ enum KeyKind {
 
 /// Does what the command line says.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
-    if let Command::Keys { kind } = &cli.command {
-        match kind {
-            KeyKind::Storage => print!("{}", *StorageKeys::generate()),
-            KeyKind::Signing => print!("{}", *SigningKey::generate()),
+    match &cli.command {
+        Command::Keys { kind: KeyKind::Storage } => print!("{}", *StorageKeys::generate()),
+        Command::Keys { kind: KeyKind::Signing } => print!("{}", *SigningKey::generate()),
+        Command::SampleConfig => print!("{}", include_str!("../config.sample.toml")),
+        Command::Completions { shell } => command_line::completions(Cli::command(), *shell),
+        Command::Man { folder } => {
+            return finished(command_line::man_pages(Cli::command(), folder).map_err(Into::into));
         }
-        return ExitCode::SUCCESS;
+        _ => return Box::pin(with_configuration(cli)).await,
     }
+    ExitCode::SUCCESS
+}
+
+async fn with_configuration(cli: Cli) -> ExitCode {
     let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
     let config = match Config::load(path.as_deref()) {
         Ok(loaded) => loaded.config,
@@ -111,13 +129,19 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
             check_config(&config);
             ExitCode::SUCCESS
         }
+        Command::Doctor => Box::pin(doctor::run(&config, path.as_deref())).await,
         Command::Invites { action } => finished(invites::run(&config, action).await),
         Command::Outbox { action } => finished(outbox::run(&config, action).await),
         Command::Pepper { command } => finished(pepper::run(&config, command).await),
         Command::Association { command } => finished(association::run(&config, command).await),
-        Command::Serve | Command::Keys { .. } => {
+        Command::Health => finished(command_line::health(config.listen.operations).await.map_err(Into::into)),
+        Command::Serve
+        | Command::Keys { .. }
+        | Command::SampleConfig
+        | Command::Completions { .. }
+        | Command::Man { .. } => {
             telemetry::init(&config.log);
-            match serve(config).await {
+            match serve::serve(config, path).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!(%error, causes = waypost_shared::http::causes(&*error), "cannot serve");
@@ -179,79 +203,4 @@ fn check_config(config: &Config) {
     println!("  storage keys     {}", config.storage_key_file().path.display());
     println!("  signing key      {}", config.signing_key_file().path.display());
     println!("  policies         {}", if policies.is_empty() { "none".to_owned() } else { policies.join(", ") });
-}
-
-async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
-    let stop = Stop::on_signals()?;
-    let readiness = Readiness::default();
-    let mut registry = Registry::default();
-    let operations_listener = serve::bind(&config.listen.operations.to_string()).await?;
-    let public_listener = serve::bind(&config.listen.public.to_string()).await?;
-    let internal_listener = match config.listen.internal {
-        Some(address) => Some(serve::bind(&address.to_string()).await?),
-        None => None,
-    };
-    let (public, operations) = (public_listener.local_addr()?, operations_listener.local_addr()?);
-    let mut config = config;
-    // Port 0 became a real one, which links in mails need.
-    config.listen.public = public;
-    let server = config.server.clone();
-
-    let _alone = app::serve_alone(&config)?;
-    let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
-    let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
-    // Health and metrics are there until the end, and say "not ready" from the first moment of stopping.
-    let (stop_operations, operations_stop) = Stop::manual();
-    let serving_operations = {
-        let server = server.clone();
-        tokio::spawn(async move {
-            serve::serve(operations_listener, health::routes(), shown, &server, None, operations_stop).await
-        })
-    };
-    tokio::spawn({
-        let (readiness, stop) = (readiness.clone(), stop.clone());
-        async move {
-            stop.requested().await;
-            readiness.set(false);
-        }
-    });
-    let seen = app.load_index().await?;
-    let jobs = [
-        tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
-        tokio::spawn(jobs::peppers::keep_up(app.clone(), stop.clone())),
-        tokio::spawn(jobs::clean(app.clone(), stop.clone())),
-        tokio::spawn(jobs::outbox::deliver(app.clone(), stop.clone())),
-    ];
-    let serving_internal = match internal_listener {
-        Some(listener) => {
-            let internal = listener.local_addr()?;
-            tracing::info!(%internal, "listening internally");
-            let (app, server, stop) = (app.clone(), server.clone(), stop.clone());
-            Some(tokio::spawn(async move { serve::serve(listener, internal_routes(), app, &server, None, stop).await }))
-        }
-        None => None,
-    };
-    readiness.set(true);
-    tracing::info!(%public, %operations, associations = app.lookups.len(), "listening");
-    serve::serve(
-        public_listener,
-        routes(app.config.v1.mode),
-        app.clone(),
-        &server,
-        Some(app.metrics.http.clone()),
-        stop,
-    )
-    .await?;
-
-    for job in jobs {
-        job.await?;
-    }
-    if let Some(serving) = serving_internal {
-        serving.await??;
-    }
-    stop_operations.send_replace(true);
-    serving_operations.await??;
-    app.store.close().await;
-    tracing::info!("stopped");
-    Ok(())
 }

@@ -340,7 +340,7 @@ pub(crate) struct TermsConfig {
     pub(crate) policies: BTreeMap<String, Policy>,
 }
 
-/// Whose users may register.
+/// Whose users may use this server.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HomeserversConfig {
@@ -349,6 +349,18 @@ pub(crate) struct HomeserversConfig {
     /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS is still for the name.
     /// Default none.
     pub(crate) overrides: BTreeMap<String, String>,
+}
+
+impl HomeserversConfig {
+    /// Whether users of `server_name` may use this server.
+    pub(crate) fn allows(&self, server_name: &str) -> bool {
+        self.allow.is_empty() || self.allow.iter().any(|name| name == server_name)
+    }
+
+    /// The same, of a Matrix id; what has no server is nobody's.
+    pub(crate) fn allows_user(&self, mxid: &str) -> bool {
+        mxid.split_once(':').is_some_and(|(_, server_name)| self.allows(server_name))
+    }
 }
 
 /// How much is too much. A burst of 0 is no limit.
@@ -536,8 +548,12 @@ impl Config {
             }
             Ok(_) => {}
         }
-        if let Err(error) = self.smtp_password() {
-            problem(&error.key("email.smtp_password"), error.to_string());
+        match self.smtp_password() {
+            Err(error) => problem(&error.key("email.smtp_password"), error.to_string()),
+            Ok(None) if self.email.smtp_username.is_some() => {
+                problem("email.smtp_username", "needs smtp_password, or smtp_password_file".to_owned());
+            }
+            Ok(_) => {}
         }
         if self.email.from.parse::<lettre::message::Mailbox>().is_err() {
             problem("email.from", "must be a sender, such as \"Example <noreply@example.com>\"".to_owned());
@@ -550,6 +566,15 @@ impl Config {
         }
         for (key, text) in self.sms.problems().into_iter().chain(delivery::sms::problems(&self.sms)) {
             problem(&format!("sms.{key}"), text);
+        }
+        if self.validation.session_lifetime_secs == 0 {
+            problem("validation.session_lifetime_secs", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.validation.max_attempts == 0 {
+            problem("validation.max_attempts", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.lookup.max_addresses == 0 {
+            problem("lookup.max_addresses", "must be at least 1, or nobody could be found".to_owned());
         }
         for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
             if crate::domain::next_link::Pattern::parse(pattern).is_none() {
@@ -586,6 +611,9 @@ impl Config {
             for (language, text) in &policy.languages {
                 let key = format!("terms.policies.{id}.languages.{language}");
                 let shown_here = text.file.is_some() && text.url.is_empty();
+                if language == "version" {
+                    problem(&key, "is no language: the version has that name in the list of policies".to_owned());
+                }
                 if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
                     problem(&key, "needs a name, and a URL or a file".to_owned());
                 }
@@ -608,6 +636,14 @@ impl Config {
         }
         if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
             problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
+        }
+        for (number, name) in self.homeservers.allow.iter().enumerate() {
+            if ServerName::parse(name).is_err() {
+                problem(
+                    &format!("homeservers.allow.{number}"),
+                    "must be a server name, such as \"example.com\"".to_owned(),
+                );
+            }
         }
         for (name, target) in &self.homeservers.overrides {
             let known = ServerName::parse(name).is_ok();
@@ -651,6 +687,58 @@ impl Config {
         problems.extend(self.server.problems(source));
         problems.extend(self.outbound.problems(source));
         problems
+    }
+
+    /// Takes from the configuration `before` what only a start reads, and names what is another one here.
+    pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
+        let mut waiting = Vec::new();
+        macro_rules! keep {
+            ($($name:literal: $($field:ident).+),* $(,)?) => {
+                $(if format!("{:?}", self.$($field).+) != format!("{:?}", before.$($field).+) {
+                    waiting.push($name);
+                }
+                self.$($field).+.clone_from(&before.$($field).+);)*
+            };
+        }
+        // What `listen.public` became at the start, port 0 among others, is in `before` and in no file.
+        if self.listen.public.port() != 0 && self.listen.public != before.listen.public {
+            waiting.push("listen.public");
+        }
+        self.listen.public = before.listen.public;
+        if self.database_url().ok() != before.database_url().ok() {
+            waiting.push("database.url");
+        }
+        self.database.url.clone_from(&before.database.url);
+        self.database.url_file.clone_from(&before.database.url_file);
+        keep! {
+            "listen.operations": listen.operations,
+            "listen.internal": listen.internal,
+            "[server]": server,
+            "database.max_connections": database.max_connections,
+            "identity.server_name": identity.server_name,
+            "identity.data_dir": identity.data_dir,
+            "keys.storage_key_file": keys.storage_key_file,
+            "tokens.cache_secs": tokens.cache_secs,
+            "lookup.previous_pepper_secs": lookup.previous_pepper_secs,
+            "v1.mode": v1.mode,
+            "log.format": log.format,
+        }
+        waiting
+    }
+
+    /// The files with secrets that may be swapped while the server runs: when one of them is another one, the
+    /// configuration is read again.
+    pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
+        let files = [
+            &self.email.smtp_password_file,
+            &self.sms.password_file,
+            &self.internal.secret_file,
+            &self.outbound.proxy_url_file,
+            &self.outbound.extra_ca_file,
+        ];
+        let headers = self.sms.http.header_files.values();
+        let files = files.into_iter().flatten().chain(headers).cloned();
+        files.chain([self.signing_key_file().path]).collect()
     }
 
     /// The database's URL; SQLite in the data folder when none is configured.
@@ -813,6 +901,31 @@ mod tests {
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
                 "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",
+            ),
+            (
+                "[homeservers]\nallow = ['hs.test', 'https://hs.test']",
+                "waypost.toml:2: homeservers.allow.1: must be a server name, such as \"example.com\"",
+            ),
+            (
+                "[validation]\nsession_lifetime_secs = 0",
+                "waypost.toml:2: validation.session_lifetime_secs: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[validation]\nmax_attempts = 0",
+                "waypost.toml:2: validation.max_attempts: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[lookup]\nmax_addresses = 0",
+                "waypost.toml:2: lookup.max_addresses: must be at least 1, or nobody could be found",
+            ),
+            (
+                "[email]\nsmtp_username = 'waypost'",
+                "waypost.toml:2: email.smtp_username: needs smtp_password, or smtp_password_file",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.version = { name = 'A', url = 'https://a' }",
+                "waypost.toml:3: terms.policies.privacy.languages.version: is no language: the version has that name in \
+                 the list of policies",
             ),
             ("[server]\nmax_connections = 0", "waypost.toml:2: server.max_connections: must be 1 to 1000000"),
             (

@@ -37,7 +37,7 @@ pub(crate) enum ApiError {
     #[error("Only homeservers that this server's operator has listed may call this")]
     CallerNotListed,
     /// The user's homeserver is not on the list.
-    #[error("Users of that homeserver cannot register here")]
+    #[error("Users of that homeserver cannot use this server")]
     HomeserverNotAllowed,
     /// The homeserver could not be asked, or answered what it should not.
     #[error("{0}")]

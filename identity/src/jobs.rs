@@ -4,7 +4,7 @@ pub(crate) mod outbox;
 
 use std::time::Duration;
 
-use waypost_shared::{random, serve::Stop};
+use waypost_shared::{current::Current, random, serve::Stop};
 
 use crate::{
     app::App,
@@ -94,7 +94,7 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
 }
 
 /// Removes expired sessions and invites, unused tokens and all else that is over, until `stop`.
-pub(crate) async fn clean(app: App, stop: Stop) {
+pub(crate) async fn clean(current: Current<App>, stop: Stop) {
     // Soon after the start, since some services are restarted often; not all replicas at once.
     let mut wait = Duration::from_secs(random::below(60));
     loop {
@@ -103,7 +103,7 @@ pub(crate) async fn clean(app: App, stop: Stop) {
             () = stop.requested() => return,
         }
         wait = CLEAN_EVERY;
-        if let Err(error) = clean_once(&app).await {
+        if let Err(error) = clean_once(&current.get()).await {
             tracing::warn!(error = %waypost_shared::http::causes(&error), "what is over could not be removed; it will be tried again");
         }
     }
@@ -139,10 +139,11 @@ pub(crate) mod tests {
     use std::{path::PathBuf, sync::Arc};
 
     use prometheus_client::registry::Registry;
-    use waypost_shared::clock::Clock;
+    use waypost_shared::{clock::Clock, params::Params};
 
     use super::*;
     use crate::{
+        api::validation::{Charge, Wanted, email},
         app::AppState,
         config::Config,
         domain::{association::Association, peppered::Pepper, threepid::Threepid},
@@ -158,6 +159,62 @@ pub(crate) mod tests {
         let app = Arc::new(AppState::build(config, clock.clone(), &mut Registry::default()).await.unwrap());
         app.load_index().await.unwrap();
         (app, clock, folder)
+    }
+
+    #[tokio::test]
+    async fn unused_tokens_end_and_are_removed_in_batches() {
+        let (app, clock, folder) = app(|config| config.tokens.unused_days = 10).await;
+        let hash = |number: i64| app.keys.token_hash(&format!("token{number}"));
+        for number in 0..=CLEAN_BATCH {
+            app.store.add_token("@alice:hs.test", &hash(number), clock.now_ms()).await.unwrap();
+        }
+        let day = Duration::from_secs(24 * 60 * 60);
+        let known = async |number: i64, now_ms: i64| {
+            app.store.token(&hash(number), now_ms - 10 * 24 * 60 * 60 * 1000).await.unwrap().is_some()
+        };
+        clock.advance(5 * day);
+        app.store.touch_token(&hash(0), clock.now_ms()).await.unwrap();
+        clock.advance(5 * day);
+        clean_once(&app).await.unwrap();
+        assert!(known(0, clock.now_ms()).await && known(1, clock.now_ms()).await);
+
+        clock.advance(Duration::from_millis(1));
+        assert!(!known(1, clock.now_ms()).await, "over, whether or not its row was removed");
+        clean_once(&app).await.unwrap();
+        for number in 1..=CLEAN_BATCH {
+            assert!(app.store.token(&hash(number), 0).await.unwrap().is_none(), "{number}");
+        }
+        assert!(known(0, clock.now_ms()).await, "used meanwhile");
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn sessions_are_removed_when_they_are_over_and_budgets_stay_until_they_are_full() {
+        let (app, clock, folder) = app(|_| {}).await;
+        let ask = async |address: &str| {
+            let object = serde_json::json!({"client_secret": "secret", "email": address, "send_attempt": 1});
+            let params = Params::new(object.as_object().unwrap().clone());
+            email::request_token(&app, params, Charge::default(), Wanted::default()).await.unwrap()
+        };
+        let known = async |sid: &str| app.store.session(&app.keys, sid).await.unwrap().is_some();
+        let first = ask("alice@hs.test").await;
+        clock.advance(Duration::from_millis(1));
+        let second = ask("bob@hs.test").await;
+
+        // A day to be proven in, and another one in which it is said to be too old.
+        clock.advance(Duration::from_secs(2 * 24 * 60 * 60));
+        clean_once(&app).await.unwrap();
+        assert!(!known(&first).await && known(&second).await);
+        let rule = app.config.limits.mail_per_address.budget();
+        let fingerprint = app.keys.fingerprint(&Threepid::email("alice@hs.test").unwrap());
+        for _ in 0..rule.burst {
+            app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().unwrap();
+        }
+        clean_once(&app).await.unwrap();
+        assert!(app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().is_err());
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]

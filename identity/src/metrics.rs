@@ -5,7 +5,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
-use waypost_shared::metrics::HttpMetrics;
+use waypost_shared::{
+    clock::Clock,
+    metrics::{HttpMetrics, ReloadMetrics},
+    process_metrics,
+};
 
 /// How a mail or a text message ended.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -30,6 +34,18 @@ pub(crate) enum Onbind {
     Dead,
 }
 
+impl Onbind {
+    const ALL: [Self; 3] = [Self::Delivered, Self::Failed, Self::Dead];
+
+    fn label(self) -> &'static str {
+        match self {
+            Self::Delivered => "delivered",
+            Self::Failed => "failed",
+            Self::Dead => "dead",
+        }
+    }
+}
+
 /// What is removed when it is over.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub(crate) enum Rows {
@@ -50,6 +66,9 @@ pub(crate) enum Rows {
 }
 
 impl Rows {
+    const ALL: [Self; 7] =
+        [Self::Sessions, Self::Tokens, Self::Budgets, Self::Unbound, Self::Invites, Self::Outbox, Self::Peppers];
+
     fn name(self) -> &'static str {
         match self {
             Self::Sessions => "validation_sessions",
@@ -73,6 +92,8 @@ struct RowsLabels {
 pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
+    /// Readings of the configuration.
+    pub(crate) reloads: ReloadMetrics,
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
@@ -96,11 +117,13 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_identity_`.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    /// Registers all of them, with the prefix `waypost_identity_`, and those of the process.
+    pub(crate) fn register(registry: &mut Registry, clock: &Clock) -> Self {
+        process_metrics::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_identity");
         let metrics = Self {
             http: HttpMetrics::register(registry),
+            reloads: ReloadMetrics::register(registry),
             mails: Family::default(),
             sms: Family::default(),
             removed: Family::default(),
@@ -114,6 +137,7 @@ impl Metrics {
             outbox_dead: Gauge::default(),
             onbinds: Family::default(),
         };
+        metrics.start_at_zero();
         registry.register("mails", "Mails by how they ended", metrics.mails.clone());
         registry.register("sms", "Text messages by how they ended", metrics.sms.clone());
         registry.register("rows_removed", "Rows that were over and were removed", metrics.removed.clone());
@@ -129,14 +153,24 @@ impl Metrics {
         metrics
     }
 
+    /// Makes every counter whose labels are known. One that came into being with its first failure would hide it:
+    /// Prometheus sees an increase only from a number that was there before.
+    fn start_at_zero(&self) {
+        for outcome in ["sent", "failed"] {
+            drop(self.mails.get_or_create(&MailLabels { outcome }));
+            drop(self.sms.get_or_create(&MailLabels { outcome }));
+        }
+        for outcome in Onbind::ALL {
+            drop(self.onbinds.get_or_create(&OnbindLabels { outcome: outcome.label() }));
+        }
+        for rows in Rows::ALL {
+            drop(self.removed.get_or_create(&RowsLabels { table: rows.name() }));
+        }
+    }
+
     /// Counts a try to tell a homeserver of a binding.
     pub(crate) fn onbind(&self, outcome: Onbind) {
-        let outcome = match outcome {
-            Onbind::Delivered => "delivered",
-            Onbind::Failed => "failed",
-            Onbind::Dead => "dead",
-        };
-        self.onbinds.get_or_create(&OnbindLabels { outcome }).inc();
+        self.onbinds.get_or_create(&OnbindLabels { outcome: outcome.label() }).inc();
     }
 
     /// Counts a mail.

@@ -80,6 +80,7 @@ fn v1_full_routes(router: Router<App>) -> Router<App> {
 /// The table of the internal listener, for programs of the operator's own.
 pub(crate) fn internal_routes() -> Router<App> {
     Router::new()
+        .private()
         .post("/_matrix/identity/internal/bind", internal::bind)
         .post("/_matrix/identity/internal/unbind", internal::unbind)
         .post("/_matrix/identity/internal/erase", internal::erase)

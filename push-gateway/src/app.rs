@@ -1,20 +1,21 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
 use std::{
+    fmt,
     hash::{BuildHasher as _, RandomState},
     net::IpAddr,
+    path::PathBuf,
     sync::Arc,
     time::Duration,
 };
 
 use prometheus_client::registry::Registry;
-use tokio::sync::Semaphore;
 use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
-    metrics::HttpMetrics,
     rate_limit::{Limiter, source_key},
+    telemetry::LogLevel,
 };
 
 use crate::{
@@ -26,6 +27,7 @@ use crate::{
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
+    in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
     provider::{Provider, Shared},
     redis::Redis,
@@ -53,13 +55,13 @@ pub(crate) enum StartError {
     Outbound(#[from] OutboundError),
 }
 
-/// The gateway.
+/// The gateway with its configuration. Reading that again makes another one, with the same memory and metrics.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: NotifyConfig,
     pub(crate) seen: Arc<Seen>,
-    pub(crate) limits: Limits,
-    pub(crate) http: HttpMetrics,
+    pub(crate) limits: Arc<Limits>,
+    pub(crate) metrics: Metrics,
     /// Counts the pushes that no entry takes.
     pub(crate) unmatched: AppMetrics,
     /// Lets a line through to the log for a push that no entry takes.
@@ -67,6 +69,9 @@ pub(crate) struct App {
     entries: ByGlob<Entry>,
     /// A line for each app, for people.
     lines: Vec<String>,
+    clock: Clock,
+    /// All of the configuration, to compare another one with.
+    whole: Config,
 }
 
 /// One configured app.
@@ -77,9 +82,9 @@ pub(crate) struct Entry {
     pub(crate) content: Content,
     pub(crate) provider: Provider,
     /// Whether its dead pushkeys can be believed.
-    pub(crate) hold: Hold,
-    /// One for each push that may be under way.
-    pub(crate) in_flight: Semaphore,
+    pub(crate) hold: Arc<Hold>,
+    /// The pushes that are under way.
+    pub(crate) in_flight: InFlight,
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
@@ -140,36 +145,59 @@ impl App {
         let Loaded { config, source } = loaded;
         let apps = config.validate(source)?;
         let outbound = Outbound::new(&config.outbound)?;
-        let metrics = Metrics::register(registry);
+        let metrics = Metrics::register(registry, &clock);
         let replicas = config.seen.replicas(source)?.map(|replicas| {
             let up = Metrics::register_shared_memory(registry);
             let redis = Redis::new(replicas.address, outbound.clone(), up);
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
+        let seen = Arc::new(Seen::new(&config.seen, clock.clone(), replicas));
+        Self::configured(loaded, apps, outbound, Parts { clock, metrics, seen, before: None })
+    }
+
+    /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
+    /// named, so that the operator can be told.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; this one stays good.
+    pub(crate) fn renewed(&self, mut loaded: Loaded<Config>) -> Result<(Arc<Self>, Vec<&'static str>), StartError> {
+        let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
+        let apps = loaded.config.validate(&loaded.source)?;
+        let outbound = Outbound::new(&loaded.config.outbound)?;
+        let (clock, metrics, seen) = (self.clock.clone(), self.metrics.clone(), self.seen.clone());
+        let renewed = Self::configured(&loaded, apps, outbound, Parts { clock, metrics, seen, before: Some(self) })?;
+        Ok((renewed, waiting))
+    }
+
+    fn configured(
+        loaded: &Loaded<Config>,
+        apps: Vec<AppConfig>,
+        outbound: Outbound,
+        parts: Parts<'_>,
+    ) -> Result<Arc<Self>, StartError> {
+        let Parts { clock, metrics, seen, before } = parts;
+        let config = &loaded.config;
         let mut shared = Shared::new(outbound, clock.clone());
-        let (mut entries, mut errors, mut lines) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for app in apps {
             lines.push(line(&app));
             let AppConfig { position, id, content, max_in_flight, provider } = app;
             let name = provider.name();
-            let counters = metrics.of_app(&id, name);
             let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
-            if let Some(at_ms) = expires_at_ms {
-                metrics.certificate_expires(&id, name, at_ms);
-                warn_of_expiry(&id, at_ms - clock.now_ms());
-            }
+            expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
             match Provider::new(provider, &mut shared) {
                 Ok(provider) => {
                     let entry = Entry {
-                        id: id.clone(),
                         content,
                         provider,
-                        hold: Hold::new(&config.hold, clock.clone()),
-                        in_flight: Semaphore::new(max_in_flight),
+                        hold: hold(before, config, &id, &clock),
+                        in_flight: InFlight::new(max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
-                        metrics: counters,
+                        metrics: metrics.of_app(&id, name),
                         expires_at_ms,
                         budget: limiter(config.limits.per_app),
+                        id: id.clone(),
                     };
                     entries.push((id, entry));
                 }
@@ -179,16 +207,32 @@ impl App {
         if !errors.is_empty() {
             return Err(ConfigError::merge(errors).into());
         }
+        metrics.certificates_expire(&expiries);
+        for (app, _, at_ms) in &expiries {
+            warn_of_expiry(app, at_ms - clock.now_ms());
+        }
         Ok(Arc::new(Self {
             config: config.notify.clone(),
-            seen: Arc::new(Seen::new(&config.seen, clock, replicas)),
-            limits: Limits::new(&config.limits, metrics.of_limits()),
+            seen,
+            limits: limits(before, config, &metrics),
             unmatched: metrics.of_unmatched(),
+            metrics,
             unknown_apps: Limiter::new(UNKNOWN_APPS_LOGGED.0, UNKNOWN_APPS_LOGGED.1),
-            http: metrics.http,
             entries: ByGlob::new(entries),
             lines,
+            clock,
+            whole: config.clone(),
         }))
+    }
+
+    /// The secret files of the configuration: when one of them is another one, the configuration is read again.
+    pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
+        self.whole.secret_files()
+    }
+
+    /// What is logged.
+    pub(crate) fn log_level(&self) -> LogLevel {
+        self.whole.log.level
     }
 
     /// The entry for an `app_id`: the exact one, else the longest pattern that matches.
@@ -223,6 +267,33 @@ impl App {
         }
         text
     }
+}
+
+/// What a gateway is made of beside its configuration.
+struct Parts<'a> {
+    clock: Clock,
+    metrics: Metrics,
+    seen: Arc<Seen>,
+    /// The gateway whose place it takes.
+    before: Option<&'a App>,
+}
+
+/// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
+fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<Hold> {
+    let same = before.filter(|before| same(&before.whole.hold, &config.hold));
+    let known = same.and_then(|before| before.entries.iter().find(|entry| entry.id == id));
+    known.map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
+}
+
+/// The budgets as they are used up; nobody gets new ones by a new configuration, unless it changes them.
+fn limits(before: Option<&App>, config: &Config, metrics: &Metrics) -> Arc<Limits> {
+    let known = before.filter(|before| same(&before.whole.limits, &config.limits));
+    known.map_or_else(|| Arc::new(Limits::new(&config.limits, metrics.of_limits())), |before| before.limits.clone())
+}
+
+/// Whether two parts of configurations say the same.
+fn same(one: &impl fmt::Debug, other: &impl fmt::Debug) -> bool {
+    format!("{one:?}") == format!("{other:?}")
 }
 
 /// The chain of certificates that an app shows, if it does.

@@ -2,18 +2,22 @@
 
 mod doctor;
 mod send_test;
+mod serve;
 
-use std::{io, path::PathBuf, process::ExitCode, sync::Arc};
+use std::{
+    io,
+    path::{Path, PathBuf},
+    process::ExitCode,
+};
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
-    config_file::{self, CONFIG_VARIABLE, Loaded},
-    health::{self, Operations, Readiness},
+    command_line::{self, Shell, Unhealthy},
+    config_file::{self, CONFIG_VARIABLE, ConfigError, Loaded},
     http::causes,
     secret::ExposeSecret as _,
-    serve::{self, Stop},
     telemetry,
 };
 
@@ -21,7 +25,6 @@ use crate::{
     app::{App, StartError},
     config::Config,
     jwt::Es256Key,
-    routes,
 };
 
 /// A Matrix push gateway: APNs, FCM, web push and UnifiedPush.
@@ -37,8 +40,10 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Take notifications and pass them on, until SIGTERM or SIGINT.
+    /// Take notifications and pass them on, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
     Serve,
+    /// Ask the gateway that runs with this configuration whether it is ready; for health checks of containers.
+    Health,
     /// Read the configuration and all files that it names, and say what was understood.
     CheckConfig,
     /// Try each app's credentials, and say for each that does not work what to change.
@@ -47,6 +52,18 @@ enum Command {
     SendTest(send_test::Options),
     /// Make a VAPID key: the file for `vapid_key_file` on standard output, its public half on standard error.
     Vapid,
+    /// Print a configuration file with every key at its default.
+    SampleConfig,
+    /// Print what makes a shell complete this program's command line.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write a man page for this program and for each of its commands.
+    Man {
+        /// The folder to write them into.
+        folder: PathBuf,
+    },
 }
 
 /// Why the process ends without success.
@@ -67,6 +84,9 @@ pub(crate) enum RunError {
     /// `send-test` did not get through.
     #[error("the push was not delivered")]
     Undelivered,
+    /// `health` asked.
+    #[error(transparent)]
+    Health(#[from] Unhealthy),
     /// The machine gives no randomness.
     #[error("no key could be made")]
     NoKey,
@@ -77,7 +97,7 @@ impl RunError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Start(_) | Self::Usage(_) => ExitCode::from(2),
-            Self::Io(_) | Self::Unhealthy(_) | Self::Undelivered | Self::NoKey => ExitCode::FAILURE,
+            Self::Io(_) | Self::Unhealthy(_) | Self::Undelivered | Self::Health(_) | Self::NoKey => ExitCode::FAILURE,
         }
     }
 
@@ -92,27 +112,48 @@ impl RunError {
 
 /// Does what the command line asks.
 pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
-    if matches!(cli.command, Command::Vapid) {
-        return vapid();
+    match &cli.command {
+        Command::Vapid => vapid(),
+        Command::SampleConfig => {
+            print!("{}", include_str!("../config.sample.toml"));
+            Ok(())
+        }
+        Command::Completions { shell } => {
+            command_line::completions(Cli::command(), *shell);
+            Ok(())
+        }
+        Command::Man { folder } => Ok(command_line::man_pages(Cli::command(), folder)?),
+        _ => Box::pin(with_configuration(cli)).await,
     }
+}
+
+async fn with_configuration(cli: Cli) -> Result<(), RunError> {
     let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
-    // Variables that are not text are none of ours.
-    let environment =
-        std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)));
-    let loaded: Loaded<Config> = config_file::load(path.as_deref(), environment).map_err(StartError::from)?;
+    let loaded = load(path.as_deref()).map_err(StartError::from)?;
+    if matches!(cli.command, Command::Health) {
+        return Ok(command_line::health(loaded.config.listen.operations).await?);
+    }
     telemetry::init(&loaded.config.log);
     let mut registry = Registry::default();
     let app = App::new(&loaded, &mut registry, Clock::System)?;
     match cli.command {
-        Command::Serve => serve(&loaded.config, app, registry).await,
-        Command::CheckConfig => {
+        Command::Serve => serve::run(&loaded.config, app, registry, path).await,
+        Command::Doctor => doctor::run(&app, &Clock::System).await,
+        Command::SendTest(options) => send_test::run(&app, &options).await,
+        Command::CheckConfig
+        | Command::Health
+        | Command::Vapid
+        | Command::SampleConfig
+        | Command::Completions { .. }
+        | Command::Man { .. } => {
             println!("{}", app.summary(&loaded.config));
             Ok(())
         }
-        Command::Doctor => doctor::run(&app, &Clock::System).await,
-        Command::SendTest(options) => send_test::run(&app, &options).await,
-        Command::Vapid => vapid(),
     }
+}
+
+fn load(path: Option<&Path>) -> Result<Loaded<Config>, ConfigError> {
+    config_file::load(path, config_file::environment())
 }
 
 /// Standard output is the file, so that `vapid > vapid.pem` makes one.
@@ -120,34 +161,5 @@ fn vapid() -> Result<(), RunError> {
     let (key, pem) = Es256Key::generate().map_err(|_| RunError::NoKey)?;
     print!("{}", pem.expose_secret());
     eprintln!("applicationServerKey: {}", key.public_key());
-    Ok(())
-}
-
-async fn serve(config: &Config, app: Arc<App>, registry: Registry) -> Result<(), RunError> {
-    let stop = Stop::on_signals()?;
-    let metrics = Some(app.http.clone());
-    let public = serve::bind(&config.listen.public.to_string()).await?;
-    let operations = serve::bind(&config.listen.operations.to_string()).await?;
-    let readiness = Readiness::default();
-    let state = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
-    let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);
-    tracing::info!(public = %public_address, operations = %operations_address, "listening");
-    readiness.set(true);
-
-    // Health is answered until the last request has ended, and is not ready from the moment of the stop.
-    let (until_served, served) = Stop::manual();
-    let public = async {
-        let ended = serve::serve(public, routes::public(&app), app, &config.server, metrics, stop.clone()).await;
-        drop(until_served);
-        ended
-    };
-    let operations = serve::serve(operations, health::routes(), state, &config.server, None, served);
-    let unready = async {
-        stop.requested().await;
-        readiness.set(false);
-    };
-    let (public, operations, ()) = tokio::join!(public, operations, unready);
-    public?;
-    operations?;
     Ok(())
 }

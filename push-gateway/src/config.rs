@@ -189,6 +189,33 @@ pub(crate) struct AppSection {
 }
 
 impl Config {
+    /// Takes from the configuration `before` what only a start reads, and names what is another one here.
+    pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
+        let mut waiting = Vec::new();
+        macro_rules! keep {
+            ($($name:literal: $($field:ident).+),* $(,)?) => {
+                $(if format!("{:?}", self.$($field).+) != format!("{:?}", before.$($field).+) {
+                    waiting.push($name);
+                }
+                self.$($field).+.clone_from(&before.$($field).+);)*
+            };
+        }
+        keep! { "[listen]": listen, "[server]": server, "[seen]": seen, "log.format": log.format }
+        waiting
+    }
+
+    /// The secret files that may be swapped while the gateway runs.
+    pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
+        let of_app = |app: &AppSection| {
+            let AppSection { key_file, certificate_file, certificate_key_file, service_account_file, .. } = app;
+            let files = [key_file, certificate_file, certificate_key_file, service_account_file, &app.vapid_key_file];
+            files.map(Clone::clone)
+        };
+        let of_apps = self.apps.iter().flat_map(of_app);
+        let of_all = [self.outbound.proxy_url_file.clone(), self.outbound.extra_ca_file.clone()];
+        of_apps.chain(of_all).flatten().collect()
+    }
+
     /// Checks what the types cannot, and reads the keys that the apps name. All mistakes come at once.
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
         let mut errors = self.server.problems(source);

@@ -1,77 +1,9 @@
-//! Whatever people write: properties that hold for each text. The texts come from a generator that always begins
-//! alike, so that a failure can be had again.
+//! Whatever people write: properties that hold for each text.
 
 #![allow(clippy::unwrap_used)]
 
 use super::*;
-
-/// Characters of each kind: of one to four bytes, escaped by JSON, joined to their neighbours, right to left.
-const ALPHABET: &[char] = &[
-    'a',
-    'Z',
-    '0',
-    ' ',
-    '"',
-    '\\',
-    '/',
-    '\n',
-    '\r',
-    '\t',
-    '\u{0}',
-    '\u{1f}',
-    '\u{7f}',
-    'é',
-    'ß',
-    '\u{301}',
-    'ا',
-    'ש',
-    '日',
-    '語',
-    '\u{200d}',
-    '\u{fe0f}',
-    '\u{2028}',
-    '\u{feff}',
-    '\u{fffd}',
-    '\u{ffff}',
-    '😀',
-    '🏳',
-    '🇩',
-    '\u{10ffff}',
-];
-
-/// SplitMix64.
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
-    }
-
-    /// Any character, every second one of those that are likely to go wrong.
-    fn character(&mut self) -> char {
-        if self.below(2) == 0 {
-            return ALPHABET[self.below(ALPHABET.len())];
-        }
-        loop {
-            let number = u32::try_from(self.below(0x11_0000)).unwrap();
-            if let Some(character) = char::from_u32(number) {
-                return character;
-            }
-        }
-    }
-
-    fn text(&mut self, most: usize) -> String {
-        (0..self.below(most + 1)).map(|_| self.character()).collect()
-    }
-}
+use crate::arbitrary::Random;
 
 /// Bytes between the quotes, as serde_json writes them.
 fn written(text: &str) -> usize {

@@ -3,6 +3,9 @@
 //!
 //! Such pushkeys are held: they are not rejected, and the homeserver is asked to come again. A hold ends when the
 //! share has fallen, when its time is over (then the dead are believed for as long again), or with a restart.
+//!
+//! The share is looked at twice: among all pushkeys of the window, and among the latest answers. Without the second an
+//! app whose many users were all alive a minute ago would lose half of them before the first share is unusual.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -14,6 +17,12 @@ use std::{
 use waypost_shared::clock::Clock;
 
 use crate::config::{HoldConfig, MOST_IN_WINDOW};
+
+/// So many dead begin a hold, if `min_gone` is not less, while no push was taken yet: nothing says then that the
+/// credentials are good.
+const UNPROVEN_GONE: usize = 5;
+/// Among so many of the latest answers, or twice `min_gone` if that is more, the dead must not be too many either.
+const LATEST: usize = 100;
 
 /// What the push service said of a pushkey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +56,9 @@ pub(crate) struct Hold {
 struct State {
     phase: Phase,
     window: Window,
+    latest: Latest,
+    /// Whether a push was ever taken.
+    is_proven: bool,
     /// Deaths of this time were found while something was wrong: from the window before a hold to its end.
     doubtful_ms: Range<i64>,
 }
@@ -80,19 +92,24 @@ impl Hold {
         if !matches!(state.phase, Phase::Holding { .. }) {
             // While it lasts nothing is forgotten: homeservers come again ever more rarely, and would age it away.
             state.window.forget_before(now_ms.saturating_sub(window_ms));
+            state.latest.forget_before(now_ms.saturating_sub(window_ms));
         }
-        state.window.put(pushkey, said, now_ms, window_ms / 2);
-        let (dead, of) = (state.window.dead, state.window.last.len());
-        let is_unusual = dead >= self.config.min_gone && dead * 100 > of * self.config.share_percent;
-        match (state.phase, is_unusual) {
+        if state.window.put(pushkey, said, now_ms, window_ms / 2) {
+            state.latest.put(said, now_ms, self.most_latest());
+        }
+        state.is_proven |= said == Said::Alive;
+        let unusual = self.unusual(&state);
+        match (state.phase, unusual.is_some()) {
             (Phase::Watching, true) => {
                 state.phase = Phase::Holding { since_ms: now_ms };
                 state.doubtful_ms = now_ms.saturating_sub(window_ms)..i64::MAX;
-                return Some(Change::Began { dead, of });
+                return unusual.map(|(dead, of)| Change::Began { dead, of });
             }
             (Phase::Holding { .. }, false) => {
                 state.phase = Phase::Watching;
                 state.doubtful_ms.end = now_ms;
+                // Its dead are not to begin the next one.
+                state.latest = Latest::default();
                 return Some(Change::Ended { in_time: false });
             }
             (Phase::Believing { since_ms }, false) if self.is_over(since_ms, now_ms) => {
@@ -117,6 +134,34 @@ impl Hold {
             Phase::Holding { since_ms } if self.is_over(since_ms, self.clock.now_ms()) => true,
             Phase::Watching | Phase::Holding { .. } | Phase::Believing { .. } => !state.doubtful_ms.contains(&found_ms),
         }
+    }
+
+    /// The dead and all that they are among, where that is too bad to be true.
+    fn unusual(&self, state: &State) -> Option<(usize, usize)> {
+        let HoldConfig { min_gone, share_percent, .. } = self.config;
+        let least = if state.is_proven { min_gone } else { min_gone.min(UNPROVEN_GONE) };
+        let in_window = (state.window.dead, state.window.last.len());
+        if in_window.0 >= least && in_window.0 * 100 > in_window.1 * share_percent {
+            return Some(in_window);
+        }
+        // Few answers say nothing of a share, and the window knows them all.
+        if state.latest.answers.len() < self.most_latest() {
+            return None;
+        }
+        let in_latest = (state.latest.dead, state.latest.answers.len());
+        let is_flood = match state.phase {
+            Phase::Watching | Phase::Believing { .. } => {
+                in_latest.0 >= min_gone && in_latest.0 * 100 > in_latest.1 * share_percent
+            }
+            // It has to fall to half of that: a service that calls some of the living dead would end its hold, and
+            // take some of them, each time that chance lets the share fall a little.
+            Phase::Holding { .. } => in_latest.0 * 200 > in_latest.1 * share_percent,
+        };
+        is_flood.then_some(in_latest)
+    }
+
+    fn most_latest(&self) -> usize {
+        LATEST.max(self.config.min_gone * 2)
     }
 
     fn end_in_time(&self, state: &mut State, now_ms: i64) -> Option<Change> {
@@ -153,10 +198,10 @@ struct Window {
 }
 
 impl Window {
-    /// The same answer again is noted when the one before is older than `fresh_ms`.
-    fn put(&mut self, pushkey: u64, said: Said, now_ms: i64, fresh_ms: i64) {
+    /// The same answer again is noted when the one before is older than `fresh_ms`; true if it was noted.
+    fn put(&mut self, pushkey: u64, said: Said, now_ms: i64, fresh_ms: i64) -> bool {
         match self.last.get(&pushkey).copied() {
-            Some((last_ms, before)) if before == said && now_ms.saturating_sub(last_ms) < fresh_ms => return,
+            Some((last_ms, before)) if before == said && now_ms.saturating_sub(last_ms) < fresh_ms => return false,
             Some((_, Said::Dead)) => self.dead -= 1,
             Some((_, Said::Alive)) | None => {}
         }
@@ -168,6 +213,7 @@ impl Window {
         while self.ages.len() > MOST_IN_WINDOW {
             self.forget_oldest();
         }
+        true
     }
 
     fn forget_before(&mut self, time_ms: i64) {
@@ -185,6 +231,35 @@ impl Window {
             if said == Said::Dead {
                 self.dead -= 1;
             }
+        }
+    }
+}
+
+/// The latest answers, of whichever pushkeys.
+#[derive(Debug, Default)]
+struct Latest {
+    answers: VecDeque<(i64, Said)>,
+    dead: usize,
+}
+
+impl Latest {
+    fn put(&mut self, said: Said, now_ms: i64, most: usize) {
+        self.dead += usize::from(said == Said::Dead);
+        self.answers.push_back((now_ms, said));
+        while self.answers.len() > most {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_before(&mut self, time_ms: i64) {
+        while self.answers.front().is_some_and(|(age_ms, _)| *age_ms < time_ms) {
+            self.forget_oldest();
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        if let Some((_, said)) = self.answers.pop_front() {
+            self.dead -= usize::from(said == Said::Dead);
         }
     }
 }
@@ -292,11 +367,60 @@ mod tests {
     }
 
     #[test]
+    fn an_app_with_many_users_does_not_lose_half_of_them_first() {
+        let (hold, _clock) = hold(|config| config.min_gone = 50);
+        assert_eq!(saw(&hold, Said::Alive, 0..5000), NONE);
+        // Among the living as many as that are usual, however many there are in all.
+        for user in 0..2000 {
+            let said = if user % 3 == 0 { Said::Dead } else { Said::Alive };
+            assert_eq!(saw(&hold, said, 10_000 + user..10_001 + user), NONE);
+        }
+        assert!(!hold.is_on());
+        // The same users again, all of them dead. Of the latest hundred 33 or 34 were dead before.
+        let mut rejected = 0;
+        for user in 0..5000 {
+            saw(&hold, Said::Dead, user..user + 1);
+            rejected += usize::from(!hold.is_on());
+        }
+        assert!((20..=51).contains(&rejected), "{rejected}");
+    }
+
+    #[test]
+    fn a_flood_has_to_fall_to_half_the_share() {
+        let (hold, _clock) = hold(|config| config.min_gone = 50);
+        saw(&hold, Said::Alive, 0..1000);
+        // The latest hundred: 49 that live, and 51 that died.
+        assert_eq!(saw(&hold, Said::Dead, 0..51), [Change::Began { dead: 51, of: 100 }]);
+        // Half dead and half alive is no reason to believe the dead.
+        for user in 0..200 {
+            let said = if user % 2 == 0 { Said::Dead } else { Said::Alive };
+            assert_eq!(saw(&hold, said, 2000 + user..2001 + user), NONE);
+        }
+        assert!(hold.is_on());
+        // 50 of the latest hundred are dead, every second one: with 49 more that live, 25 are left.
+        assert_eq!(saw(&hold, Said::Alive, 3000..3048), NONE);
+        assert_eq!(saw(&hold, Said::Alive, 3048..3060), [Change::Ended { in_time: false }]);
+        assert!(!hold.is_on());
+    }
+
+    #[test]
+    fn before_a_push_was_taken_a_few_dead_are_enough() {
+        let (hold, _clock) = hold(|config| config.min_gone = 50);
+        assert_eq!(saw(&hold, Said::Dead, 0..4), NONE);
+        assert_eq!(saw(&hold, Said::Dead, 4..10), [Change::Began { dead: 5, of: 5 }]);
+        // One that lives proves the credentials; ten dead are usual then.
+        assert_eq!(saw(&hold, Said::Alive, 20..21), [Change::Ended { in_time: false }]);
+        assert_eq!(saw(&hold, Said::Dead, 30..69), NONE);
+        assert_eq!(saw(&hold, Said::Dead, 69..70), [Change::Began { dead: 50, of: 51 }]);
+    }
+
+    #[test]
     fn the_window_is_bounded() {
         let (hold, _clock) = hold(|config| config.share_percent = 99);
         saw(&hold, Said::Alive, 0..MOST_IN_WINDOW + 500);
         let state = hold.lock();
         let window = &state.window;
         assert_eq!((window.last.len(), window.ages.len(), window.dead), (MOST_IN_WINDOW, MOST_IN_WINDOW, 0));
+        assert_eq!((state.latest.answers.len(), state.latest.dead), (LATEST, 0));
     }
 }

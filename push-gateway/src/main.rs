@@ -3,6 +3,8 @@
 //! Source: Matrix Push Gateway API.
 
 mod app;
+#[cfg(test)]
+mod arbitrary;
 mod certificate;
 mod cli;
 mod config;
@@ -13,6 +15,7 @@ mod error;
 mod fit;
 mod glob;
 mod hold;
+mod in_flight;
 mod jwt;
 mod metrics;
 mod notification;

@@ -5,7 +5,11 @@ use prometheus_client::{
     metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
     registry::Registry,
 };
-use waypost_shared::metrics::HttpMetrics;
+use waypost_shared::{
+    clock::Clock,
+    metrics::{HttpMetrics, ReloadMetrics},
+    process_metrics,
+};
 
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
 const UNMATCHED: &str = "unmatched";
@@ -94,6 +98,8 @@ impl Limit {
 pub(crate) struct Metrics {
     /// Requests of homeservers.
     pub(crate) http: HttpMetrics,
+    /// Readings of the configuration.
+    pub(crate) reloads: ReloadMetrics,
     pushes: Family<PushLabels, Counter>,
     seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
     certificates: Family<ProviderLabels, Gauge>,
@@ -107,11 +113,13 @@ fn attempt_histogram() -> Histogram {
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_push_gateway_`.
-    pub(crate) fn register(registry: &mut Registry) -> Self {
+    /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process.
+    pub(crate) fn register(registry: &mut Registry, clock: &Clock) -> Self {
+        process_metrics::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let metrics = Self {
             http: HttpMetrics::register(registry),
+            reloads: ReloadMetrics::register(registry),
             pushes: Family::default(),
             seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
             certificates: Family::default(),
@@ -135,10 +143,13 @@ impl Metrics {
         metrics
     }
 
-    /// Tells when the certificate of an app expires, in milliseconds since the epoch.
-    pub(crate) fn certificate_expires(&self, app: &str, provider: &'static str, at_ms: i64) {
-        let labels = ProviderLabels { app: app.to_owned(), provider };
-        self.certificates.get_or_create(&labels).set(at_ms / 1000);
+    /// Tells when the certificates of apps expire (app, provider, milliseconds since the epoch): of these and no others.
+    pub(crate) fn certificates_expire(&self, certificates: &[(String, &'static str, i64)]) {
+        self.certificates.clear();
+        for (app, provider, at_ms) in certificates {
+            let labels = ProviderLabels { app: app.clone(), provider };
+            self.certificates.get_or_create(&labels).set(at_ms / 1000);
+        }
     }
 
     /// Whether replicas can reach what they share. Registered only where they share something.
@@ -218,7 +229,7 @@ mod tests {
     #[test]
     fn each_end_has_its_own_counter() {
         let mut registry = Registry::default();
-        let app = Metrics::register(&mut registry).of_app("org.example.*", "apns");
+        let app = Metrics::register(&mut registry, &Clock::System).of_app("org.example.*", "apns");
         for (times, ended) in Ended::ALL.into_iter().enumerate() {
             for _ in 0..=times {
                 app.ended(ended);

@@ -4,11 +4,12 @@ use std::{collections::HashSet, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures_util::future::join_all;
-use http::Request;
+use http::{HeaderValue, Request, StatusCode, header::ALLOW};
 use serde_json::json;
 use tokio::time::{Instant, sleep};
 use waypost_shared::{
     http::{Incoming, Response, json},
+    matrix_error::MatrixError,
     retry::Backoff,
 };
 
@@ -71,10 +72,18 @@ pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response,
     tokio::spawn(async move { settle(&app, &notification).await }).await?
 }
 
-/// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one.
+/// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one,
+/// and only if it is: else the endpoint takes POST alone.
 ///
 /// Source: UnifiedPush, "Push Gateway for Matrix".
-pub(crate) async fn discovery(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn discovery(app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
+    if !app.has_unifiedpush() {
+        let text = "This endpoint takes POST";
+        let refused = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text);
+        let mut response = refused.into_response();
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+        return Ok(response);
+    }
     Ok(json(&json!({"gateway": "matrix", "unifiedpush": {"gateway": "matrix"}})))
 }
 
@@ -243,20 +252,25 @@ async fn send(
     deadline: Instant,
 ) -> (Outcome, Ended) {
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
-        Ok(request) => match entry.in_flight.try_acquire() {
-            Ok(_permit) => {
+        Ok(request) => match entry.in_flight.enter(entry.provider.server(&request)) {
+            Some(_permit) => {
                 let outcome = attempts(app, entry, &request, device, deadline).await;
                 judged(app, entry, notification, device, outcome).await
             }
             // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
-            Err(_) => {
+            None => {
                 if entry.told_full.check(&()).is_ok() {
-                    tracing::warn!(app = entry.id, "as many pushes are under way as `max_in_flight` allows");
+                    tracing::warn!(
+                        app = entry.id,
+                        "as many pushes are under way as `max_in_flight` allows, in all or to one server"
+                    );
                 }
                 Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) }
             }
         },
         Err(Unsent::NothingToSay) => return (Outcome::Delivered, Ended::Dropped),
+        // Not remembered: it costs nothing to find out again, and the pusher's data may be mended under the same key.
+        Err(Unsent::Settled(Outcome::Gone)) => believed(entry, device),
         Err(Unsent::Settled(outcome)) => outcome,
     };
     if let Outcome::Refused(refusal) = &outcome {
@@ -279,15 +293,20 @@ async fn judged(app: &App, entry: &Entry, notification: &Notification, device: &
             Outcome::Delivered
         }
         Outcome::Gone => {
-            take_note(entry, device, Said::Dead);
-            if entry.hold.is_on() {
-                return Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) };
+            let outcome = believed(entry, device);
+            if outcome == Outcome::Gone {
+                app.seen.found_dead(target).await;
             }
-            app.seen.found_dead(target).await;
-            Outcome::Gone
+            outcome
         }
         Outcome::Busy { .. } | Outcome::Refused(_) => outcome,
     }
+}
+
+/// What a death that was just found is taken for.
+fn believed(entry: &Entry, device: &Device) -> Outcome {
+    take_note(entry, device, Said::Dead);
+    if entry.hold.is_on() { Outcome::Busy { retry_after: Some(WAIT_FOR_BELIEF) } } else { Outcome::Gone }
 }
 
 /// Counts an answer, and says so when it changes what is believed.

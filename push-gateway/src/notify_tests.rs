@@ -214,6 +214,29 @@ async fn a_token_that_is_refused_is_fetched_again_once_in_a_while() {
 }
 
 #[tokio::test]
+async fn a_token_is_replaced_ahead_of_its_end_and_nobody_waits_for_it() {
+    let (app, fcm, clock) = gateway(200, |_| ()).await;
+    let fetched = || fcm.tokens.load(Ordering::SeqCst);
+    // It is good for an hour, and old after 48 minutes.
+    for (event_id, wait_secs) in [("$1", 0), ("$2", 48 * 60 - 1)] {
+        clock.advance(Duration::from_secs(wait_secs));
+        assert_eq!(answered(&app, event(event_id, json!([device("k")]))).await.0, 200);
+        assert_eq!(fetched(), 1, "{event_id}");
+    }
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(answered(&app, event("$3", json!([device("k")]))).await.0, 200);
+    let patience = Instant::now() + Duration::from_secs(30);
+    while fetched() < 2 {
+        assert!(Instant::now() < patience, "no other token is fetched");
+        sleep(Duration::from_millis(5)).await;
+    }
+    // The new one serves, also when the old one has ended.
+    clock.advance(Duration::from_secs(13 * 60));
+    assert_eq!(answered(&app, event("$4", json!([device("k")]))).await.0, 200);
+    assert_eq!((fetched(), fcm.pushes.load(Ordering::SeqCst)), (2, 4));
+}
+
+#[tokio::test]
 async fn an_unknown_app_is_answered_by_policy() {
     let stranger = json!([{"app_id": "com.example", "pushkey": "k"}]);
     let (app, _fcm, _clock) = gateway(200, |_| ()).await;

@@ -229,13 +229,27 @@ fn line(text: &str, at: usize) -> usize {
 }
 
 /// serde's "unknown field `x`, expected one of `a`, `b`", said with the nearest right name; and "invalid type: string
-/// "x", expected u32" without the value, which may be a secret that stands at the wrong key.
+/// "x", expected u32" in TOML's words and without the value, which may be a secret that stands at the wrong key.
 fn helpful(message: &str) -> String {
-    let wrong = message.strip_prefix("invalid type: ").or_else(|| message.strip_prefix("invalid value: "));
-    if let Some((found, expected)) = wrong.and_then(|wrong| wrong.rsplit_once(", expected ")) {
-        let found = found.split(['"', '`']).next().unwrap_or_default().trim_end();
-        let article = if found.starts_with(['a', 'e', 'i', 'o', 'u']) { "an" } else { "a" };
-        return format!("must be {}, and is {article} {found}", expected.trim_end());
+    if let Some((_, expected)) =
+        message.strip_prefix("invalid value: ").and_then(|wrong| wrong.rsplit_once(", expected "))
+    {
+        // It is of the right type, so that saying which one tells nothing.
+        return format!("must be {}", in_words(expected.trim_end()));
+    }
+    if let Some((found, expected)) =
+        message.strip_prefix("invalid type: ").and_then(|wrong| wrong.rsplit_once(", expected "))
+    {
+        let found = match found.split(['"', '`']).next().unwrap_or_default().trim_end() {
+            "map" => "a table",
+            "sequence" => "a list",
+            "integer" => "a whole number",
+            "floating point" => "a number with a fraction",
+            "boolean" => "true or false",
+            "string" => "a text",
+            other => other,
+        };
+        return format!("must be {}, and is {found}", in_words(expected.trim_end()));
     }
     if !message.starts_with("unknown field") {
         return message.trim_end().to_owned();
@@ -251,6 +265,25 @@ fn helpful(message: &str) -> String {
     match nearest {
         Some((_, name)) => format!("unknown key `{unknown}`; did you mean `{name}`?"),
         None => format!("unknown key `{unknown}`; known ones are {}", known.join(", ")),
+    }
+}
+
+/// What Rust calls a type, as people who write TOML know it.
+fn in_words(expected: &str) -> &str {
+    match expected {
+        "u8" => "a whole number from 0 to 255",
+        "u16" => "a whole number from 0 to 65535",
+        "u32" => "a whole number from 0 to 4294967295",
+        "u64" | "usize" => "a whole number, 0 or more",
+        "i32" | "i64" => "a whole number",
+        "f64" => "a number",
+        "a boolean" => "true or false",
+        "a string" => "a text in quotes",
+        "a sequence" => "a list (a section that is repeated is written [[like this]])",
+        other => match other.strip_prefix("struct ") {
+            Some(_) => "a table",
+            None => other,
+        },
     }
 }
 
@@ -322,11 +355,11 @@ mod tests {
             ),
             (
                 "[database]\nmax_connections = 'many'",
-                "waypost.toml:2: database.max_connections: must be u32, and is a string",
+                "waypost.toml:2: database.max_connections: must be a whole number from 0 to 4294967295, and is a text",
             ),
             (
                 "[database]\nmax_connections = -1",
-                "waypost.toml:2: database.max_connections: must be u32, and is an integer",
+                "waypost.toml:2: database.max_connections: must be a whole number from 0 to 4294967295",
             ),
             (
                 "[database]\nzzzzzzzzz = 1",
@@ -365,7 +398,7 @@ mod tests {
     fn a_mistake_in_the_environment_names_the_variable() {
         for (name, value, expected) in [
             ("WAYPOST_DATABASE__URLL", "a", "unknown key `urll`; did you mean `url`?"),
-            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "must be u32, and is a string"),
+            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "must be a whole number from 0 to 4294967295, and is a text"),
             ("WAYPOST_APPS__0__ID", "a", "the list has 0 entries, counted from 0"),
         ] {
             let error = load_text("apps = []", &[(name, value)]).unwrap_err();

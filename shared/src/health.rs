@@ -53,7 +53,7 @@ impl fmt::Debug for Operations {
 /// The routes of the operations listener.
 #[must_use]
 pub fn routes() -> Router<Operations> {
-    Router::new().get("/health/live", live).get("/health/ready", ready).get("/metrics", metrics_text)
+    Router::new().private().get("/health/live", live).get("/health/ready", ready).get("/metrics", metrics_text)
 }
 
 /// `GET /health/live`: the process answers.

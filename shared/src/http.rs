@@ -141,6 +141,8 @@ struct Endpoint<S> {
 pub struct Router<S> {
     paths: matchit::Router<usize>,
     endpoints: Vec<Endpoint<S>>,
+    /// Whether pages of other origins may read the answers.
+    cors: bool,
 }
 
 impl<S> fmt::Debug for Router<S> {
@@ -151,7 +153,7 @@ impl<S> fmt::Debug for Router<S> {
 
 impl<S> Default for Router<S> {
     fn default() -> Self {
-        Self { paths: matchit::Router::new(), endpoints: Vec::new() }
+        Self { paths: matchit::Router::new(), endpoints: Vec::new(), cors: true }
     }
 }
 
@@ -174,6 +176,14 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Lets no page of another origin read the answers: for listeners that are not public, and that a browser of the
+    /// operator's can reach.
+    #[must_use]
+    pub fn private(mut self) -> Self {
+        self.cors = false;
+        self
     }
 
     /// Adds a GET endpoint. It is served for HEAD too, so a handler that changes something must look at the method.
@@ -218,7 +228,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     /// Finds the endpoint and the path's parameters.
     #[must_use]
     pub fn find(&self, method: &Method, path: &str) -> (Matched, Vec<(String, String)>) {
-        if method == Method::OPTIONS {
+        if method == Method::OPTIONS && self.cors {
             return (Matched::Preflight, Vec::new());
         }
         let Ok(found) = self.paths.at(path) else { return (Matched::Unknown, Vec::new()) };
@@ -257,8 +267,16 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
                 MatrixError::new(StatusCode::NOT_FOUND, "M_UNRECOGNIZED", "No such endpoint").into_response()
             }
         };
-        add_common_headers(response.headers_mut());
+        self.add_common_headers(&mut response);
         response
+    }
+
+    /// What each and every answer has.
+    pub fn add_common_headers(&self, response: &mut Response) {
+        if self.cors {
+            add_cors_headers(response.headers_mut());
+        }
+        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     }
 
     fn wrong_method(&self, endpoint: usize) -> Response {
@@ -325,7 +343,7 @@ pub fn causes(error: &dyn std::error::Error) -> String {
 }
 
 /// CORS as the specification asks (Client-Server API, "Web browser clients"), on each and every answer.
-pub fn add_common_headers(headers: &mut HeaderMap) {
+fn add_cors_headers(headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"));
     // Browsers do not let `*` stand for Authorization.
@@ -334,7 +352,6 @@ pub fn add_common_headers(headers: &mut HeaderMap) {
         HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
     );
     headers.insert(ACCESS_CONTROL_MAX_AGE, HeaderValue::from_static("86400"));
-    headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
 }
 
 #[cfg(test)]
@@ -356,7 +373,10 @@ mod tests {
     }
 
     async fn call(method: Method, path: &str) -> Response {
-        let router = router();
+        answer_of(&router(), method, path).await
+    }
+
+    async fn answer_of(router: &Router<()>, method: Method, path: &str) -> Response {
         let (matched, path_params) = router.find(&method, path);
         let request = Incoming {
             method,
@@ -396,6 +416,18 @@ mod tests {
         let response = call(Method::OPTIONS, "/nothing").await;
         assert_eq!(response.status(), 200);
         assert!(response.headers()[ACCESS_CONTROL_ALLOW_HEADERS].to_str().unwrap().contains("Authorization"));
+    }
+
+    #[tokio::test]
+    async fn no_page_of_another_origin_reads_what_is_private() {
+        let router = router().private();
+        for (method, path, status) in
+            [(Method::GET, "/key/a", 200), (Method::GET, "/nothing", 404), (Method::OPTIONS, "/key/a", 405)]
+        {
+            let response = answer_of(&router, method, path).await;
+            assert_eq!(response.status().as_u16(), status);
+            assert!(!response.headers().keys().any(|name| name.as_str().starts_with("access-control-")));
+        }
     }
 
     #[tokio::test]

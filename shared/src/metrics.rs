@@ -64,6 +64,36 @@ impl HttpMetrics {
     }
 }
 
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct Reloaded {
+    outcome: &'static str,
+}
+
+/// Counts how often the configuration was read again.
+#[derive(Clone, Debug)]
+pub struct ReloadMetrics(Family<Reloaded, Counter>);
+
+impl ReloadMetrics {
+    /// Registers `configuration_reloads_total`.
+    #[must_use]
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self(Family::default());
+        let help = "How often the configuration was read again, and whether it was taken or refused";
+        registry.register("configuration_reloads", help, metrics.0.clone());
+        // Both from the start, so that an alert sees the first refusal.
+        for outcome in ["taken", "refused"] {
+            drop(metrics.0.get_or_create(&Reloaded { outcome }));
+        }
+        metrics
+    }
+
+    /// Counts one reading.
+    pub fn reloaded(&self, taken: bool) {
+        let outcome = if taken { "taken" } else { "refused" };
+        self.0.get_or_create(&Reloaded { outcome }).inc();
+    }
+}
+
 /// All metrics as OpenMetrics text.
 #[must_use]
 pub fn text(registry: &Registry) -> String {

@@ -38,7 +38,8 @@ use warp::Filter as _;
 
 use crate::{
     config_file::{ConfigError, Source},
-    http::{Incoming, Matched, Response, Router, add_common_headers},
+    current::Current,
+    http::{Incoming, Matched, Response, Router},
     matrix_error::MatrixError,
     metrics::HttpMetrics,
     random,
@@ -167,11 +168,12 @@ pub async fn bind(address: &str) -> io::Result<TcpListener> {
 pub async fn serve<S: Clone + Send + Sync + 'static>(
     listener: TcpListener,
     router: Router<S>,
-    state: S,
+    state: impl Into<Current<S>>,
     config: &ServerConfig,
     metrics: Option<HttpMetrics>,
     stop: Stop,
 ) -> io::Result<()> {
+    let state = state.into();
     let room = Room::new(config);
     let service = Arc::new(Public { router, state, config: config.clone(), metrics, room });
     let header_timeout = Duration::from_secs(config.header_timeout_secs);
@@ -329,7 +331,7 @@ fn log_ended(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
 /// One public service: its routes, and how its requests are read.
 struct Public<S> {
     router: Router<S>,
-    state: S,
+    state: Current<S>,
     config: ServerConfig,
     metrics: Option<HttpMetrics>,
     room: Room,
@@ -420,11 +422,11 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
                     body,
                     request_id: request_id.clone(),
                 };
-                self.router.answer(self.state.clone(), matched, request).await
+                self.router.answer(self.state.get(), matched, request).await
             }
             Err(error) => {
                 let mut response = error.into_response();
-                add_common_headers(response.headers_mut());
+                self.router.add_common_headers(&mut response);
                 response
             }
         };

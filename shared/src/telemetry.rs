@@ -1,13 +1,18 @@
 //! Logs: to standard error, as text for people or JSON for machines.
 
-use std::io::{self, IsTerminal as _};
+use std::{
+    io::{self, IsTerminal as _},
+    sync::OnceLock,
+};
 
 use serde::Deserialize;
 use tracing::Level;
 use tracing_subscriber::{
+    Registry,
     filter::{LevelFilter, Targets},
     fmt,
     layer::SubscriberExt as _,
+    reload,
     util::SubscriberInitExt as _,
 };
 
@@ -53,19 +58,12 @@ impl Default for LogConfig {
     }
 }
 
+/// What the level is changed by.
+static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
+
 /// Starts logging. A second call changes nothing.
 pub fn init(config: &LogConfig) {
-    let level = match config.level {
-        LogLevel::Error => Level::ERROR,
-        LogLevel::Warn => Level::WARN,
-        LogLevel::Info => Level::INFO,
-        LogLevel::Debug => Level::DEBUG,
-        LogLevel::Trace => Level::TRACE,
-    };
-    // Other crates log requests, statements and addresses below this level; only our own are known to keep quiet.
-    let filter = Targets::new()
-        .with_default(LevelFilter::WARN.min(LevelFilter::from_level(level)))
-        .with_target("waypost", level);
+    let (filter, handle) = reload::Layer::new(filter(config.level));
     let registry = tracing_subscriber::registry().with(filter);
     let started = match config.format {
         LogFormat::Text => {
@@ -73,6 +71,27 @@ pub fn init(config: &LogConfig) {
         }
         LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init(),
     };
-    // Someone logs already (a test): then so do we.
-    drop(started);
+    if started.is_ok() {
+        drop(FILTER.set(handle));
+    }
+    // Else someone logs already (a test): then so do we.
+}
+
+/// Logs from this level on.
+pub fn set_level(level: LogLevel) {
+    if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter(level))) {
+        tracing::warn!(%error, "the level of the log could not be changed");
+    }
+}
+
+fn filter(level: LogLevel) -> Targets {
+    let level = match level {
+        LogLevel::Error => Level::ERROR,
+        LogLevel::Warn => Level::WARN,
+        LogLevel::Info => Level::INFO,
+        LogLevel::Debug => Level::DEBUG,
+        LogLevel::Trace => Level::TRACE,
+    };
+    // Other crates log requests, statements and addresses below this level; only our own are known to keep quiet.
+    Targets::new().with_default(LevelFilter::WARN.min(LevelFilter::from_level(level))).with_target("waypost", level)
 }

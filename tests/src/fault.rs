@@ -37,6 +37,8 @@ pub enum Fault {
         /// How many.
         taken: u32,
     },
+    /// GOAWAY names the request as one that the peer may have done something about, and then it is closed.
+    GoAwayUnsure,
     /// Each request is refused (RST_STREAM with REFUSED_STREAM), which means that nothing was done about it.
     Refuse,
     /// It is accepted, and then nothing, not even TLS.
@@ -111,6 +113,11 @@ impl Faults {
                             let mut payload = last_taken.to_be_bytes().to_vec();
                             payload.extend(NO_ERROR.to_be_bytes());
                             send(&mut stream, GOAWAY, 0, 0, &payload).await?;
+                        }
+                        Fault::GoAwayUnsure => {
+                            let mut payload = frame.stream.to_be_bytes().to_vec();
+                            payload.extend(NO_ERROR.to_be_bytes());
+                            return send(&mut stream, GOAWAY, 0, 0, &payload).await;
                         }
                         Fault::Refuse => {
                             let code = REFUSED_STREAM.to_be_bytes();

@@ -128,7 +128,9 @@ impl TestGateway {
     pub async fn start_with(change: impl FnOnce(&mut Settings, &Around<'_>)) -> Self {
         Self::start_apps(|settings, around| {
             let full = ("content", json!("full"));
-            for app in [around.apns_app(IOS), around.fcm_app(ANDROID), around.webpush_app(WEB)] {
+            let apps =
+                [around.apns_app(IOS), around.fcm_app(ANDROID), around.webpush_app(WEB), unifiedpush_app(UNIFIED)];
+            for app in apps {
                 settings.push("apps", &with(app, std::slice::from_ref(&full)));
             }
             change(settings, around);

@@ -190,6 +190,14 @@ impl TestIdentity {
         Self { server, api, ..self }
     }
 
+    /// Kills the server, lets `change` write its configuration anew, and starts it again on the same data.
+    pub async fn restart_with(mut self, change: impl FnOnce(String) -> String) -> Self {
+        self.server.kill();
+        let file = self.server.folder.path().join("waypost.toml");
+        std::fs::write(&file, change(std::fs::read_to_string(&file).unwrap())).unwrap();
+        self.restart().await
+    }
+
     /// Runs the program with the server's configuration: its exit code, and what it printed.
     pub fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let config = text(&self.server.folder.path().join("waypost.toml"));

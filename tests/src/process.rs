@@ -198,8 +198,28 @@ impl Server {
 
     /// Asks it to stop (SIGTERM).
     pub fn terminate(&self) {
+        self.signal("TERM");
+    }
+
+    /// Asks it to read its configuration again (SIGHUP).
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
+    fn signal(&self, name: &str) {
         // The shell's own `kill` is there even where the program of that name is not.
-        let _ = Command::new("sh").args(["-c", "kill -TERM \"$1\"", "sh", &self.child.id().to_string()]).status();
+        let _ = Command::new("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", name, &self.id().to_string()]).status();
+    }
+
+    /// Its configuration file.
+    pub fn config_file(&self) -> PathBuf {
+        self.folder.path().join("waypost.toml")
+    }
+
+    /// Changes its configuration file.
+    pub fn change_config(&self, change: impl FnOnce(String) -> String) {
+        let file = self.config_file();
+        std::fs::write(&file, change(std::fs::read_to_string(&file).unwrap())).unwrap();
     }
 
     /// Asks it to stop and waits for its end.

@@ -1,9 +1,9 @@
-//! The three push services of a gateway, for tests that ask the same of each.
+//! The four push services of a gateway, for tests that ask the same of each.
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::fcm;
-use crate::gateway::{TestGateway, WEB, android, apns_token, ios};
+use crate::gateway::{TestGateway, UNIFIED, WEB, android, apns_token, ios};
 use crate::script::Script;
 use crate::tls_server::{Answer, TlsServer};
 use crate::webpush::Subscriber;
@@ -17,11 +17,13 @@ pub enum Service {
     Fcm,
     /// A browser's.
     WebPush,
+    /// A push server that somebody runs.
+    UnifiedPush,
 }
 
 impl Service {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Apns, Self::Fcm, Self::WebPush];
+    pub const ALL: [Self; 4] = [Self::Apns, Self::Fcm, Self::WebPush, Self::UnifiedPush];
 
     /// Its server.
     pub fn server(self, gateway: &TestGateway) -> &TlsServer {
@@ -29,6 +31,7 @@ impl Service {
             Self::Apns => &gateway.apns.server,
             Self::Fcm => &gateway.fcm.server,
             Self::WebPush => &gateway.webpush.server,
+            Self::UnifiedPush => &gateway.unifiedpush.server,
         }
     }
 
@@ -38,6 +41,7 @@ impl Service {
             Self::Apns => gateway.apns.script(),
             Self::Fcm => gateway.fcm.script(),
             Self::WebPush => gateway.webpush.script(),
+            Self::UnifiedPush => gateway.unifiedpush.script(),
         }
     }
 
@@ -46,7 +50,7 @@ impl Service {
         match self {
             Self::Apns => crate::apns::refusal(410, "Unregistered"),
             Self::Fcm => fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")),
-            Self::WebPush => Answer::empty(410),
+            Self::WebPush | Self::UnifiedPush => Answer::empty(410),
         }
     }
 
@@ -56,6 +60,10 @@ impl Service {
             Self::Apns => Target::Token(self, apns_token(number)),
             Self::Fcm => Target::Token(self, format!("device-{number}")),
             Self::WebPush => Target::Browser(gateway.webpush.subscribe(&format!("browser-{number}"))),
+            Self::UnifiedPush => {
+                let name = format!("distributor-{number}");
+                Target::Address { endpoint: gateway.unifiedpush.endpoint(&name), name }
+            }
         }
     }
 }
@@ -65,8 +73,15 @@ impl Service {
 pub enum Target {
     /// By a token.
     Token(Service, String),
-    /// By an endpoint.
+    /// By an endpoint and keys.
     Browser(Subscriber),
+    /// By an endpoint alone.
+    Address {
+        /// Its name in the endpoint.
+        name: String,
+        /// The endpoint, which is the pushkey.
+        endpoint: String,
+    },
 }
 
 impl Target {
@@ -75,6 +90,7 @@ impl Target {
         match self {
             Self::Token(_, token) => token,
             Self::Browser(browser) => browser.path(),
+            Self::Address { name, .. } => name,
         }
     }
 
@@ -84,6 +100,7 @@ impl Target {
             Self::Token(Service::Apns, token) => ios(token),
             Self::Token(_, token) => android(token),
             Self::Browser(browser) => browser.device(WEB),
+            Self::Address { endpoint, .. } => json!({"app_id": UNIFIED, "pushkey": endpoint}),
         }
     }
 
@@ -92,6 +109,7 @@ impl Target {
         match self {
             Self::Token(_, token) => token.clone(),
             Self::Browser(browser) => browser.p256dh(),
+            Self::Address { endpoint, .. } => endpoint.clone(),
         }
     }
 
@@ -111,6 +129,11 @@ impl Target {
                 let pushes = gateway.webpush.pushes_for(browser);
                 let wanted = pushes.iter().filter(|push| push.taken || !taken_only);
                 wanted.map(|push| id(&browser.decrypt(&push.body).unwrap())).collect()
+            }
+            Self::Address { name, .. } => {
+                let messages = gateway.unifiedpush.messages_for(name);
+                let wanted = messages.iter().filter(|message| message.taken || !taken_only);
+                wanted.map(|message| id(&message.json()["notification"])).collect()
             }
         }
     }

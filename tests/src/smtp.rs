@@ -132,9 +132,9 @@ impl Smtp {
         self.address.port()
     }
 
-    /// From now on answers 550 to mail for `recipient`.
-    pub fn refuse(&self, recipient: &str) {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(recipient.to_owned());
+    /// From now on answers 550 to mail for `address`, and to mail from it.
+    pub fn refuse(&self, address: &str) {
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned());
     }
 
     /// How many mails came for `recipient` so far.
@@ -226,6 +226,9 @@ impl Session<'_> {
                     from.clear();
                     to.clear();
                     "250 OK".to_owned()
+                }
+                "MAIL" if self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&address(&line)) => {
+                    "550 5.7.1 not a sender here".to_owned()
                 }
                 "MAIL" => {
                     from = address(&line);

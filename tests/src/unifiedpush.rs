@@ -14,12 +14,14 @@ use crate::webpush::HOST;
 /// A message as the push server saw it.
 #[derive(Clone, Debug)]
 pub struct UnifiedPushMessage {
-    /// The path with its query, which says for whom it is.
+    /// The path, which says for whom it is.
     pub path: String,
     /// The headers.
     pub headers: HeaderMap,
     /// The body.
     pub body: Vec<u8>,
+    /// Whether it was answered with a success.
+    pub taken: bool,
 }
 
 impl UnifiedPushMessage {
@@ -73,6 +75,12 @@ impl PushServer {
         &self.state.messages
     }
 
+    /// The messages for one device, by the name in its endpoint.
+    pub fn messages_for(&self, name: &str) -> Vec<UnifiedPushMessage> {
+        let path = format!("/up/{name}");
+        self.messages().all().into_iter().filter(|message| message.path == path).collect()
+    }
+
     /// What to answer, by the name in the endpoint.
     pub fn script(&self) -> &Script {
         &self.state.script
@@ -85,11 +93,13 @@ impl State {
         if request.method != Method::POST || request.query != "up=1" {
             return Answer::empty(405);
         }
+        let answer = self.script.next(name).unwrap_or_else(|| Answer::empty(200));
         self.messages.push(UnifiedPushMessage {
             path: request.path.clone(),
             headers: request.headers.clone(),
             body: request.body.to_vec(),
+            taken: answer.is_success(),
         });
-        self.script.next(name).unwrap_or_else(|| Answer::empty(200))
+        answer
     }
 }

@@ -8,3 +8,5 @@
 mod command_line;
 mod identity;
 mod push;
+mod reload;
+mod service_manager;

@@ -2,7 +2,7 @@
 
 use std::process::Stdio;
 
-use waypost_tests::process::{IDENTITY, PUSH_GATEWAY, TempFolder, command, run, text};
+use waypost_tests::process::{IDENTITY, PUSH_GATEWAY, Server, TempFolder, command, run, text};
 
 #[test]
 fn help_and_version_succeed() {
@@ -33,6 +33,54 @@ fn the_embedded_defaults_are_a_good_configuration() {
         let folder = TempFolder::new();
         let output = command(name).arg("check-config").current_dir(folder.path()).output().unwrap();
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_printed_sample_is_a_good_configuration() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let sample = run(name, &["sample-config"]);
+        let folder = TempFolder::new();
+        let file = folder.write("waypost.toml", &String::from_utf8(sample.stdout).unwrap());
+        let output = run(name, &["--config", &text(&file), "check-config"]);
+        assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn shells_and_man_know_each_command() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        for shell in ["bash", "zsh", "fish"] {
+            let output = run(name, &["completions", shell]);
+            let script = String::from_utf8(output.stdout).unwrap();
+            assert!(script.contains(name) && script.contains("check-config"), "{name} {shell}: {script}");
+        }
+        let folder = TempFolder::new();
+        let output = run(name, &["man", &text(&folder.path().join("man1"))]);
+        assert_eq!(output.status.code(), Some(0), "{}", String::from_utf8_lossy(&output.stderr));
+        for page in ["", "-serve", "-check-config"] {
+            let page = std::fs::read_to_string(folder.path().join(format!("man1/{name}{page}.1"))).unwrap();
+            assert!(page.contains(".SH NAME") && page.contains(".SH SYNOPSIS"), "{page}");
+        }
+    }
+}
+
+#[tokio::test]
+async fn health_asks_the_service_that_runs() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let folder = TempFolder::new();
+        // A port that was free a moment ago: the command has to be told one.
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let config =
+            format!("[listen]\npublic = \"127.0.0.1:0\"\noperations = \"0.0.0.0:{port}\"\n[log]\nformat = \"json\"\n");
+        let file = text(&folder.write("waypost.toml", &config));
+        let output = run(name, &["--config", &file, "health"]);
+        assert_eq!(output.status.code(), Some(1), "{name}");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(said.contains(&format!("nothing answers at 127.0.0.1:{port}")), "{said}");
+
+        let server = Server::start(name, folder, &config).await;
+        assert_eq!(server.run(&["health"]).status.code(), Some(0), "{name}");
     }
 }
 

@@ -3,6 +3,7 @@
 use serde_json::{Map, json};
 use waypost_shared::{
     http::{Incoming, Response, json},
+    matrix_error::MatrixError,
     params::Params,
     random,
     rate_limit::source_key,
@@ -10,16 +11,21 @@ use waypost_shared::{
 
 use crate::{app::App, auth, error::ApiError};
 
+/// The longest OpenID token that is taken, in bytes: it becomes part of an address, which has an end.
+const MAX_OPENID_TOKEN: usize = 8192;
+
 /// `POST /_matrix/identity/v2/account/register`: an OpenID token of a homeserver for an access token of ours.
 pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, ApiError> {
     let mut params = Params::new(request.json_object()?);
     let openid_token = params.text("access_token");
     let server_name = params.text("matrix_server_name");
     params.finish()?;
+    if openid_token.len() > MAX_OPENID_TOKEN {
+        return Err(MatrixError::invalid_param("access_token", "must be an OpenID token").into());
+    }
 
     app.limits.register.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
-    let allowed = &app.config.homeservers.allow;
-    if !allowed.is_empty() && !allowed.contains(&server_name) {
+    if !app.config.homeservers.allows(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);
     }
     let mxid = app.homeservers.openid_user(&server_name, &openid_token).await?;

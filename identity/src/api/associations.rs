@@ -40,6 +40,9 @@ pub(crate) async fn v1_bind(app: App, request: Incoming) -> Result<Response, Api
     if !is_user_id(&binding.mxid) {
         return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
     }
+    if !app.config.homeservers.allows_user(&binding.mxid) {
+        return Err(ApiError::HomeserverNotAllowed);
+    }
     binding.publish(app).await
 }
 
@@ -90,7 +93,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
                 return Err(ApiError::OtherAddress);
             }
         }
-        (None, None) => signed_by_homeserver(&app, &request, &mxid, &content).await?,
+        (None, None) => signed_by_homeserver(&app, &request, &mxid, &threepid, &content).await?,
         (Some(_), None) => return Err(missing("client_secret")),
         (None, Some(_)) => return Err(missing("sid")),
     }
@@ -120,6 +123,7 @@ async fn signed_by_homeserver(
     app: &AppState,
     request: &Incoming,
     mxid: &str,
+    threepid: &Threepid,
     content: &Map<String, Value>,
 ) -> Result<(), ApiError> {
     let signatures = x_matrix(&request.headers);
@@ -133,8 +137,11 @@ async fn signed_by_homeserver(
     if !all_fit {
         return Err(ApiError::InvalidSignature);
     }
-    let listed = &app.config.homeservers.allow;
-    if !listed.is_empty() && !listed.iter().any(|name| name == origin) {
+    // A homeserver that was taken off the list can still take back what its users have here: somebody who leaves it
+    // must not stay published.
+    if !app.config.homeservers.allows(origin)
+        && app.store.owner(&app.keys.fingerprint(threepid)).await?.is_none_or(|owner| owner != mxid)
+    {
         return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.

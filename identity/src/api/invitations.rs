@@ -83,6 +83,9 @@ pub(crate) async fn v1_store_invite(app: App, request: Incoming) -> Result<Respo
     if !is_user_id(&invitation.sender) {
         return Err(MatrixError::invalid_param("sender", "must be a Matrix user id").into());
     }
+    if !app.config.homeservers.allows_user(&invitation.sender) {
+        return Err(ApiError::HomeserverNotAllowed);
+    }
     take(app, &request, invitation, &object).await
 }
 

@@ -15,6 +15,8 @@ pub(super) enum Action {
     /// Take one back: nobody is let in by it any more, and its key is not valid.
     Revoke {
         /// As `invites list` prints it, and as the room's `m.room.third_party_invite` has it for its state key.
+        // Tokens may begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         token: String,
     },
     /// Take all back that are older than the configured lifetime.

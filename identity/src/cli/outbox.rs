@@ -15,6 +15,8 @@ pub(super) enum Action {
     /// Make calls that were given up again.
     Retry {
         /// One of them, as `outbox list` prints it. Without it: all.
+        // Ids may begin with a hyphen.
+        #[arg(allow_hyphen_values = true)]
         id: Option<String>,
     },
 }

@@ -32,7 +32,7 @@ pub(crate) enum MailError {
     #[error("the mail could not be put together")]
     Message(#[from] lettre::error::Error),
     /// The mail server could not be reached, or refused.
-    #[error("the mail server did not take the mail{}", permanent(.0))]
+    #[error("the mail server did not take the mail{}", reason(.0))]
     Smtp(Box<lettre::transport::smtp::Error>),
     /// The mail server was too slow, or too many mails are under way.
     #[error("the mail was not sent within {0} seconds")]
@@ -42,13 +42,14 @@ pub(crate) enum MailError {
     Folder(#[from] io::Error),
 }
 
-/// The mail server's sentence often quotes the recipient, so only its kind is told.
-fn permanent(error: &lettre::transport::smtp::Error) -> String {
+/// What the operator can be told. The mail server's sentences often quote the recipient, so of those only the status is;
+/// what this side says about the connection and its TLS names nobody.
+fn reason(error: &lettre::transport::smtp::Error) -> String {
     match error.status() {
         Some(code) => format!(" (SMTP status {code})"),
         None if error.is_timeout() => " (no answer in time)".to_owned(),
-        None if error.is_tls() => " (TLS failed)".to_owned(),
-        None => String::new(),
+        None if error.is_response() => " (its answer is not SMTP)".to_owned(),
+        None => format!(" ({error})"),
     }
 }
 
@@ -189,15 +190,30 @@ fn smtp(config: &Config) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerErr
         .timeout(Some(Duration::from_secs(email.smtp_timeout_secs)))
         .pool_config(PoolConfig::new().max_size(email.smtp_max_connections))
         .tls(tls);
-    if let Some(username) = &email.smtp_username {
-        let password = config.smtp_password()?;
-        let password = password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
-        builder = builder.credentials(Credentials::new(username.clone(), password.to_owned()));
+    if let Some(credentials) = credentials(config)? {
+        builder = builder.credentials(credentials);
     }
     Ok(builder.build())
 }
 
-fn tls_parameters(config: &Config) -> Result<TlsParameters, MailerError> {
+/// Whom to log in as at the mail server, if at all.
+///
+/// # Errors
+///
+/// [`MailerError::Password`].
+pub(crate) fn credentials(config: &Config) -> Result<Option<Credentials>, MailerError> {
+    let Some(username) = &config.email.smtp_username else { return Ok(None) };
+    let password = config.smtp_password()?;
+    let password = password.as_ref().map(|password| password.expose_secret()).unwrap_or_default();
+    Ok(Some(Credentials::new(username.clone(), password.to_owned())))
+}
+
+/// How TLS is spoken with the mail server.
+///
+/// # Errors
+///
+/// [`MailerError`]: the additional roots.
+pub(crate) fn tls_parameters(config: &Config) -> Result<TlsParameters, MailerError> {
     let mut parameters = TlsParameters::builder(config.email.smtp_host.clone());
     if let Some(file) = &config.outbound.extra_ca_file {
         let unreadable = |source| MailerError::File { path: file.display().to_string(), source };

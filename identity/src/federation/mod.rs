@@ -133,6 +133,12 @@ impl Homeservers {
     pub(crate) async fn signed(&self, origin: &str, request: &SignedRequest<'_>) -> Result<bool, HomeserverError> {
         let name = ServerName::parse(origin).map_err(|_| HomeserverError::InvalidName)?;
         let now_ms = self.clock.now_ms();
+        if let Some(keys) = self.keys.get(origin, request, now_ms) {
+            return Ok(request.holds(origin, &keys));
+        }
+        // Many requests of one homeserver at once fetch its keys once; the others wait for them.
+        let fetching = self.keys.fetching(origin);
+        let _alone = fetching.lock().await;
         let keys = match self.keys.get(origin, request, now_ms) {
             Some(keys) => keys,
             None => {

@@ -4,7 +4,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError, Weak},
 };
 
 use http::{HeaderMap, header::AUTHORIZATION};
@@ -160,22 +160,38 @@ impl ServerKeys {
 
 /// Keys that were fetched a while ago and are still valid.
 #[derive(Debug, Default)]
-pub(super) struct KeyCache(Mutex<HashMap<String, ServerKeys>>);
+pub(super) struct KeyCache {
+    known: Mutex<HashMap<String, ServerKeys>>,
+    /// Held by whoever fetches a homeserver's keys. Only those that somebody holds are kept.
+    fetching: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+}
 
 impl KeyCache {
     /// The keys of `origin`, unless they must be fetched: they are not known, not valid any more, or do not contain
     /// those of the request, which may be new.
     pub(super) fn get(&self, origin: &str, request: &SignedRequest<'_>, now_ms: i64) -> Option<ServerKeys> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let keys = known.get(origin).filter(|keys| keys.until_ms > now_ms)?;
         let named = request.signatures.iter().any(|header| keys.valid.contains_key(&header.key));
         let fresh = now_ms.saturating_sub(keys.fetched_ms) < FETCH_AGAIN_MS;
         (named || fresh).then(|| keys.clone())
     }
 
+    /// What whoever fetches the keys of `origin` holds meanwhile.
+    pub(super) fn fetching(&self, origin: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(held) = fetching.get(origin).and_then(Weak::upgrade) {
+            return held;
+        }
+        fetching.retain(|_, held| held.strong_count() > 0);
+        let held = Arc::default();
+        fetching.insert(origin.to_owned(), Arc::downgrade(&held));
+        held
+    }
+
     /// Keeps keys.
     pub(super) fn put(&self, origin: &str, keys: ServerKeys, now_ms: i64) {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_CACHED {
             known.retain(|_, keys| keys.until_ms > now_ms);
         }

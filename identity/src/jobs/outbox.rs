@@ -1,19 +1,26 @@
 //! Tells homeservers what they must be told: takes letters from the outbox, until they arrive or are given up.
 
-use std::time::Duration;
+mod servers;
 
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
 use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use waypost_shared::{clock::millis, http::causes, retry::Backoff, serve::Stop};
+use waypost_shared::{clock::millis, current::Current, http::causes, retry::Backoff, serve::Stop};
 
 use crate::{
     app::{App, AppState},
+    config::OutboxConfig,
     domain::sealing::Sealed,
+    federation::HomeserverError,
     metrics::Onbind,
     storage::{StoreError, outbox::Letter},
 };
+
+use servers::Servers;
 
 /// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -25,11 +32,13 @@ const LEASE_MS: i64 = 90 * 1000;
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Delivers, until `stop`.
-pub(crate) async fn deliver(app: App, stop: Stop) {
+pub(crate) async fn deliver(current: Current<App>, stop: Stop) {
+    let servers = Arc::new(Servers::default());
     let mut under_way = JoinSet::new();
     let mut counted: Option<Instant> = None;
     loop {
-        let wait = match turn(&app, &mut under_way, &mut counted).await {
+        let app = current.get();
+        let wait = match turn(&app, &servers, &mut under_way, &mut counted).await {
             Ok(wait) => wait,
             Err(error) => {
                 tracing::warn!(error = %error, causes = causes(&error), "the outbox cannot be read for now");
@@ -50,14 +59,19 @@ pub(crate) async fn deliver(app: App, stop: Stop) {
 }
 
 /// Starts as many deliveries as there is room for; returns how long nothing else is due.
-async fn turn(app: &App, under_way: &mut JoinSet<()>, counted: &mut Option<Instant>) -> Result<Duration, StoreError> {
+async fn turn(
+    app: &App,
+    servers: &Arc<Servers>,
+    under_way: &mut JoinSet<()>,
+    counted: &mut Option<Instant>,
+) -> Result<Duration, StoreError> {
     let now_ms = app.clock.now_ms();
     let room = app.config.outbox.at_once.saturating_sub(under_way.len());
     if room > 0 {
         let most = i64::try_from(room).unwrap_or(i64::MAX);
         for letter in app.store.lease_letters(now_ms, now_ms.saturating_add(LEASE_MS), most).await? {
-            let app = app.clone();
-            under_way.spawn(async move { handle(&app, &letter).await });
+            let (app, servers) = (app.clone(), servers.clone());
+            under_way.spawn(async move { handle(&app, &servers, &letter).await });
         }
     }
     if counted.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
@@ -76,23 +90,78 @@ async fn turn(app: &App, under_way: &mut JoinSet<()>, counted: &mut Option<Insta
     Ok(wait.clamp(LOOK_AT_MOST_EVERY, LOOK_EVERY))
 }
 
-async fn handle(app: &AppState, letter: &Letter) {
-    let delivered = deliver_one(app, letter).await;
-    if let Err(error) = settle(app, letter, delivered).await {
+async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
+    let server = server_of(letter);
+    let rules = &app.config.outbox;
+    let noted = match servers.begin(server, share(rules), app.clock.now_ms()) {
+        Ok(()) => {
+            let delivered = deliver_one(app, letter).await;
+            let away = delivered.as_ref().is_err_and(|failure| failure.away);
+            servers.end(server, away.then(|| backoff(rules)), app.clock.now_ms());
+            settle(app, letter, delivered.map_err(|failure| failure.text)).await
+        }
+        Err(again_ms) => postpone(app, letter, again_ms).await,
+    };
+    if let Err(error) = noted {
         tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
     }
 }
 
-/// # Errors
-///
-/// What is noted of the failure, without an address.
-async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), String> {
-    let payload = app.keys.open(Sealed::Outbox, &letter.payload_sealed).map_err(|error| error.to_string())?;
+/// Why a letter was not delivered.
+struct Failure {
+    /// What is noted of it, without an address.
+    text: String,
+    /// Whether the homeserver would not have taken any other letter either.
+    away: bool,
+}
+
+async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), Failure> {
+    let payload = app.keys.open(Sealed::Outbox, &letter.payload_sealed);
+    let payload = payload.map_err(|error| Failure { text: error.to_string(), away: false })?;
     let told = app.homeservers.onbind(server_of(letter), payload.into()).await;
-    told.map_err(|error| match causes(&error) {
-        causes if causes.is_empty() => error.to_string(),
-        causes => format!("{error}: {causes}"),
+    told.map_err(|error| Failure {
+        away: match &error {
+            HomeserverError::Unreachable(_) => true,
+            HomeserverError::Refused(status) => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
+            _ => false,
+        },
+        text: match causes(&error) {
+            causes if causes.is_empty() => error.to_string(),
+            causes => format!("{error}: {causes}"),
+        },
     })
+}
+
+/// Leaves a letter alone until its homeserver may be called; for ever, if that has been away for too long.
+async fn postpone(app: &AppState, letter: &Letter, again_ms: i64) -> Result<(), StoreError> {
+    let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
+    // By then it was called once more, on account of this letter or another one.
+    let given_up_secs = rules.retry_for_secs.saturating_add(rules.max_retry_secs);
+    if now_ms.saturating_sub(letter.since_ms) >= millis(Duration::from_secs(given_up_secs)) {
+        return give_up(app, letter, "The homeserver was away all the time", now_ms).await;
+    }
+    app.store.letter_postponed(&letter.id, again_ms).await
+}
+
+async fn give_up(app: &AppState, letter: &Letter, failure: &str, now_ms: i64) -> Result<(), StoreError> {
+    app.store.letter_died(&letter.id, failure, now_ms).await?;
+    app.metrics.onbind(Onbind::Dead);
+    tracing::error!(
+        server = server_of(letter),
+        attempts = letter.attempts,
+        failure,
+        "gave up telling a homeserver of a binding; `outbox retry` tries it again"
+    );
+    Ok(())
+}
+
+/// How many calls of one homeserver may be under way: a quarter of all.
+fn share(rules: &OutboxConfig) -> usize {
+    (rules.at_once / 4).max(1)
+}
+
+fn backoff(rules: &OutboxConfig) -> Backoff {
+    Backoff { first: Duration::from_secs(rules.first_retry_secs), max: Duration::from_secs(rules.max_retry_secs) }
 }
 
 async fn settle(app: &AppState, letter: &Letter, delivered: Result<(), String>) -> Result<(), StoreError> {
@@ -102,24 +171,20 @@ async fn settle(app: &AppState, letter: &Letter, delivered: Result<(), String>) 
         return Ok(());
     };
     let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
-    let server = server_of(letter);
     if now_ms.saturating_sub(letter.since_ms) >= millis(Duration::from_secs(rules.retry_for_secs)) {
-        app.store.letter_died(&letter.id, &failure, now_ms).await?;
-        app.metrics.onbind(Onbind::Dead);
-        tracing::error!(
-            server,
-            attempts = letter.attempts,
-            failure,
-            "gave up telling a homeserver of a binding; `outbox retry` tries it again"
-        );
-        return Ok(());
+        return give_up(app, letter, &failure, now_ms).await;
     }
-    let backoff =
-        Backoff { first: Duration::from_secs(rules.first_retry_secs), max: Duration::from_secs(rules.max_retry_secs) };
     let failures = u32::try_from(letter.attempts.saturating_sub(1)).unwrap_or(u32::MAX);
-    app.store.letter_failed(&letter.id, &failure, now_ms.saturating_add(millis(backoff.delay(failures)))).await?;
+    app.store
+        .letter_failed(&letter.id, &failure, now_ms.saturating_add(millis(backoff(rules).delay(failures))))
+        .await?;
     app.metrics.onbind(Onbind::Failed);
-    tracing::debug!(server, attempts = letter.attempts, failure, "a homeserver could not be told of a binding");
+    tracing::debug!(
+        server = server_of(letter),
+        attempts = letter.attempts,
+        failure,
+        "a homeserver could not be told of a binding"
+    );
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use waypost_shared::{clock::millis, serve::Stop};
+use waypost_shared::{clock::millis, current::Current, serve::Stop};
 
 use crate::{
     app::App,
@@ -16,8 +16,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(2);
 const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Keeps the indexes up with the stored peppers, until `stop`.
-pub(crate) async fn keep_up(app: App, stop: Stop) {
+pub(crate) async fn keep_up(current: Current<App>, stop: Stop) {
     loop {
+        let app = current.get();
         let looked = tokio::select! {
             looked = look(&app) => looked,
             () = stop.requested() => return,

@@ -23,6 +23,7 @@ pub(crate) mod accounts;
 pub(crate) mod associations;
 pub(crate) mod hints;
 pub(crate) mod invites;
+pub(crate) mod look;
 pub(crate) mod outbox;
 pub(crate) mod people;
 pub(crate) mod peppers;
@@ -160,6 +161,8 @@ impl Store {
                 // What was answered must survive a power cut.
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(ACQUIRE_TIMEOUT)
+                // What was removed must not stay readable in free parts of the file.
+                .pragma("secure_delete", "ON")
                 .disable_statement_logging();
             let pool =
                 |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
@@ -178,23 +181,9 @@ impl Store {
 
     async fn migrate(&self) -> Result<(), StoreError> {
         match self {
-            Self::Sqlite { write, .. } => {
-                migrator(&[
-                    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
-                    (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
-                    (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
-                ])
-                .run(write)
-                .await?;
-            }
+            Self::Sqlite { write, .. } => self.migrator().run(write).await?,
             Self::Postgres(pool) => {
-                migrator(&[
-                    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
-                    (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
-                    (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
-                ])
-                .run(pool)
-                .await?;
+                self.migrator().run(pool).await?;
                 // After a restore from a dump the numbers are another cluster's and may be ahead of this one's, so that
                 // each look for changes would read those rows again. The trigger gives them a number of today.
                 sqlx::query(
@@ -206,6 +195,24 @@ impl Store {
             }
         }
         Ok(())
+    }
+
+    /// What brings the tables up to date.
+    fn migrator(&self) -> Migrator {
+        match self {
+            Self::Sqlite { .. } => migrator(&[
+                (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+                (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
+                (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
+                (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
+            ]),
+            Self::Postgres(_) => migrator(&[
+                (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+                (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
+                (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
+                (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
+            ]),
+        }
     }
 
     /// Ends all connections, so that nothing is cut off in the middle.

@@ -133,6 +133,22 @@ impl Store {
         Ok(())
     }
 
+    /// Gives a letter back that was leased and not tried; it is due again at `due_ms`.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn letter_postponed(&self, id: &str, due_ms: i64) -> Result<(), StoreError> {
+        write_db!(self, pool => {
+            sqlx::query("UPDATE outbox SET attempts = attempts - 1, due_ms = $2 WHERE id = $1")
+                .bind(id)
+                .bind(due_ms)
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
     /// Notes that a letter is given up.
     ///
     /// # Errors

@@ -106,14 +106,15 @@ impl Store {
 
     /// Removes all that is stored about somebody, in one transaction. Their tokens end at all replicas.
     ///
-    /// The rows of their addresses stay for a moment, without their owner, so that other replicas learn of it.
+    /// The rows of their addresses stay for a moment, without their owner, so that other replicas learn of it. On
+    /// SQLite nothing of what was removed is left in the database's files, unless a long read kept its log in use.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
     pub(crate) async fn erase(&self, keys: &StorageKeys, mxid: &str, now_ms: i64) -> Result<Erased, StoreError> {
         let budget = keys.budget_hash(mxid);
-        Ok(in_tx!(self, tx => {
+        let erased = in_tx!(self, tx => {
             let mut erased = Erased::default();
             // In this order: the addresses tell the sessions, and the account is what tokens and policies refer to.
             let mut address_budgets = 0;
@@ -152,7 +153,12 @@ impl Store {
                 .await?
                 .rows_affected();
             erased
-        }))
+        });
+        if let Self::Sqlite { write, .. } = self {
+            // The log holds pages as they were before.
+            sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(write).await?;
+        }
+        Ok(erased)
     }
 
     /// Removes up to `most` addresses that were unbound before `unbound_ms`; how many.

@@ -23,6 +23,8 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) next_link: Option<&'a str>,
     /// The time.
     pub(crate) now_ms: i64,
+    /// Until when this request sends its message: if nothing is heard of it by then, it never will be.
+    pub(crate) sending_until_ms: i64,
     /// Sessions that were proven, or else asked for, before this are no more.
     pub(crate) expired_ms: i64,
     /// Tries at a session's token; one whose tries are used up is no more when the client asks again.
@@ -42,7 +44,7 @@ type Row = (String, String, Vec<u8>, Vec<u8>, Option<Vec<u8>>, i64, i64, Option<
 
 impl Store {
     /// The session for an address and a secret if it was asked for with this `send_attempt` or a later one, so that
-    /// there is nothing to send.
+    /// there is nothing to send; unless whoever was to send this very one died over it.
     ///
     /// # Errors
     ///
@@ -55,13 +57,15 @@ impl Store {
         Ok(on_db!(self, pool => {
             sqlx::query_scalar(
                 "SELECT sid FROM validation_sessions
-                  WHERE fingerprint = $1 AND client_secret_hash = $2 AND send_attempt >= $3
+                  WHERE fingerprint = $1 AND client_secret_hash = $2
+                    AND (send_attempt > $3 OR (send_attempt = $3 AND (sending_until_ms IS NULL OR sending_until_ms > $5)))
                     AND COALESCE(validated_ms, requested_ms) >= $4",
             )
             .bind(&keys.fingerprint(request.threepid)[..])
             .bind(&request.client_secret_hash[..])
             .bind(request.send_attempt)
             .bind(request.expired_ms)
+            .bind(request.now_ms)
             .fetch_optional(pool)
             .await?
         }))
@@ -69,7 +73,8 @@ impl Store {
 
     /// Makes the session or takes the one that there is, and says whether to send.
     ///
-    /// One transaction: of several requests with one `send_attempt`, exactly one is told to send.
+    /// One transaction: of several requests with one `send_attempt`, exactly one is told to send. It has to say that it
+    /// did ([`Store::message_sent`]) or did not ([`Store::unclaim_send`]).
     ///
     /// # Errors
     ///
@@ -98,12 +103,15 @@ impl Store {
             .await?;
             let claimed: Option<String> = sqlx::query_scalar(
                 "INSERT INTO validation_sessions
-                     (sid, medium, fingerprint, address_sealed, client_secret_hash, next_link_sealed, send_attempt, requested_ms)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8)
+                     (sid, medium, fingerprint, address_sealed, client_secret_hash, next_link_sealed, send_attempt,
+                      requested_ms, sending_until_ms)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
                  ON CONFLICT (fingerprint, client_secret_hash) DO UPDATE
                     SET send_attempt = excluded.send_attempt, requested_ms = excluded.requested_ms,
-                        next_link_sealed = excluded.next_link_sealed
+                        next_link_sealed = excluded.next_link_sealed, sending_until_ms = excluded.sending_until_ms
                   WHERE validation_sessions.send_attempt < excluded.send_attempt
+                     OR (validation_sessions.send_attempt = excluded.send_attempt
+                         AND validation_sessions.sending_until_ms <= excluded.requested_ms)
                  RETURNING sid",
             )
             .bind(request.new_sid)
@@ -114,6 +122,7 @@ impl Store {
             .bind(&next_link_sealed)
             .bind(request.send_attempt)
             .bind(request.now_ms)
+            .bind(request.sending_until_ms)
             .fetch_optional(&mut *tx)
             .await?;
             match claimed {
@@ -132,6 +141,22 @@ impl Store {
         }))
     }
 
+    /// Notes that the message of a claim went out, so that its `send_attempt` never sends again.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn message_sent(&self, sid: &str, send_attempt: i64) -> Result<(), StoreError> {
+        write_db!(self, pool => {
+            sqlx::query("UPDATE validation_sessions SET sending_until_ms = NULL WHERE sid = $1 AND send_attempt = $2")
+                .bind(sid)
+                .bind(send_attempt)
+                .execute(pool)
+                .await?;
+        });
+        Ok(())
+    }
+
     /// Takes back a claim whose message could not be sent, so that the same `send_attempt` may try again.
     ///
     /// # Errors
@@ -139,12 +164,15 @@ impl Store {
     /// [`StoreError::Database`].
     pub(crate) async fn unclaim_send(&self, sid: &str, send_attempt: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
-            sqlx::query("UPDATE validation_sessions SET send_attempt = $3 WHERE sid = $1 AND send_attempt = $2")
-                .bind(sid)
-                .bind(send_attempt)
-                .bind(send_attempt.saturating_sub(1))
-                .execute(pool)
-                .await?;
+            sqlx::query(
+                "UPDATE validation_sessions SET send_attempt = $3, sending_until_ms = NULL
+                  WHERE sid = $1 AND send_attempt = $2",
+            )
+            .bind(sid)
+            .bind(send_attempt)
+            .bind(send_attempt.saturating_sub(1))
+            .execute(pool)
+            .await?;
         });
         Ok(())
     }

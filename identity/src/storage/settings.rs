@@ -6,6 +6,9 @@ use super::{Store, StoreError, in_tx, on_db};
 
 /// What is sealed to recognise the keys by.
 const KEY_CHECK: &str = "waypost";
+/// What was sealed and hashed with the keys that the database belongs to.
+const KEPT: &str =
+    "SELECT s.value, h.value FROM settings s, settings h WHERE s.name = 'seal_check' AND h.name = 'hash_check'";
 
 impl Store {
     /// Whether `keys` are those that this database was written with. A new database takes them as its own.
@@ -23,13 +26,19 @@ impl Store {
                     .execute(&mut *tx)
                     .await?;
             }
-            sqlx::query_as(
-                "SELECT s.value, h.value FROM settings s, settings h WHERE s.name = 'seal_check' AND h.name = 'hash_check'",
-            )
-            .fetch_one(&mut *tx)
-            .await?
+            sqlx::query_as(KEPT).fetch_one(&mut *tx).await?
         });
-        Ok(hash == keys.check_hash() && keys.open(Sealed::KeyCheck, &sealed).is_ok_and(|text| text == KEY_CHECK))
+        Ok(fits(keys, &sealed, &hash))
+    }
+
+    /// Like [`Store::belongs_to`], and takes nothing: none for a database that has no keys yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StoreError::Database`].
+    pub(crate) async fn is_of(&self, keys: &StorageKeys) -> Result<Option<bool>, StoreError> {
+        let kept: Option<(Vec<u8>, Vec<u8>)> = on_db!(self, pool => sqlx::query_as(KEPT).fetch_optional(pool).await?);
+        Ok(kept.map(|(sealed, hash)| fits(keys, &sealed, &hash)))
     }
 
     /// The pepper in force: the newest one.
@@ -69,4 +78,8 @@ impl Store {
         }
         self.pepper().await?.ok_or(StoreError::Nonsense("pepper"))
     }
+}
+
+fn fits(keys: &StorageKeys, sealed: &[u8], hash: &[u8]) -> bool {
+    hash == keys.check_hash() && keys.open(Sealed::KeyCheck, sealed).is_ok_and(|text| text == KEY_CHECK)
 }

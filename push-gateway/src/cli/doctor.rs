@@ -1,29 +1,13 @@
 //! `doctor`: does each app's push service take its credentials?
 
 use futures_util::future::join_all;
-use waypost_shared::clock::Clock;
+use waypost_shared::{
+    clock::Clock,
+    doctor::{Finding, Report},
+};
 
 use super::RunError;
 use crate::app::{App, EXPIRY_WARNED_DAYS, Entry, MS_PER_DAY};
-
-/// What a check came to.
-enum Finding {
-    Good(String),
-    /// Nothing fails yet.
-    Soon(String),
-    /// What to change.
-    Bad(String),
-}
-
-impl Finding {
-    fn line(&self, app: &str) -> String {
-        match self {
-            Self::Good(text) => format!("good  {app}: {text}"),
-            Self::Soon(text) => format!("soon  {app}: {text}"),
-            Self::Bad(text) => format!("BAD   {app}: {text}"),
-        }
-    }
-}
 
 /// Checks all apps at once and prints what was found, a line for each.
 pub(super) async fn run(app: &App, clock: &Clock) -> Result<(), RunError> {
@@ -32,14 +16,16 @@ pub(super) async fn run(app: &App, clock: &Clock) -> Result<(), RunError> {
         println!("There are no apps: add an [[apps]] entry for each app that is to be pushed to.");
     }
     let checks = entries.iter().map(|entry| examine(app, entry, clock.now_ms()));
-    let mut bad = 0;
+    let mut report = Report::default();
     for (entry, findings) in entries.iter().zip(join_all(checks).await) {
         for finding in findings {
-            println!("{}", finding.line(&entry.id));
-            bad += usize::from(matches!(finding, Finding::Bad(_)));
+            report.say(&entry.id, &finding);
         }
     }
-    if bad == 0 { Ok(()) } else { Err(RunError::Unhealthy(bad)) }
+    match report.bad() {
+        0 => Ok(()),
+        bad => Err(RunError::Unhealthy(bad)),
+    }
 }
 
 async fn examine(app: &App, entry: &Entry, now_ms: i64) -> Vec<Finding> {

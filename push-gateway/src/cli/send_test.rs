@@ -21,7 +21,7 @@ pub(super) struct Options {
     #[arg(long, value_name = "ID")]
     app: String,
     /// The device's pushkey. It is shown shortened.
-    #[arg(long, value_name = "KEY")]
+    #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     pushkey: String,
     /// The pusher's `data`, such as {"endpoint":"https://…","auth":"…"} for web push.
     #[arg(long, value_name = "JSON")]

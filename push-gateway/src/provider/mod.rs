@@ -11,7 +11,7 @@ mod webpush;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response, StatusCode, uri::Authority};
 use waypost_shared::{
     clock::Clock,
     http_client::{CallLimits, HttpClient, Outbound, OutboundError, Reach},
@@ -159,6 +159,14 @@ impl Provider {
         match self {
             Self::Apns(_) | Self::Fcm(_) | Self::UnifiedPush(_) => "",
             Self::WebPush(_) => device.data_text("endpoint").unwrap_or_default(),
+        }
+    }
+
+    /// Which server a request is for, where each device may have another one.
+    pub(crate) fn server<'r>(&self, request: &'r Request<Bytes>) -> Option<&'r str> {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) => None,
+            Self::WebPush(_) | Self::UnifiedPush(_) => request.uri().authority().map(Authority::as_str),
         }
     }
 

@@ -71,23 +71,61 @@ pub(super) enum ConnectError {
     Tunnel(#[from] TunnelError),
 }
 
+/// What kept a connection from coming about, for who has to mend it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// The name has no address, or nobody could say which.
+    Name,
+    /// The name has no address that may be reached.
+    Blocked,
+    /// Nobody accepted in time.
+    Network,
+    /// The proxy is away, or opens no tunnel.
+    Proxy,
+    /// The peer's certificate is not to be trusted.
+    Certificate,
+    /// TLS, for another reason.
+    Tls,
+}
+
+impl Trouble {
+    fn of(error: &(dyn StdError + 'static)) -> Self {
+        // Those of TCP are a `ConnectError`'s, so that one on the outside is of the handshake.
+        let fallback = if error.is::<io::Error>() { Self::Tls } else { Self::Network };
+        let mut cause = Some(error);
+        while let Some(error) = cause {
+            match error.downcast_ref() {
+                Some(ConnectError::Blocked) => return Self::Blocked,
+                Some(ConnectError::NoAddress | ConnectError::Resolve(_)) => return Self::Name,
+                Some(ConnectError::Io(_)) => return Self::Network,
+                Some(ConnectError::Proxy(_) | ConnectError::Tunnel(_)) => return Self::Proxy,
+                None => {}
+            }
+            match error.downcast_ref() {
+                Some(rustls::Error::InvalidCertificate(_)) => return Self::Certificate,
+                Some(_) => return Self::Tls,
+                None => {}
+            }
+            // What is inside an error of the system is not its source.
+            cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+                Some(inside) => Some(inside as &(dyn StdError + 'static)),
+                None => error.source(),
+            };
+        }
+        fallback
+    }
+}
+
 /// Why there is no connection. Those that waited for it share the reason.
 #[derive(Clone, Debug)]
 pub(super) struct NoConnection {
-    /// The name has no address that may be reached.
-    pub(super) is_blocked: bool,
+    pub(super) trouble: Trouble,
     error: Arc<dyn StdError + Send + Sync>,
 }
 
 impl NoConnection {
     pub(super) fn new(error: Box<dyn StdError + Send + Sync>) -> Self {
-        let mut cause: Option<&(dyn StdError + 'static)> = Some(&*error);
-        let mut is_blocked = false;
-        while let Some(error) = cause {
-            is_blocked |= matches!(error.downcast_ref(), Some(ConnectError::Blocked));
-            cause = error.source();
-        }
-        Self { is_blocked, error: error.into() }
+        Self { trouble: Trouble::of(&*error), error: error.into() }
     }
 }
 
@@ -186,7 +224,7 @@ impl Connector {
     }
 
     /// A tunnel to `target`. The operator chose the proxy, so that the guard has no say about its own address.
-    async fn through(&self, proxy: &Proxy, target: &str) -> Result<TcpStream, ConnectError> {
+    pub(super) async fn through(&self, proxy: &Proxy, target: &str) -> Result<TcpStream, ConnectError> {
         let unreachable = |error: ConnectError| ConnectError::Proxy(Box::new(error));
         let addresses = self.resolver.addresses(&proxy.host).await;
         let mut last = ConnectError::NoAddress;

@@ -16,7 +16,7 @@ mod proxy;
 use std::{error::Error as StdError, fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
 use hyper_rustls::HttpsConnectorBuilder;
@@ -30,13 +30,14 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use self::{
     address::is_public,
     config::{OutboundConfig, OutboundError},
-    connector::Targets,
+    connector::{Targets, Trouble},
 };
 use self::{
     connection::Lease,
-    connector::Connector,
+    connector::{ConnectError, Connector, NoConnection},
+    origin::Origin,
     pool::{Pool, PoolLimits},
-    proxy::Proxy,
+    proxy::{Proxy, TunnelError},
 };
 use crate::resolver::Resolver;
 
@@ -136,6 +137,22 @@ impl Outbound {
         Ok(self.build(tls, Reach::Anywhere, None))
     }
 
+    /// Whether the proxy is there, speaks HTTP and takes our credentials: it is asked for a way to a name that nobody
+    /// has (RFC 6761), which it cannot open. None when there is no proxy.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpClientError`]: what is wrong with the proxy, or that it said nothing within `limit`.
+    pub async fn try_proxy(&self, limit: Duration) -> Option<Result<(), HttpClientError>> {
+        let proxy = self.proxy.clone()?;
+        let connector = Connector { resolver: self.resolver.clone(), guard: None, targets: None, proxy: None };
+        Some(match timeout(limit, connector.through(&proxy, "waypost.invalid:443")).await {
+            Err(_) => Err(HttpClientError::Timeout(limit)),
+            Ok(Ok(_) | Err(ConnectError::Tunnel(TunnelError::Refused(_)))) => Ok(()),
+            Ok(Err(error)) => Err(NoConnection::new(error.into()).into()),
+        })
+    }
+
     fn build(&self, tls: ClientConfig, reach: Reach, targets: Option<Targets>) -> HttpClient {
         let (guard, limits) = match reach {
             Reach::Anywhere => (None, PoolLimits { idle: SERVICE_IDLE, warm: true, ..self.limits }),
@@ -184,6 +201,16 @@ pub enum HttpClientError {
 }
 
 impl HttpClientError {
+    /// What kept the connection from coming about; none if there was one, or no time to tell.
+    #[must_use]
+    pub fn trouble(&self) -> Option<Trouble> {
+        match self {
+            Self::Blocked => Some(Trouble::Blocked),
+            Self::Connect(reason) => reason.downcast_ref::<NoConnection>().map(|reason| reason.trouble),
+            Self::Timeout(_) | Self::TooLarge(_) | Self::TurnedAway(_) | Self::Exchange(_) => None,
+        }
+    }
+
     /// Whether the peer may have seen the request.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
@@ -191,6 +218,12 @@ impl HttpClientError {
             Self::Blocked | Self::Connect(_) | Self::TurnedAway(_) => false,
             Self::Timeout(_) | Self::TooLarge(_) | Self::Exchange(_) => true,
         }
+    }
+}
+
+impl From<NoConnection> for HttpClientError {
+    fn from(reason: NoConnection) -> Self {
+        if reason.trouble == Trouble::Blocked { Self::Blocked } else { Self::Connect(reason.into()) }
     }
 }
 
@@ -240,13 +273,10 @@ impl HttpClient {
     /// Up to the answer's body. What the peer surely did nothing about is sent again at once.
     async fn begin(&self, request: Request<Bytes>) -> Result<(Response<Incoming>, Lease), HttpClientError> {
         let request = request.map(Full::new);
-        let origin =
-            self.pool.origin(request.uri()).ok_or_else(|| HttpClientError::Connect("no absolute URI".into()))?;
+        let origin = self.origin(request.uri())?;
         let mut tries = 0;
         loop {
-            let mut lease = origin.lease().await.map_err(|reason| {
-                if reason.is_blocked { HttpClientError::Blocked } else { HttpClientError::Connect(reason.into()) }
-            })?;
+            let mut lease = origin.lease().await?;
             // A copy shares the body and the texts.
             match lease.send(request.clone()).await {
                 Ok(answer) => return Ok((answer, lease)),
@@ -261,6 +291,23 @@ impl HttpClient {
                 }
             }
         }
+    }
+
+    fn origin(&self, uri: &Uri) -> Result<Arc<Origin>, HttpClientError> {
+        self.pool.origin(uri).ok_or_else(|| HttpClientError::Connect("no absolute URI".into()))
+    }
+
+    /// Connects to the server of `uri` (absolute), with TLS if it is https, and sends nothing.
+    ///
+    /// # Errors
+    ///
+    /// [`HttpClientError`]: why there is no connection after `limit`.
+    pub async fn reach(&self, uri: &Uri, limit: Duration) -> Result<(), HttpClientError> {
+        let connecting = async {
+            drop(self.origin(uri)?.lease().await?);
+            Ok(())
+        };
+        timeout(limit, connecting).await.unwrap_or(Err(HttpClientError::Timeout(limit)))
     }
 
     /// The connections, for tests.

@@ -1,11 +1,18 @@
 //! register, account, logout.
 
+use ::http::Request;
+use bytes::Bytes;
 use serde_json::{Value, json};
-use waypost_tests::identity::{HOMESERVER, TestIdentity};
+use waypost_tests::ca::Ca;
+use waypost_tests::homeserver::Homeserver;
+use waypost_tests::identity::{HOMESERVER, SERVER_NAME, TestIdentity};
 use waypost_tests::on_each_database;
 use waypost_tests::tls_server::Answer;
 
-use super::{ALICE, BOB, failure};
+use super::{ALICE, BOB, SECRET, failure, invitation};
+
+/// A user of another homeserver.
+const EVE: &str = "@eve:other.test";
 
 on_each_database! {
     async fn register_answers_the_token_under_both_names(database: Database) {
@@ -34,6 +41,30 @@ on_each_database! {
         let token = t.register(ALICE).await;
         let reply = t.get(&format!("/account?access_token={token}"), None).await;
         assert_eq!(reply.ok(), json!({"user_id": ALICE}));
+    }
+
+    async fn synapse_asks_for_the_pepper_with_its_token_in_the_query(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let details = t.get(&format!("/hash_details?access_token={token}"), None).await.ok();
+        assert_eq!(details, t.get("/hash_details", Some(&token)).await.ok());
+        // A good header is enough, a bad one is not mended by the query.
+        assert_eq!(t.get("/hash_details?access_token=unknown", Some(&token)).await.ok(), details);
+        let reply = t.get(&format!("/hash_details?access_token={token}"), Some("unknown")).await;
+        assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert!(!t.server.log_text().contains(&token), "the token is in the log");
+    }
+
+    async fn a_token_in_the_query_counts_for_nothing_where_that_is_switched_off(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("tokens", "allow_in_query", false);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let reply = t.get(&format!("/hash_details?access_token={token}"), None).await;
+        assert_eq!(reply.failure(), failure(401, "M_UNAUTHORIZED"));
+        assert_eq!(t.get("/hash_details", Some(&token)).await.status, 200);
+        assert!(!t.server.log_text().contains(&token), "the token is in the log");
     }
 
     async fn tokens_are_their_own(database: Database) {
@@ -117,6 +148,14 @@ on_each_database! {
         }
     }
 
+    async fn an_endless_openid_token_is_called_wrong_itself(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let reply = t.register_with(&"a".repeat(100_000), HOMESERVER).await;
+        assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"));
+        assert!(reply.text.contains("`access_token`"), "{}", reply.text);
+        assert!(t.homeserver.server.requests.is_empty());
+    }
+
     async fn register_refuses_what_is_no_server_name(database: Database) {
         let t = TestIdentity::start(database).await;
         for name in ["", "a b", "https://hs.test", "hs.test/path", "hs.test:", "hs.test:99999", "hs.test?x", "user@hs.test"] {
@@ -135,6 +174,71 @@ on_each_database! {
         let reply = t.register_with(&openid, HOMESERVER).await;
         assert_eq!(reply.status, 403, "{}", reply.text);
         assert!(t.homeserver.server.requests.is_empty());
+    }
+
+    async fn too_many_registrations_are_429_and_ask_nobody(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("limits.register_per_source", "burst", 1);
+            settings.set("limits.register_per_source", "refill_secs", 600.0);
+        })
+        .await;
+        t.register(ALICE).await;
+        let openid = t.homeserver.issue(BOB);
+        let reply = t.register_with(&openid, HOMESERVER).await;
+        assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"));
+        assert!(reply.json()["retry_after_ms"].as_i64().unwrap() > 0);
+        assert_eq!(t.homeserver.server.requests.len(), 1);
+    }
+
+    async fn a_homeserver_that_is_taken_off_the_list_has_no_users_here(database: Database) {
+        let ca = Ca::new();
+        let homeserver = Homeserver::start(&ca, &[HOMESERVER]).await;
+        let other = Homeserver::start(&ca, &["other.test"]).await;
+        let address = other.server.address.to_string();
+        let t = TestIdentity::start_around(database, ca, homeserver, |settings| {
+            settings.set("homeservers.overrides", "other.test", address);
+        })
+        .await;
+        let alice = t.register(ALICE).await;
+        let openid = other.issue(EVE);
+        let eve = t.register_with(&openid, "other.test").await.ok()["token"].as_str().unwrap().to_owned();
+        t.publish(&eve, "eve@example.com", EVE).await;
+        let sid = t.validate(&eve, "eve@work.example.com", SECRET).await;
+
+        let t = t.restart_with(|config| format!("{config}\n[homeservers]\nallow = [\"{HOMESERVER}\"]\n")).await;
+        for path in ["/account", "/hash_details", "/3pid/getValidated3pid?sid=1&client_secret=a"] {
+            assert_eq!(t.get(path, Some(&eve)).await.failure(), failure(403, "M_UNAUTHORIZED"), "{path}");
+        }
+        let mut invite = invitation();
+        invite["sender"] = json!(EVE);
+        assert_eq!(t.post("/store-invite", Some(&eve), &invite).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        let mails = t.smtp.mails.len();
+        let reply = t.request_email(&eve, "eve@home.example.com", SECRET, 1).await;
+        assert_eq!(reply.failure(), failure(403, "M_UNAUTHORIZED"));
+        assert_eq!(t.smtp.mails.len(), mails);
+        assert_eq!(t.bind(&eve, &sid, SECRET, EVE).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        assert_eq!(t.who_is(&alice, "eve@work.example.com").await, None);
+
+        // Leaving is for her: what she had bound can be taken back, by her homeserver too, and no other is asked for.
+        assert_eq!(t.who_is(&alice, "eve@example.com").await.as_deref(), Some(EVE));
+        for (address, taken_back) in
+            [("alice@example.com", false), ("eve@example.com", true), ("eve@example.com", false)]
+        {
+            let uri = "/_matrix/identity/v2/3pid/unbind";
+            let content = json!({"mxid": EVE, "threepid": {"medium": "email", "address": address}});
+            let request = Request::post(t.api.absolute(uri))
+                .header("authorization", other.x_matrix(uri, &content, "destination_is", SERVER_NAME))
+                .body(Bytes::from(content.to_string()))
+                .unwrap();
+            let reply = t.api.send(request).await;
+            if taken_back {
+                assert_eq!(reply.ok(), json!({}));
+            } else {
+                assert_eq!(reply.failure(), failure(403, "M_UNAUTHORIZED"), "{address}");
+            }
+        }
+        assert_eq!(t.who_is(&alice, "eve@example.com").await, None);
+        assert_eq!(t.post("/account/logout", Some(&eve), &json!({})).await.ok(), json!({}));
     }
 
     async fn every_other_endpoint_wants_a_token(database: Database) {

@@ -95,6 +95,20 @@ on_each_database! {
         assert_eq!(t.who_is(&token, EMAIL).await.as_deref(), Some(ALICE));
     }
 
+    async fn too_many_binds_are_429(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("limits.bind_per_account", "burst", 1);
+            settings.set("limits.bind_per_account", "refill_secs", 600.0);
+        })
+        .await;
+        let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+        t.publish(&alice, EMAIL, ALICE).await;
+        let sid = t.validate(&alice, "alice@work.example.com", SECRET).await;
+        assert_eq!(t.bind(&alice, &sid, SECRET, ALICE).await.failure(), failure(429, "M_LIMIT_EXCEEDED"));
+        assert_eq!(t.who_is(&bob, "alice@work.example.com").await, None);
+        t.publish(&bob, "bob@example.com", BOB).await;
+    }
+
     async fn every_bind_that_was_acknowledged_is_found(database: Database) {
         let t = TestIdentity::start(database).await;
         // Eight users at once, so that a database with one writer has to cope.

@@ -6,16 +6,18 @@ use serde_json::json;
 use waypost_tests::identity::{TestIdentity, V2};
 use waypost_tests::on_each_database;
 
-use super::{ALICE, failure};
+use super::{ALICE, EMAIL, ROOM, SECRET, failure};
 
 /// Every POST endpoint.
-const POSTS: [&str; 10] = [
+const POSTS: [&str; 12] = [
     "/account/register",
     "/account/logout",
     "/terms",
     "/lookup",
     "/validate/email/requestToken",
     "/validate/email/submitToken",
+    "/validate/msisdn/requestToken",
+    "/validate/msisdn/submitToken",
     "/3pid/bind",
     "/3pid/unbind",
     "/store-invite",
@@ -91,6 +93,88 @@ on_each_database! {
         }
         assert!(t.smtp.mails.is_empty());
         assert!(t.homeserver.server.requests.len() == 1, "only the registration at the start");
+    }
+
+    async fn each_parameter_of_a_wrong_type_is_named(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let pepper = t.pepper(&token).await;
+        // Each request lacks nothing, so that the one parameter is what it is refused for.
+        for (path, good) in [
+            ("/account/register", json!({"access_token": "a", "matrix_server_name": "hs.test"})),
+            ("/terms", json!({"user_accepts": ["https://id.test/privacy"]})),
+            ("/lookup", json!({"algorithm": "sha256", "pepper": pepper, "addresses": ["a"]})),
+            (
+                "/validate/email/requestToken",
+                json!({
+                    "client_secret": SECRET, "email": EMAIL, "send_attempt": 1, "next_link": "", "brand": "", "lang": "",
+                }),
+            ),
+            ("/validate/email/submitToken", json!({"client_secret": SECRET, "sid": "1", "token": "a"})),
+            (
+                "/validate/msisdn/requestToken",
+                json!({
+                    "client_secret": SECRET, "country": "GB", "phone_number": "07700900001", "send_attempt": 1,
+                    "next_link": "", "brand": "", "lang": "",
+                }),
+            ),
+            ("/validate/msisdn/submitToken", json!({"client_secret": SECRET, "sid": "1", "token": "123456"})),
+            ("/3pid/bind", json!({"client_secret": SECRET, "sid": "1", "mxid": ALICE})),
+            (
+                "/3pid/unbind",
+                json!({
+                    "client_secret": SECRET, "sid": "1", "mxid": ALICE,
+                    "threepid": {"medium": "email", "address": EMAIL},
+                }),
+            ),
+            (
+                "/store-invite",
+                json!({
+                    "medium": "email", "address": EMAIL, "room_id": ROOM, "sender": ALICE, "room_avatar_url": "",
+                    "room_name": "", "room_type": "", "sender_display_name": "", "org.matrix.web_client_location": "",
+                }),
+            ),
+            ("/sign-ed25519", json!({"mxid": ALICE, "token": "a", "private_key": "a"})),
+        ] {
+            for key in good.as_object().unwrap().keys() {
+                for wrong in [json!(1.5), json!(true), json!([5]), json!("a\u{0}")] {
+                    if key == "pepper" && wrong.is_string() {
+                        // Any text may be a pepper, and this one is unknown.
+                        continue;
+                    }
+                    let mut body = good.clone();
+                    body[key] = wrong;
+                    let reply = t.post(path, Some(&token), &body).await;
+                    assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{path} {body}");
+                    assert!(reply.text.contains(&format!("`{key}`")), "{path} {key}: {}", reply.text);
+                }
+            }
+        }
+        assert!(t.smtp.mails.is_empty());
+        assert!(t.homeserver.server.requests.len() == 1, "only the registration at the start");
+    }
+
+    async fn what_two_readers_could_read_in_two_ways_is_refused(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let many_digits = format!("{{\"sid\":{}}}", "9".repeat(5000));
+        for body in [
+            // Half a character, a mark before the text, numbers that no number is.
+            "{\"sid\":\"\\ud800\",\"client_secret\":\"a\",\"mxid\":\"@alice:hs.test\"}",
+            "\u{feff}{}",
+            "{\"sid\":1e999}",
+            &many_digits,
+        ] {
+            for path in ["/3pid/bind", "/lookup"] {
+                let reply = t.post_text(path, Some(&token), body).await;
+                assert_eq!(reply.failure(), failure(400, "M_NOT_JSON"), "{path} {body}");
+            }
+        }
+        let pepper = t.pepper(&token).await;
+        let twice = format!(r#"{{"addresses":["a"],"addresses":["b"],"algorithm":"sha256","pepper":"{pepper}"}}"#);
+        assert_eq!(t.post_text("/lookup", Some(&token), &twice).await.failure(), failure(400, "M_BAD_JSON"));
+        let twice = "/3pid/getValidated3pid?sid=1&sid=2&client_secret=a";
+        assert_eq!(t.get(twice, Some(&token)).await.failure(), failure(400, "M_MISSING_PARAMS"));
     }
 
     async fn unknown_paths_are_404(database: Database) {

@@ -1,6 +1,7 @@
 //! The internal listener: bind, unbind, erase, with a secret.
 
 use serde_json::{Value, json};
+use waypost_tests::database::Database;
 use waypost_tests::http::Reply;
 use waypost_tests::identity::{INTERNAL_SECRET, SERVER_NAME, TERMS_URLS, TestIdentity, internal, terms};
 use waypost_tests::matrix::verify_signed_json;
@@ -146,6 +147,27 @@ on_each_database! {
         assert_eq!(call(&t, "/erase", &json!({})).await.failure(), failure(400, "M_MISSING_PARAMS"));
         assert_eq!(call(&t, "/erase", &json!({"mxid": "alice"})).await.failure(), failure(400, "M_INVALID_PARAM"));
     }
+}
+
+#[tokio::test]
+async fn nothing_of_an_erased_user_is_left_in_the_files_of_sqlite() {
+    let t = TestIdentity::start_with(Database::Sqlite, internal).await;
+    let token = t.register(ALICE).await;
+    t.publish(&token, EMAIL, ALICE).await;
+    let calls = t.homeserver.onbind();
+    calls.wait_for("onbind", |_| !calls.is_empty()).await;
+    let mentioned = || {
+        let files = std::fs::read_dir(t.server.folder.path().join("data")).unwrap();
+        files
+            .filter(|file| {
+                let bytes = std::fs::read(file.as_ref().unwrap().path()).unwrap();
+                bytes.windows(ALICE.len()).any(|window| window == ALICE.as_bytes())
+            })
+            .count()
+    };
+    assert!(mentioned() > 0);
+    call(&t, "/erase", &json!({"mxid": ALICE})).await.ok();
+    assert_eq!(mentioned(), 0);
 }
 
 #[test]

@@ -118,6 +118,8 @@ on_each_database! {
         let mail = t.smtp.mail_for(EMAIL, 1).await;
         assert_eq!(mail.message().header("subject"), "@bob:hs.test invited you to a space on Matrix");
         assert_eq!(RoomLink::parse(&mail.link()).parameter("room_type"), Some("m.space"));
+        // Who has no name is named once.
+        assert!(mail.text().contains("@bob:hs.test invited you to a space"), "{}", mail.text());
     }
 
     async fn names_are_no_headers_no_markup_and_no_links(database: Database) {
@@ -322,6 +324,26 @@ on_each_database! {
         invite(&t, &alice, &body).await.ok();
     }
 
+    async fn invites_have_budgets_of_address_source_and_all(database: Database) {
+        // Whether another user may still invite another address.
+        for (limit, status) in [("invite_per_address", 200), ("invite_per_source", 429), ("mail_total", 429)] {
+            let t = TestIdentity::start_with(database, |settings| {
+                settings.set(&format!("limits.{limit}"), "burst", 1);
+                settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
+            })
+            .await;
+            let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+            invite(&t, &bob, &invitation()).await.ok();
+            let mut body = invitation();
+            body["sender"] = json!(ALICE);
+            body["address"] = json!("ALICE@example.com");
+            assert_eq!(invite(&t, &alice, &body).await.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit}");
+            assert_eq!(t.smtp.mails.len(), 1, "{limit}");
+            body["address"] = json!("carol@example.com");
+            assert_eq!(invite(&t, &alice, &body).await.status, status, "{limit}");
+        }
+    }
+
     async fn an_operator_lists_revokes_and_expires(database: Database) {
         let t = TestIdentity::start(database).await;
         let (answer, link) = invited(&t).await;
@@ -332,7 +354,9 @@ on_each_database! {
         assert!(listed.starts_with(&expected), "{listed}");
         assert!(!listed.contains(EMAIL), "{listed}");
 
-        assert_eq!(t.command(&["invites", "revoke", "unknown"]).0, Some(1));
+        for unknown in ["unknown", "-hyphen"] {
+            assert_eq!(t.command(&["invites", "revoke", unknown]).0, Some(1), "{unknown}");
+        }
         assert_eq!(t.command(&["invites", "expire"]).1, "0 invites expired\n");
         assert_eq!(is_valid(&t, ephemeral).await, true);
         assert_eq!(t.command(&["invites", "revoke", &link.token]).0, Some(0));

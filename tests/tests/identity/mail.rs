@@ -13,7 +13,7 @@ use waypost_tests::process::{TempFolder, text};
 use waypost_tests::settings::Settings;
 use waypost_tests::smtp::{Demands, Mail, Smtp, Tls};
 
-use super::{ALICE, EMAIL, SECRET, failure};
+use super::{ALICE, BOB, EMAIL, SECRET, failure, invitation};
 
 const REQUEST: &str = "/validate/email/requestToken";
 /// The mail server's user.
@@ -228,6 +228,41 @@ on_each_database! {
         }
         let reply = request(&t, &token, "another", "", "en", json!({"brand": 5})).await;
         assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"));
+    }
+
+    async fn an_invitation_is_in_the_brand_and_the_language_of_its_query(database: Database) {
+        let (t, _folder) = with_templates(database, &[
+            ("acme/invitation_subject.txt", "Acme invites you"),
+            ("acme/invitation_subject.de.txt", "Acme bittet Sie herein"),
+        ])
+        .await;
+        let token = t.register(BOB).await;
+        for (number, (query, language, subject, german)) in [
+            ("", "en", "Bob Smith invited you to the room Bob's Emporium on Matrix", false),
+            ("?brand=acme", "en", "Acme invites you", false),
+            ("?brand=acme&lang=de", "en", "Acme bittet Sie herein", true),
+            // The homeserver's language is not that of the one who is invited.
+            ("?brand=acme", "de", "Acme invites you", false),
+            ("?brand=..%2Facme&lang=..%2Fde", "en", "Bob Smith invited you to the room Bob's Emporium on Matrix", false),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let request = Request::post(t.api.absolute(&format!("{V2}/store-invite{query}")))
+                .header("authorization", format!("Bearer {token}"))
+                .header("accept-language", language)
+                .body(Bytes::from(invitation().to_string()))
+                .unwrap();
+            t.api.send(request).await.ok();
+            let mail = t.smtp.mail_for(EMAIL, number + 1).await;
+            assert_eq!(mail.message().header("subject"), subject, "{query} {language}");
+            for part in ["text/plain", "text/html"] {
+                let words = mail.message().find(part).unwrap();
+                assert_eq!(words.contains("Einladung"), german, "{query} {language} {part}: {words}");
+                // People are spoken to as in all other mails.
+                assert!(!words.contains("dich") && !words.contains(" du "), "{query} {language} {part}: {words}");
+            }
+        }
     }
 
     async fn an_operators_mistake_is_told_to_the_operator_alone(database: Database) {

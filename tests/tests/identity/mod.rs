@@ -5,6 +5,7 @@ mod associations;
 mod bad_input;
 mod commands;
 mod discovery;
+mod doctor;
 mod hosted_terms;
 mod internal;
 mod invitations;

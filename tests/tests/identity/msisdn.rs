@@ -446,6 +446,8 @@ on_each_database! {
                 "Basic QUMwMTIzNDU2Nzg5YWJjZGVmMDEyMzQ1Njc4OWFiY2RlZjpzd29yZGZpc2g="),
             ("Vonage", "https://api.nexmo.com", "/v1/messages", "Basic YWJjZDEyMzQ6c3dvcmRmaXNo"),
             ("Infobip", "https://example.api.infobip.com", "/sms/3/messages", "swordfish"),
+            ("Amazon SNS, and others that sign their requests",
+                "https://example.execute-api.eu-central-1.amazonaws.com", "/prod/sms", ""),
         ] {
             let (t, gateway, _folder) = of_manual(database, heading, host).await;
             let token = t.register(ALICE).await;
@@ -466,13 +468,20 @@ on_each_database! {
                     assert!(words.as_str().unwrap().contains(said), "{words}");
                     assert_eq!(body, json!({"message_type": "text", "channel": "sms", "from": "Matrix", "to": MSISDN}));
                 }
-                _ => {
+                "Infobip" => {
                     let body = sent.json();
                     let words = body["messages"][0]["content"]["text"].clone();
                     assert!(words.as_str().unwrap().contains(said), "{body}");
                     assert_eq!(body, json!({"messages": [
                         {"sender": "Matrix", "destinations": [{"to": MSISDN}], "content": {"text": words}},
                     ]}));
+                }
+                _ => {
+                    assert_eq!(sent.header("x-api-key"), "swordfish");
+                    let body = sent.json();
+                    let words = body["Message"].clone();
+                    assert!(words.as_str().unwrap().contains(said), "{body}");
+                    assert_eq!(body, json!({"PhoneNumber": "+447700900001", "Message": words}));
                 }
             }
             assert!(!t.server.log_text().contains("swordfish"), "{heading}: the secret is in the log");

@@ -120,7 +120,9 @@ on_each_database! {
         assert_eq!(code, Some(0));
         assert!(listed.contains(ALICE) && listed.contains("The homeserver answered 500"), "{listed}");
         assert!(listed.ends_with("1 given up, 0 waiting\n") && !listed.contains(EMAIL), "{listed}");
-        assert_eq!(t.command(&["outbox", "retry", "unknown"]).0, Some(1));
+        for unknown in ["unknown", "-hyphen"] {
+            assert_eq!(t.command(&["outbox", "retry", unknown]).0, Some(1), "{unknown}");
+        }
         assert_eq!(t.command(&["outbox", "retry"]).0, Some(0));
         assert_eq!(call(&t, 2).await["address"], EMAIL);
         assert!(!t.server.log_text().contains(EMAIL), "the address is in the log");

@@ -33,10 +33,23 @@ on_each_database! {
             assert_eq!(t.get(path, Some(&token)).await.failure(), failure(403, "M_TERMS_NOT_SIGNED"), "{path}");
         }
         // Terms are looked at before the body.
-        for path in ["/lookup", "/3pid/bind", "/validate/email/requestToken"] {
+        for path in [
+            "/lookup",
+            "/3pid/bind",
+            "/validate/email/requestToken",
+            "/validate/email/submitToken",
+            "/validate/msisdn/requestToken",
+            "/validate/msisdn/submitToken",
+            "/store-invite",
+            "/sign-ed25519",
+        ] {
             let reply = t.post(path, Some(&token), &Value::Null).await;
             assert_eq!(reply.failure(), failure(403, "M_TERMS_NOT_SIGNED"), "{path}");
         }
+        // Keys are for everybody, and who takes something back has agreed to nothing before.
+        assert_eq!(t.get("/pubkey/ed25519:0", Some(&token)).await.status, 200);
+        let reply = t.post("/3pid/unbind", Some(&token), &json!({})).await;
+        assert_eq!(reply.failure(), failure(400, "M_MISSING_PARAMS"));
         t.accept_terms(&token).await;
         assert_eq!(t.get("/account", Some(&token)).await.ok(), json!({"user_id": ALICE}));
         assert_eq!(t.get("/hash_details", Some(&token)).await.status, 200);
@@ -77,6 +90,31 @@ on_each_database! {
         assert_eq!(t.get("/account", Some(&token)).await.status, 200);
     }
 
+    async fn a_new_version_asks_again(database: Database) {
+        let t = TestIdentity::start_with(database, terms).await;
+        let token = t.register(ALICE).await;
+        t.accept_terms(&token).await;
+        let t = t
+            .restart_with(|config| {
+                let newer = config.replace("version = \"1\"", "version = \"2\"");
+                assert_ne!(newer, config);
+                newer
+            })
+            .await;
+        assert_eq!(t.get("/account", Some(&token)).await.failure(), failure(403, "M_TERMS_NOT_SIGNED"));
+        // At the same address as before.
+        t.accept_terms(&token).await;
+        assert_eq!(t.get("/account", Some(&token)).await.status, 200);
+    }
+
+    async fn one_url_may_come_as_a_string(database: Database) {
+        let t = TestIdentity::start_with(database, terms).await;
+        let token = t.register(ALICE).await;
+        let body = json!({"user_accepts": TERMS_URLS[0]});
+        assert_eq!(t.post("/terms", Some(&token), &body).await.ok(), json!({}));
+        assert_eq!(t.get("/account", Some(&token)).await.status, 200);
+    }
+
     async fn logging_out_needs_no_acceptance(database: Database) {
         let t = TestIdentity::start_with(database, terms).await;
         let token = t.register(ALICE).await;
@@ -92,6 +130,12 @@ on_each_database! {
             let reply = t.post("/terms", Some(&token), &json!({"user_accepts": wrong})).await;
             assert_eq!(reply.status, 400, "{wrong}: {}", reply.text);
         }
+        // One that nobody offers takes the others with it.
+        for wrong in [json!("https://evil.test/"), json!([TERMS_URLS[0], "https://evil.test/"])] {
+            let reply = t.post("/terms", Some(&token), &json!({"user_accepts": wrong})).await;
+            assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"), "{wrong}");
+        }
+        assert_eq!(t.post("/terms", Some(&token), &json!({"user_accepts": []})).await.ok(), json!({}));
         assert_eq!(t.get("/account", Some(&token)).await.failure(), failure(403, "M_TERMS_NOT_SIGNED"));
     }
 }

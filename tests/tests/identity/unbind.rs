@@ -5,7 +5,7 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use waypost_tests::homeserver::key_answer;
 use waypost_tests::http::Reply;
-use waypost_tests::identity::{HOMESERVER, SERVER_NAME, TestIdentity};
+use waypost_tests::identity::{HOMESERVER, Link, SERVER_NAME, TestIdentity, V2};
 use waypost_tests::jwt::now_secs;
 use waypost_tests::on_each_database;
 use waypost_tests::tls_server::Answer;
@@ -106,6 +106,20 @@ on_each_database! {
         assert_eq!(keys, 1, "keys are kept for as long as they are valid");
     }
 
+    async fn many_requests_of_a_homeserver_at_once_fetch_its_keys_once(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let content = body(ALICE, EMAIL);
+        let header = t.homeserver.x_matrix(URI, &content, "destination_is", SERVER_NAME);
+        let headers = [header.as_str()];
+        let calls = (0..8).map(|_| unbind(&t, &content, &headers));
+        for reply in futures_util::future::join_all(calls).await {
+            assert_eq!(reply.ok(), json!({}));
+        }
+        let requests = t.homeserver.server.requests.all();
+        let keys = requests.iter().filter(|request| request.path == "/_matrix/key/v2/server").count();
+        assert_eq!(keys, 1);
+    }
+
     async fn a_forged_request_unbinds_nothing(database: Database) {
         let t = TestIdentity::start(database).await;
         let alice = bound(&t).await;
@@ -195,15 +209,29 @@ on_each_database! {
     }
 
     async fn a_server_may_be_called_by_its_address(database: Database) {
-        // Synapse takes the name that its users gave, which may have a port.
-        let t = TestIdentity::start_with(database, |settings| {
-            settings.set("identity", "public_base_url", "https://id.example.com:8443");
-        })
-        .await;
-        let alice = bound(&t).await;
-        let content = body(ALICE, EMAIL);
-        let header = t.homeserver.x_matrix(URI, &content, "destination_is", "id.example.com:8443");
-        unbind(&t, &content, &[&header]).await.ok();
-        assert_eq!(t.who_is(&alice, EMAIL).await, None);
+        // Synapse takes the name that its users gave, which may have a port and a path.
+        for name in ["id.example.com:8443", "id.example.com/identity"] {
+            let t = TestIdentity::start_with(database, |settings| {
+                settings.set("identity", "public_base_url", format!("https://{name}/"));
+            })
+            .await;
+            let alice = t.register(ALICE).await;
+            let sid = {
+                let (sid, mail) = t.open_session(&alice, EMAIL, SECRET).await;
+                // Behind the proxy that takes the path away.
+                let link = Link::parse(&mail.link());
+                assert!(link.url.starts_with(&format!("https://{name}{V2}/validate/")), "{}", link.url);
+                let path = link.path[link.path.find(V2).unwrap()..].to_owned();
+                assert_eq!(t.press_button(&Link { path, ..link }).await.status, 200);
+                sid
+            };
+            t.bind(&alice, &sid, SECRET, ALICE).await.ok();
+            let content = body(ALICE, EMAIL);
+            let header = t.homeserver.x_matrix(URI, &content, "destination_is", "id.example.com");
+            assert_eq!(unbind(&t, &content, &[&header]).await.failure(), failure(403, "M_FORBIDDEN"), "{name}");
+            let header = t.homeserver.x_matrix(URI, &content, "destination_is", name);
+            unbind(&t, &content, &[&header]).await.ok();
+            assert_eq!(t.who_is(&alice, EMAIL).await, None);
+        }
     }
 }

@@ -166,6 +166,30 @@ on_each_database! {
         assert!(t.smtp.mails.is_empty());
     }
 
+    async fn full_is_for_users_of_allowed_homeservers_only(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            full(settings);
+            settings.set("homeservers", "allow", vec!["hs.test"]);
+        })
+        .await;
+        let fields = [("client_secret", SECRET), ("email", EMAIL), ("send_attempt", "1")];
+        form(&t, MAIL_REQUEST, &fields).await.ok();
+        let link = Link::parse(&t.smtp.mail_for(EMAIL, 1).await.link());
+        assert_eq!(t.press_button(&link).await.status, 200);
+        let bind = [("sid", link.sid.as_str()), ("client_secret", SECRET), ("mxid", "@eve:other.test")];
+        assert_eq!(form(&t, "/3pid/bind", &bind).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        let path = "/lookup?medium=email&address=alice%40example.com";
+        assert_eq!(get(&t, path).await.ok(), json!({}));
+
+        let mut invite = invitation();
+        invite["address"] = json!("bob@example.com");
+        invite["sender"] = json!("@eve:other.test");
+        assert_eq!(post(&t, "/store-invite", &invite).await.failure(), failure(403, "M_UNAUTHORIZED"));
+        assert_eq!(t.smtp.mails.len(), 1);
+        let bind = [("sid", link.sid.as_str()), ("client_secret", SECRET), ("mxid", ALICE)];
+        assert_eq!(form(&t, "/3pid/bind", &bind).await.ok()["mxid"], ALICE);
+    }
+
     async fn a_proxys_word_counts_where_it_is_trusted(database: Database) {
         let t = TestIdentity::start_with(database, |settings| {
             settings.set("v1", "mode", "full").set("v1", "allow", vec!["10.0.0.0/8"]);

@@ -5,8 +5,10 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use waypost_tests::identity::{Link, TestIdentity, V2};
 use waypost_tests::on_each_database;
+use waypost_tests::process::eventually;
+use waypost_tests::record::PATIENCE;
 
-use super::{ALICE, EMAIL, SECRET, failure};
+use super::{ALICE, BOB, EMAIL, SECRET, failure};
 
 const SUBMIT: &str = "/validate/email/submitToken";
 
@@ -138,6 +140,37 @@ on_each_database! {
         assert_ne!(validated(&t, &token, &sid).await.status, 200);
     }
 
+    async fn a_session_that_is_too_old_is_told_everywhere(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("validation", "session_lifetime_secs", 1);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let (sid, mail) = t.open_session(&token, EMAIL, SECRET).await;
+        let link = Link::parse(&mail.link());
+        let expired = failure(400, "M_SESSION_EXPIRED");
+        eventually(PATIENCE, "the session's end", || async {
+            (validated(&t, &token, &sid).await.failure() == expired).then_some(())
+        })
+        .await;
+
+        assert_eq!(t.bind(&token, &sid, SECRET, ALICE).await.failure(), expired);
+        let reply = t.post(SUBMIT, Some(&token), &submission(&link)).await;
+        assert_eq!((reply.failure(), &reply.json()["success"]), (expired.clone(), &json!(false)));
+        let mut unbind = json!({"sid": sid, "client_secret": SECRET, "mxid": ALICE});
+        unbind["threepid"] = json!({"medium": "email", "address": EMAIL});
+        assert_eq!(t.post("/3pid/unbind", None, &unbind).await.failure(), expired);
+        for page in [t.api.get(&link.path_and_query, None).await, t.press_button(&link).await] {
+            assert_eq!(page.status, 400);
+            assert!(page.text.contains("This link has expired"), "{}", page.text);
+        }
+        // The app asks again: another session and another mail, whatever it calls the attempt.
+        let reply = t.request_email(&token, EMAIL, SECRET, 1).await.ok();
+        assert_ne!(reply["sid"], sid.as_str());
+        let second = Link::parse(&t.smtp.mail_for(EMAIL, 2).await.link());
+        assert_ne!(second.token, link.token);
+    }
+
     async fn the_same_attempt_never_mails_twice(database: Database) {
         let t = TestIdentity::start(database).await;
         let token = t.register(ALICE).await;
@@ -248,6 +281,41 @@ on_each_database! {
         assert_eq!(reply.status, 429);
         t.request_email(&token, "bob@example.com", SECRET, 1).await.ok();
         assert_eq!(t.smtp.mails.len(), 3);
+    }
+
+    async fn each_budget_has_an_end(database: Database) {
+        // Which of two further requests are still answered, both by Bob: the same address again, and another one.
+        for (limit, answered) in [
+            ("mail_per_address", [429, 200]),
+            ("mail_per_account", [200, 200]),
+            ("mail_per_source", [429, 429]),
+            ("mail_total", [429, 429]),
+        ] {
+            let t = TestIdentity::start_with(database, |settings| {
+                // Bob asks from the same source and has an account of his own, which needs two.
+                let burst = if limit == "mail_per_account" { 2 } else { 1 };
+                settings.set(&format!("limits.{limit}"), "burst", burst);
+                settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
+            })
+            .await;
+            let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+            t.request_email(&alice, EMAIL, SECRET, 1).await.ok();
+            for (email, status) in [EMAIL, "bob@example.com"].into_iter().zip(answered) {
+                let reply = t.request_email(&bob, email, "bobs_secret", 1).await;
+                assert_eq!(reply.status, status, "{limit} {email}: {}", reply.text);
+                if status == 429 {
+                    assert_eq!(reply.errcode(), "M_LIMIT_EXCEEDED");
+                    assert!(reply.header("retry-after").parse::<u64>().unwrap() > 0);
+                }
+            }
+            if limit == "mail_per_account" {
+                let reply = t.request_email(&bob, "bob@work.example.com", "bobs_secret", 1).await;
+                assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"));
+                t.request_email(&alice, "alice@work.example.com", SECRET, 1).await.ok();
+            }
+            // The same attempt once more costs nothing.
+            t.request_email(&alice, EMAIL, SECRET, 1).await.ok();
+        }
     }
 
     async fn next_link_is_followed_where_it_is_allowed(database: Database) {

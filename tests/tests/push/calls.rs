@@ -35,6 +35,7 @@ async fn call_events_ring_for_as_long_as_the_call() {
     let cases = [
         ("m.call.invite", json!({"lifetime": 30_000}), 30),
         ("m.call.member", json!({}), 60),
+        ("org.matrix.msc3401.call.member", json!({"lifetime": 0}), 1),
         ("m.rtc.notification", json!({"lifetime": 45_000}), 45),
         ("org.matrix.msc4075.rtc.notification", json!({"lifetime": "soon"}), 60),
     ];

@@ -1,10 +1,14 @@
 //! A homeserver repeats itself; devices must not notice (docs/compatibility.md, P8 and P9; docs/push-gateway.md,
 //! "Duplicates and dead pushkeys").
 
+use std::time::Duration;
+
+use futures_util::future::Either;
 use serde_json::json;
 use waypost_tests::apns::refusal;
 use waypost_tests::fcm;
 use waypost_tests::gateway::{IOS, TestGateway, WEB, android, apns_token, event, ios};
+use waypost_tests::service::Service;
 use waypost_tests::tls_server::Answer;
 
 use super::assert_try_again;
@@ -116,12 +120,56 @@ async fn two_endpoints_with_the_same_keys_are_two_devices() {
 #[tokio::test]
 async fn the_same_event_at_the_same_moment_wakes_a_device_once() {
     let gateway = TestGateway::start().await;
-    let notification = event("$1", &[ios(&apns_token(1))]);
-    let replies = futures_util::future::join_all((0..10).map(|_| gateway.notify(&notification))).await;
+    let token = apns_token(1);
+    // Long enough for all of them to come while the first one is under way.
+    gateway.apns.script().always(&token, Answer::Late(Duration::from_millis(500), Box::new(Answer::empty(200))));
+    let notification = event("$1", &[ios(&token)]);
+    let replies = futures_util::future::join_all((0..50).map(|_| gateway.notify(&notification))).await;
     for reply in &replies {
-        // Who came second may be told to come again, but never that it was delivered when it was not.
-        assert!(reply.status == 200 || reply.status == 503, "{}", reply.text);
+        assert_eq!(reply.ok(), json!({"rejected": []}));
     }
-    assert!(replies.iter().any(|reply| reply.status == 200));
     assert_eq!(gateway.apns.pushes().len(), 1);
+    let labels = |outcome: &str| format!("app=\"{IOS}\",provider=\"apns\",outcome=\"{outcome}\"");
+    for (outcome, count) in [("delivered", 1.0), ("suppressed", 49.0)] {
+        let sample = format!("waypost_push_gateway_pushes_total{{{}}}", labels(outcome));
+        assert_eq!(gateway.metric(&sample).await, Some(count), "{outcome}");
+    }
+}
+
+#[tokio::test]
+async fn of_copies_of_an_event_for_a_dead_pushkey_each_is_told_so() {
+    let gateway = TestGateway::start().await;
+    let gone = apns_token(1);
+    let answer = Answer::Late(Duration::from_millis(500), Box::new(refusal(410, "Unregistered")));
+    gateway.apns.script().always(&gone, answer);
+    let notification = event("$1", &[ios(&gone)]);
+    let replies = futures_util::future::join_all((0..50).map(|_| gateway.notify(&notification))).await;
+    for reply in &replies {
+        assert_eq!(reply.ok(), json!({"rejected": [gone]}));
+    }
+    assert_eq!(gateway.apns.pushes().len(), 1);
+}
+
+#[tokio::test]
+async fn a_homeserver_that_hangs_up_and_comes_again_wakes_nobody_twice() {
+    let gateway = TestGateway::start().await;
+    for service in Service::ALL {
+        let target = service.target(&gateway, 1);
+        let late = Answer::Late(Duration::from_millis(500), Box::new(Answer::empty(200)));
+        service.script(&gateway).once(target.key(), late);
+        let notification = event("$1", &[target.device()]);
+        {
+            let call = std::pin::pin!(gateway.notify(&notification));
+            let under_way = std::pin::pin!(async {
+                while target.events(&gateway, false).is_empty() {
+                    tokio::time::sleep(Duration::from_millis(10)).await;
+                }
+            });
+            // Who loses is dropped, and with the call its connection.
+            let ended = futures_util::future::select(call, under_way).await;
+            assert!(matches!(ended, Either::Right(_)), "{service:?}: it was answered at once");
+        }
+        assert_eq!(gateway.rejected(&notification).await, json!([]), "{service:?}");
+        assert_eq!(target.events(&gateway, false), ["$1"], "{service:?}");
+    }
 }

@@ -7,7 +7,7 @@ use waypost_tests::ca::{Alpn, Ca};
 use waypost_tests::dns::Dns;
 use waypost_tests::fault::Fault;
 use waypost_tests::fcm::NAME as FCM_NAME;
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, android, event, with};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, UNIFIED, WEB, android, event, unifiedpush_app, with};
 use waypost_tests::service::Service;
 use waypost_tests::tls_server::Answer;
 
@@ -16,7 +16,10 @@ use super::{assert_try_again, retry_after};
 /// A gateway that has sent a push to the service, whose connections are broken then: the next one is a new one, and
 /// FCM's token is there already.
 async fn warmed_up(service: Service) -> TestGateway {
-    let gateway = TestGateway::start().await;
+    warm(TestGateway::start().await, service).await
+}
+
+async fn warm(gateway: TestGateway, service: Service) -> TestGateway {
     let first = service.target(&gateway, 0xf0);
     assert_eq!(gateway.rejected(&event("$first", &[first.device()])).await, json!([]));
     service.server(&gateway).cut();
@@ -32,7 +35,14 @@ fn of_another_root() -> Fault {
 #[tokio::test]
 async fn a_connection_that_goes_wrong_costs_no_push() {
     for service in Service::ALL {
-        for fault in [Fault::CutBefore, Fault::CutAfter, Fault::GoAway { taken: 0 }, Fault::Refuse, of_another_root()] {
+        for fault in [
+            Fault::CutBefore,
+            Fault::CutAfter,
+            Fault::GoAway { taken: 0 },
+            Fault::GoAwayUnsure,
+            Fault::Refuse,
+            of_another_root(),
+        ] {
             let gateway = warmed_up(service).await;
             let server = service.server(&gateway);
             server.faults().once(fault.clone());
@@ -62,8 +72,25 @@ async fn requests_that_a_leaving_peer_did_not_touch_are_sent_once_more_and_the_o
 }
 
 #[tokio::test]
+async fn what_a_leaving_peer_may_have_done_is_not_sent_again_at_once() {
+    for service in Service::ALL {
+        let gateway = warm(TestGateway::start_impatient().await, service).await;
+        let server = service.server(&gateway);
+        let before = server.connections();
+        server.faults().always(Fault::GoAwayUnsure);
+        let target = service.target(&gateway, 1);
+        assert_try_again(&gateway.notify(&event("$1", &[target.device()])).await);
+        // One connection for each of the attempts that a budget of three seconds has room for, and not four.
+        let connections = server.connections() - before;
+        assert!((1..=5).contains(&connections), "{service:?}: {connections}");
+    }
+}
+
+#[tokio::test]
 async fn while_no_connection_works_the_homeserver_is_asked_to_come_again() {
-    for fault in [Fault::CutBefore, Fault::CutAfter, Fault::Refuse, Fault::Silence, of_another_root()] {
+    for fault in
+        [Fault::CutBefore, Fault::CutAfter, Fault::GoAwayUnsure, Fault::Refuse, Fault::Silence, of_another_root()]
+    {
         let gateway = TestGateway::start_impatient().await;
         for service in Service::ALL {
             service.server(&gateway).faults().always(fault.clone());
@@ -92,7 +119,8 @@ async fn a_name_that_is_not_found_rejects_nobody() {
             .set("notify", "attempt_timeout_secs", 2)
             .push("apps", &with(around.apns_app(IOS), &[at(APNS_NAME, around.apns.server.port())]))
             .push("apps", &with(around.fcm_app(ANDROID), &[at(FCM_NAME, around.fcm.server.port())]))
-            .push("apps", &around.webpush_app(WEB));
+            .push("apps", &around.webpush_app(WEB))
+            .push("apps", &unifiedpush_app(UNIFIED));
     })
     .await;
     for service in Service::ALL {

@@ -1,11 +1,18 @@
 //! Too many dead at once are held (docs/push-gateway.md; docs/security.md, push gateway, 5).
 
 use serde_json::{Value, json};
-use waypost_tests::gateway::{ANDROID, TestGateway, android, event, ios};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, android, event, ios};
 use waypost_tests::http::Reply;
 use waypost_tests::{apns, fcm};
 
 use super::{assert_try_again, retry_after};
+
+/// The samples of an app's pushes that ended like this, and whether its rejections are held.
+async fn counted(gateway: &TestGateway, app: &str, provider: &str, outcome: &str) -> (Option<f64>, Option<f64>) {
+    let labels = format!("app=\"{app}\",provider=\"{provider}\",outcome=\"{outcome}\"");
+    let pushes = gateway.metric(&format!("waypost_push_gateway_pushes_total{{{labels}}}")).await;
+    (pushes, gateway.metric(&format!("waypost_push_gateway_rejections_held{{app=\"{app}\"}}")).await)
+}
 
 /// Requests of 100 devices each, for 1000 devices.
 async fn thousand(gateway: &TestGateway, device: impl Fn(u32) -> Value) -> Vec<Reply> {
@@ -36,6 +43,19 @@ async fn the_wrong_environment_rejects_none_of_a_thousand() {
         assert_try_again(&reply);
     }
     gateway.server.wait_for_log("the reason", says("is `environment` the right one?")).await;
+    assert_eq!(counted(&gateway, IOS, "apns", "refused").await.0, Some(1000.0));
+    assert_eq!(counted(&gateway, IOS, "apns", "gone").await.0, Some(0.0));
+
+    // The operator mended it: all live but the last one, which really is gone, and nobody was taken for dead.
+    for number in 0..999 {
+        gateway.apns.script().forget(&token(number));
+    }
+    gateway.apns.script().always(&token(999), apns::refusal(410, "Unregistered"));
+    for (hundred, reply) in thousand(&gateway, |number| ios(&token(number))).await.iter().enumerate() {
+        let rejected = if hundred == 9 { json!([token(999)]) } else { json!([]) };
+        assert_eq!(reply.ok(), json!({"rejected": rejected}), "{hundred}");
+    }
+    assert_eq!(counted(&gateway, IOS, "apns", "delivered").await, (Some(999.0), Some(0.0)));
 }
 
 #[tokio::test]
@@ -50,6 +70,18 @@ async fn the_wrong_project_rejects_none_of_a_thousand() {
         assert_try_again(&reply);
     }
     gateway.server.wait_for_log("the reason", says("registered with another Firebase project")).await;
+    assert_eq!(counted(&gateway, ANDROID, "fcm", "refused").await.0, Some(1000.0));
+    assert_eq!(counted(&gateway, ANDROID, "fcm", "gone").await.0, Some(0.0));
+
+    for number in 0..999 {
+        gateway.fcm.script().forget(&token(number));
+    }
+    gateway.fcm.script().always(&token(999), fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")));
+    for (hundred, reply) in thousand(&gateway, |number| android(&token(number))).await.iter().enumerate() {
+        let rejected = if hundred == 9 { json!([token(999)]) } else { json!([]) };
+        assert_eq!(reply.ok(), json!({"rejected": rejected}), "{hundred}");
+    }
+    assert_eq!(counted(&gateway, ANDROID, "fcm", "delivered").await, (Some(999.0), Some(0.0)));
 }
 
 #[tokio::test]
@@ -59,10 +91,10 @@ async fn pushkeys_that_die_by_the_dozen_are_held_until_they_live_again() {
     for number in 0..80 {
         gateway.fcm.script().always(&token(number), fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")));
     }
-    // One device in a request, as homeservers do it. By default 50 make a hold.
+    // One device in a request, as homeservers do it. As long as no push was taken five make a hold, and fifty later.
     for number in 0..80 {
         let reply = gateway.notify(&event("$1", &[android(&token(number))])).await;
-        if number < 49 {
+        if number < 4 {
             assert_eq!(reply.ok(), json!({"rejected": [token(number)]}), "{number}");
         } else {
             assert_try_again(&reply);
@@ -71,7 +103,7 @@ async fn pushkeys_that_die_by_the_dozen_are_held_until_they_live_again() {
     }
     let line =
         gateway.server.wait_for_log("the alarm", |line| line["level"] == "ERROR" && line["app"] == ANDROID).await;
-    assert_eq!((&line["dead"], &line["of"]), (&json!(50), &json!(50)), "{line}");
+    assert_eq!((&line["dead"], &line["of"]), (&json!(5), &json!(5)), "{line}");
     assert_eq!(gateway.metric(&held_metric()).await, Some(1.0));
 
     // The operator mended it: all of them are alive, also those that were believed dead at first.
@@ -105,4 +137,21 @@ async fn one_apps_hold_is_no_other_apps() {
     let gone = "1".repeat(64);
     gateway.apns.script().always(&gone, apns::refusal(410, "Unregistered"));
     assert_eq!(gateway.rejected(&event("$1", &[ios(&gone)])).await, json!([gone]));
+}
+
+#[tokio::test]
+async fn an_app_whose_type_is_a_mistake_does_not_lose_its_pushers() {
+    let gateway = TestGateway::start().await;
+    // Registration tokens of FCM, for an app that is configured as `webpush`: none of them can be pushed to.
+    for number in 0..60 {
+        let device = json!({"app_id": WEB, "pushkey": format!("registration-token-{number}")});
+        let reply = gateway.notify(&event("$1", std::slice::from_ref(&device))).await;
+        if number < 4 {
+            assert_eq!(reply.ok(), json!({"rejected": [device["pushkey"]]}), "{number}");
+        } else {
+            assert_try_again(&reply);
+        }
+    }
+    gateway.server.wait_for_log("the alarm", |line| line["level"] == "ERROR" && line["app"] == WEB).await;
+    assert_eq!(counted(&gateway, WEB, "webpush", "busy").await, (Some(56.0), Some(1.0)));
 }

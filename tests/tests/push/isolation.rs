@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, android, apns_token, event, ios, with};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, android, apns_token, event, ios, with};
 use waypost_tests::process::timed;
 use waypost_tests::tls_server::Answer;
+use waypost_tests::webpush::PushService;
 
 use super::{assert_try_again, retry_after};
 
@@ -47,6 +48,35 @@ async fn a_provider_that_hangs_holds_so_many_pushes_and_no_more() {
     assert_eq!(full, 1, "one line, not one for each push");
     // There is room again.
     assert_eq!(gateway.rejected(&event("$1", &[android("another")])).await, json!([]));
+}
+
+#[tokio::test]
+async fn a_push_server_that_hangs_leaves_room_for_the_others() {
+    let gateway = TestGateway::start_apps(|settings, around| {
+        settings.push("apps", &with(around.webpush_app(WEB), &[("max_in_flight", json!(8))]));
+    })
+    .await;
+    let other = PushService::start(&gateway.ca).await;
+    let devices: Vec<_> = (0..20)
+        .map(|number| {
+            let browser = gateway.webpush.subscribe(&format!("browser-{number}"));
+            gateway.webpush.script().always(browser.path(), Answer::Hang);
+            browser.device(WEB)
+        })
+        .collect();
+    let notification = event("$1", &devices);
+    let (stuck, ()) = tokio::join!(gateway.notify(&notification), async {
+        gateway.webpush.pushes().wait_for("six pushes", |_| gateway.webpush.pushes().len() == 6).await;
+        for number in 0..10 {
+            let browser = other.subscribe(&format!("browser-{number}"));
+            let (reply, took) = timed(gateway.notify(&event("$1", &[browser.device(WEB)]))).await;
+            assert_eq!(reply.ok(), json!({"rejected": []}));
+            assert!(took < Duration::from_secs(5), "{took:?}");
+        }
+        assert_eq!(gateway.webpush.pushes().len(), 6);
+    });
+    assert_try_again(&stuck);
+    assert_eq!(other.pushes().len(), 10);
 }
 
 /// A gateway with one limit of two at once.

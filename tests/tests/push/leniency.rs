@@ -107,7 +107,11 @@ async fn a_wrong_default_payload_is_400_and_never_rejected() {
 
 #[tokio::test]
 async fn get_is_405() {
-    let gateway = TestGateway::start().await;
+    // Without an app of UnifiedPush: with one, GET is how it is discovered.
+    let gateway = TestGateway::start_apps(|settings, around| {
+        settings.push("apps", &around.apns_app(IOS));
+    })
+    .await;
     for method in [Method::GET, Method::PUT, Method::DELETE] {
         let reply = gateway.api.call(method.clone(), NOTIFY, None, Bytes::new()).await;
         assert_eq!(reply.failure(), (405, "M_UNRECOGNIZED".to_owned()), "{method}");

@@ -12,7 +12,7 @@ use serde_json::json;
 use waypost_tests::apns;
 use waypost_tests::fault::Fault;
 use waypost_tests::fcm;
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, apns_token};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, UNIFIED, WEB, apns_token};
 use waypost_tests::http::Api;
 use waypost_tests::process::{PUSH_GATEWAY, TempFolder, run, text};
 use waypost_tests::tls_server::Answer;
@@ -43,7 +43,7 @@ async fn the_doctor_is_content_when_each_service_takes_the_credentials() {
     gateway.fcm.script().always(NO_ANDROID, fcm::bad_field("message.token"));
     let (code, out, log) = command(&gateway, &["doctor"]).await;
     assert_eq!(code, Some(0), "{out}{log}");
-    for app in [IOS, ANDROID, WEB] {
+    for app in [IOS, ANDROID, WEB, UNIFIED] {
         assert!(out.contains(&format!("good  {app}: ")), "{out}");
     }
     assert!(out.contains(&gateway.webpush.vapid_public_key()), "{out}");
@@ -64,6 +64,80 @@ async fn the_doctor_says_for_each_failure_what_to_change() {
     assert!(of(IOS).starts_with("BAD ") && of(IOS).contains("`key_id` and `team_id`"), "{out}");
     assert!(of(ANDROID).starts_with("BAD ") && of(ANDROID).contains("`project_id`"), "{out}");
     assert!(of(WEB).starts_with("good "), "{out}");
+}
+
+#[tokio::test]
+async fn each_answer_to_bad_credentials_is_told_with_its_fix() {
+    let gateway = TestGateway::start().await;
+    let no_such_project = fcm::refusal(404, "NOT_FOUND", None);
+    let not_allowed = fcm::refusal(403, "PERMISSION_DENIED", None);
+    let no_grant = Answer::json(400, &json!({"error": "invalid_grant"}));
+    let no_token = Answer::text(200, "<h1>It works!</h1>");
+    for (app, asked, answer, words) in [
+        (IOS, NO_IPHONE, apns::refusal(403, "InvalidProviderToken"), ["InvalidProviderToken", "must belong together"]),
+        (IOS, NO_IPHONE, apns::refusal(403, "ExpiredProviderToken"), ["ExpiredProviderToken", "clock must be right"]),
+        (IOS, NO_IPHONE, apns::refusal(403, "BadEnvironmentKeyIdInToken"), ["BadEnv", "for the other `environment`"]),
+        (IOS, NO_IPHONE, apns::refusal(403, "MissingProviderToken"), ["MissingProviderToken", "set `key_file`"]),
+        (ANDROID, NO_ANDROID, no_such_project, ["knows no such project", "is `project_id` right?"]),
+        (ANDROID, NO_ANDROID, not_allowed, ["403", "may this account send messages for `project_id`?"]),
+        (ANDROID, "/token", no_grant, ["the token service does not take", "the app's credentials"]),
+        (ANDROID, "/token", no_token, ["holds no token", "is its address right?"]),
+    ] {
+        gateway.apns.script().always(NO_IPHONE, apns::refusal(400, "BadDeviceToken"));
+        gateway.fcm.script().always(NO_ANDROID, fcm::bad_field("message.token"));
+        if app == IOS {
+            gateway.apns.script().always(asked, answer);
+        } else {
+            gateway.fcm.script().always(asked, answer);
+        }
+        let (code, out, log) = command(&gateway, &["doctor"]).await;
+        assert_eq!(code, Some(1), "{out}{log}");
+        let bad: Vec<&str> = out.lines().filter(|line| line.starts_with("BAD ")).collect();
+        assert_eq!(bad.len(), 1, "{out}");
+        assert!(bad[0].starts_with(&format!("BAD   {app}: ")), "{out}");
+        assert!(words.iter().all(|word| bad[0].contains(word)), "{words:?} in {out}");
+        assert!(!format!("{out}{log}").contains("bearer-"), "{out}{log}");
+    }
+}
+
+#[test]
+fn each_mistake_about_an_app_is_named_with_its_fix() {
+    let folder = TempFolder::new();
+    let letter = text(&folder.write("letter.txt", "Dear Alice, this is no key."));
+    let apns = "type = \"apns\"\ntopic = \"b\"\nkey_id = \"c\"\nteam_id = \"d\"\n";
+    let fcm = "type = \"fcm\"\nproject_id = \"p\"\n";
+    for (keys, words) in [
+        (String::new(), ["apps.0.type: is missing", "set it to \"apns\""]),
+        ("type = \"gcm\"\n".to_owned(), ["shut the gcm service down", "set type = \"fcm\""]),
+        ("type = \"apns\"\ntopic = \"b\"\n".to_owned(), ["apps.0.key_file: is missing", "or set certificate_file"]),
+        (format!("{apns}key_file = \"/nowhere/a.p8\"\n"), ["apps.0.key_file", "/nowhere/a.p8 cannot be read"]),
+        (format!("{apns}key_file = \"{letter}\"\n"), ["apps.0.key_file", "letter.txt"]),
+        (
+            format!("{apns}key_file = \"a\"\ncertificate_file = \"b\"\n"),
+            ["apps.0.certificate_file: key_file is set too", "keep one of them"],
+        ),
+        (fcm.to_owned(), ["service_account_file: is missing", "or workload_identity = true"]),
+        (
+            format!("{fcm}service_account_file = \"{letter}\"\n"),
+            ["apps.0.service_account_file: is not the JSON key file", "with client_email and private_key"],
+        ),
+        (format!("{fcm}topic = \"b\"\n"), ["apps.0.topic: belongs to type = \"apns\"", "remove it"]),
+        (
+            "type = \"unifiedpush\"\n[seen]\nredis_url = \"redis://a:3141592653@b\"\n".to_owned(),
+            ["seen.secret: is missing", "openssl rand -hex 32"],
+        ),
+    ] {
+        let file = text(&folder.write("waypost.toml", &format!("[[apps]]\nid = \"org.example\"\n{keys}")));
+        for verb in ["check-config", "doctor"] {
+            let output = run(PUSH_GATEWAY, &["--config", &file, verb]);
+            let said = String::from_utf8(output.stderr).unwrap();
+            assert_eq!((output.status.code(), output.stdout), (Some(2), Vec::new()), "{verb}: {said}");
+            assert!(words.iter().all(|word| said.contains(word)), "{verb}: {words:?} in {said}");
+            assert!(!said.contains("Dear Alice") && !said.contains("3141592653"), "{said}");
+        }
+    }
+    let left: Vec<_> = std::fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left.len(), 2, "{left:?}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 use waypost_tests::apns::NAME;
-use waypost_tests::gateway::{IOS, TestGateway, WEB, apns_token, event, ios, with};
+use waypost_tests::gateway::{IOS, TestGateway, apns_token, event, ios, with};
 use waypost_tests::process::text;
 use waypost_tests::proxy::Proxy;
 use waypost_tests::service::Service;
@@ -26,7 +26,7 @@ async fn each_push_service_is_reached_through_the_proxy() {
         assert!(tunnels.contains(&address), "{service:?}: {tunnels:?}");
         assert_eq!(service.server(&gateway).connections(), 1);
     }
-    assert_eq!(tunnels.len(), 3, "{tunnels:?}");
+    assert_eq!(tunnels.len(), Service::ALL.len(), "{tunnels:?}");
 }
 
 #[tokio::test]
@@ -54,9 +54,11 @@ async fn a_private_address_is_not_reached_through_the_proxy_either() {
         settings.set("outbound", "proxy_url", url).set("outbound", "allowed_ranges", json!([]));
     })
     .await;
-    let browser = gateway.webpush.subscribe("a");
-    assert_eq!(gateway.rejected(&event("$1", &[browser.device(WEB)])).await, json!([]));
-    assert!(proxy.tunnels.is_empty() && gateway.webpush.server.requests.is_empty());
+    for service in [Service::WebPush, Service::UnifiedPush] {
+        let target = service.target(&gateway, 1);
+        assert_eq!(gateway.rejected(&event("$1", &[target.device()])).await, json!([]), "{service:?}");
+        assert!(proxy.tunnels.is_empty() && service.server(&gateway).requests.is_empty(), "{service:?}");
+    }
 }
 
 #[tokio::test]

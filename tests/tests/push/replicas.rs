@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use waypost_tests::apns::refusal;
 use waypost_tests::gateway::{Replica, TestGateway, apns_token, event, ios, metric};
-use waypost_tests::process::Server;
+use waypost_tests::process::{Server, timed};
 use waypost_tests::redis::RedisServer;
 use waypost_tests::tls_server::Answer;
 
@@ -142,6 +142,27 @@ async fn without_redis_each_remembers_by_itself_until_it_is_back() {
     assert_eq!(gateway.rejected(&notification).await, json!([]));
     assert_eq!(other.notify(&notification).await.ok(), json!({"rejected": []}));
     assert_eq!(gateway.apns.pushes_for(&apns_token(5)).len(), 1);
+}
+
+#[tokio::test]
+async fn a_redis_that_is_stuck_costs_a_moment_and_no_push() {
+    let redis = RedisServer::start().await;
+    let (gateway, _other) = two(&redis).await;
+    assert_eq!(gateway.rejected(&event("$1", &[ios(&apns_token(1))])).await, json!([]));
+    redis.freeze();
+    for number in 2..6 {
+        let notification = event("$1", &[ios(&apns_token(number))]);
+        let (rejected, took) = timed(gateway.rejected(&notification)).await;
+        assert_eq!(rejected, json!([]), "{number}");
+        // A homeserver waits for 30 s at the least.
+        assert!(took < Duration::from_secs(10), "{number}: {took:?}");
+        // What was sent is remembered here.
+        assert_eq!(gateway.rejected(&notification).await, json!([]), "{number}");
+        assert_eq!(gateway.apns.pushes_for(&apns_token(number)).len(), 1, "{number}");
+    }
+    gateway.server.wait_for_log("the warning", says("Redis is away")).await;
+    redis.thaw();
+    gateway.server.wait_for_log("its return", says("Redis is back")).await;
 }
 
 #[tokio::test]

@@ -2,6 +2,7 @@
 //! it; no pushkey was rejected that is not dead, and each dead one was (DESIGN.md, decision 7).
 
 use serde_json::json;
+use waypost_tests::ca::{Alpn, Ca};
 use waypost_tests::fault::Fault;
 use waypost_tests::gateway::TestGateway;
 use waypost_tests::retrier::Pusher;
@@ -91,6 +92,12 @@ async fn a_service_that_names_its_time() {
 }
 
 #[tokio::test]
+async fn a_service_that_names_its_day() {
+    let date = "Thu, 31 Dec 2099 23:59:59 GMT";
+    each_survives(Trouble::Answer(Answer::empty(503).header("retry-after", date))).await;
+}
+
+#[tokio::test]
 async fn answers_that_never_come() {
     each_survives(Trouble::Answer(Answer::Hang)).await;
 }
@@ -116,6 +123,11 @@ async fn peers_that_go_away() {
 }
 
 #[tokio::test]
+async fn peers_that_go_away_and_leave_open_what_they_did() {
+    each_survives(Trouble::Connection(Fault::GoAwayUnsure)).await;
+}
+
+#[tokio::test]
 async fn peers_that_refuse_each_request() {
     each_survives(Trouble::Connection(Fault::Refuse)).await;
 }
@@ -123,6 +135,12 @@ async fn peers_that_refuse_each_request() {
 #[tokio::test]
 async fn peers_that_say_nothing_at_all() {
     each_survives(Trouble::Connection(Fault::Silence)).await;
+}
+
+#[tokio::test]
+async fn peers_that_show_another_certificate() {
+    let stranger = Ca::new().leaf(&["127.0.0.1", "push.test"], Alpn::Both);
+    each_survives(Trouble::Connection(Fault::Certificate(stranger))).await;
 }
 
 #[tokio::test]

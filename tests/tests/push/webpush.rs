@@ -1,7 +1,9 @@
 //! What goes to push services of browsers (docs/payloads.md, "WebPush").
 
 use serde_json::{Value, json};
-use waypost_tests::gateway::{TestGateway, WEB, event, with};
+use waypost_tests::gateway::{ANDROID, IOS, TestGateway, UNIFIED, WEB, event, unifiedpush_app, with};
+use waypost_tests::service::{Service, Target};
+use waypost_tests::tls_server::Answer;
 use waypost_tests::webpush::{Subscriber, WebPush};
 
 async fn sent(gateway: &TestGateway, notification: &Value) -> WebPush {
@@ -168,4 +170,49 @@ async fn time_to_live_is_the_apps() {
     .await;
     let browser = gateway.webpush.subscribe("a");
     assert_eq!(sent(&gateway, &event("$1", &[browser.device(WEB)])).await.header("ttl"), "77");
+}
+
+#[tokio::test]
+async fn where_a_push_service_sends_a_push_on_to_nobody_follows() {
+    let gateway = TestGateway::start().await;
+    for service in [Service::WebPush, Service::UnifiedPush] {
+        for status in [301, 302, 307, 308] {
+            let target = service.target(&gateway, u8::try_from(status - 300).unwrap());
+            let elsewhere = format!("{}/elsewhere", service.server(&gateway).url());
+            let answer = Answer::empty(status).header("location", &elsewhere);
+            service.script(&gateway).always(target.key(), answer);
+            // It is no delivery, and no death either.
+            assert_eq!(gateway.rejected(&event("$1", &[target.device()])).await, json!([]), "{service:?} {status}");
+            assert_eq!(target.events(&gateway, false), ["$1"], "{service:?} {status}");
+        }
+        let requests = service.server(&gateway).requests.all();
+        assert!(requests.iter().all(|request| !request.path.contains("elsewhere")), "{service:?}");
+    }
+}
+
+#[tokio::test]
+async fn by_default_no_service_sees_more_than_ids() {
+    let gateway = TestGateway::start_apps(|settings, around| {
+        for app in [around.apns_app(IOS), around.fcm_app(ANDROID), around.webpush_app(WEB), unifiedpush_app(UNIFIED)] {
+            settings.push("apps", &app);
+        }
+    })
+    .await;
+    let devices = Service::ALL.map(|service| service.target(&gateway, 1));
+    let Some(Target::Browser(browser)) = devices.iter().find(|target| matches!(target, Target::Browser(_))) else {
+        panic!("there is a browser")
+    };
+    assert_eq!(gateway.rejected(&event("$1", &devices.each_ref().map(Target::device))).await, json!([]));
+    let seen = [
+        gateway.apns.pushes().all()[0].payload.to_string(),
+        gateway.fcm.pushes().all()[0].message.to_string(),
+        browser.decrypt(&gateway.webpush.pushes().all()[0].body).unwrap().to_string(),
+        gateway.unifiedpush.messages().all()[0].json().to_string(),
+    ];
+    for text in seen {
+        assert!(text.contains("$1") && text.contains("!slw48wfj34rtnrf"), "{text}");
+        for content in ["floating", "Major Tom", "Mission Control", "exampleroom", "exampleuser", "m.room.message"] {
+            assert!(!text.contains(content), "{content} is in {text}");
+        }
+    }
 }

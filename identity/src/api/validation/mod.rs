@@ -6,7 +6,7 @@ pub(crate) mod email;
 pub(crate) mod msisdn;
 mod page;
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use http::{
     Method,
@@ -15,6 +15,7 @@ use http::{
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
 use waypost_shared::{
+    clock::millis,
     http::{Incoming, Response, causes, json},
     matrix_error::MatrixError,
     params::Params,
@@ -36,6 +37,9 @@ use crate::{
     error::ApiError,
     storage::sessions::{Claimed, TokenRequest},
 };
+
+/// How much longer than its time-out the sending of a message may take before its sender counts as dead.
+const SENDING_SPARE_SECS: u64 = 30;
 
 /// Whom a message is charged to, beside the one that it goes to.
 #[derive(Clone, Copy, Debug, Default)]
@@ -119,6 +123,11 @@ async fn claim(
 ) -> Result<Claimed, ApiError> {
     let (now_ms, rules) = (app.clock.now_ms(), app.session_rules());
     let new_sid = random::token();
+    let send_secs = match threepid.medium() {
+        Medium::Email => app.config.email.smtp_timeout_secs,
+        Medium::Msisdn => app.config.sms.timeout_secs,
+    };
+    let sending_ms = millis(Duration::from_secs(send_secs.saturating_add(SENDING_SPARE_SECS)));
     let request = TokenRequest {
         new_sid: &new_sid,
         threepid,
@@ -126,6 +135,7 @@ async fn claim(
         send_attempt: opening.send_attempt,
         next_link: opening.next_link.as_deref(),
         now_ms,
+        sending_until_ms: now_ms.saturating_add(sending_ms),
         expired_ms: now_ms.saturating_sub(rules.lifetime_ms),
         max_attempts: rules.max_attempts,
     };
@@ -145,7 +155,7 @@ async fn take(app: &AppState, budgets: &[Budgeted]) -> Result<(), ApiError> {
     Ok(())
 }
 
-/// Takes the claim back if the message did not go out, so that the same `send_attempt` may try again. The client learns
+/// Notes that the message went out. Takes the claim back if it did not, so that the same `send_attempt` may try again. The client learns
 /// only that it did not; the operator learns why.
 async fn settle(
     app: &AppState,
@@ -161,6 +171,7 @@ async fn settle(
         app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
         return Err(error);
     }
+    app.store.message_sent(&claimed.sid, opening.send_attempt).await?;
     Ok(claimed.sid)
 }
 
@@ -356,4 +367,33 @@ fn render(app: &AppState, look: &Look, template: &str, values: &serde_json::Valu
 /// Hours that links and codes work.
 fn hours(app: &AppState) -> u64 {
     app.config.validation.session_lifetime_secs.div_ceil(3600)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::jobs::tests::app;
+
+    #[tokio::test]
+    async fn a_message_whose_sender_died_is_sent_by_the_same_attempt_again() {
+        let (app, clock, folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
+        let threepid = Threepid::email("alice@example.com").unwrap();
+        let opening = Opening { client_secret: "secret".to_owned(), send_attempt: 1, next_link: None };
+        let claim = async || super::claim(&app, &threepid, &opening, &[]).await.unwrap();
+        let first = claim().await;
+        assert!(first.send);
+        // It may still be on its way: 20 seconds of the mail server's, 30 to spare.
+        clock.advance(Duration::from_millis(50_000 - 1));
+        assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: false });
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: true });
+
+        settle(&app, claim().await, &opening, Ok(())).await.unwrap();
+        clock.advance(Duration::from_secs(3600));
+        assert_eq!(claim().await, Claimed { sid: first.sid, send: false });
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
 }

@@ -175,6 +175,21 @@ fn template(text: &str, escape: Escape) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
+/// Fills a template in with an example, so that a name which stands for nothing is seen before the first message.
+fn try_out(text: &str, escape: Escape) -> Result<(), Error> {
+    let values = context! {
+        to => "+447700900001",
+        digits => "447700900001",
+        text => "123456 is your code",
+        code => "123456",
+        username => "",
+        password => "",
+    };
+    let environment = template(text, escape)?;
+    environment.get_template(NAME)?.render(values)?;
+    Ok(())
+}
+
 fn explain(error: &Error) -> String {
     format!("is no template: {error}")
 }
@@ -189,7 +204,7 @@ pub(super) fn problems(http: &SmsHttpConfig) -> Vec<(String, String)> {
     let known = Url::parse(origin).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
     if !known || !path_began {
         problem("url", "must be an http or https URL; only its path and query may be filled in".to_owned());
-    } else if let Err(error) = template(&http.url, Escape::Form) {
+    } else if let Err(error) = try_out(&http.url, Escape::Form) {
         problem("url", explain(&error));
     }
     if Escape::for_content_type(&http.content_type).is_none() && http.method != SmsMethod::Get {
@@ -198,7 +213,7 @@ pub(super) fn problems(http: &SmsHttpConfig) -> Vec<(String, String)> {
     if http.body.is_empty() && http.method != SmsMethod::Get {
         problem("body", "is needed: what the gateway wants to be sent".to_owned());
     }
-    if let Err(error) = template(&http.body, Escape::Plain) {
+    if let Err(error) = try_out(&http.body, Escape::Plain) {
         problem("body", explain(&error));
     }
     for (table, names) in [
@@ -219,6 +234,19 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn a_name_that_stands_for_nothing_is_found_before_the_first_message() {
+        for (url, body, found) in [
+            ("https://gateway.test/{{ to }}", "{{ digits }} {{ text }} {{ code }} {{ username }} {{ password }}", None),
+            ("https://gateway.test/{{ too }}", "{{ text }}", Some("http.url")),
+            ("https://gateway.test/", "{{ txt }}", Some("http.body")),
+        ] {
+            let http = SmsHttpConfig { url: url.to_owned(), body: body.to_owned(), ..SmsHttpConfig::default() };
+            let keys: Vec<String> = problems(&http).into_iter().map(|(key, _)| key).collect();
+            assert_eq!(keys, Vec::from_iter(found), "{url} {body}");
+        }
+    }
 
     fn filled(content_type: &str, body: &str, text: &str) -> String {
         let http = SmsHttpConfig {

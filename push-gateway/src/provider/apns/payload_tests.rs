@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use super::*;
-use crate::notification::tests::notification;
+use crate::{
+    arbitrary::{Random, assert_only_cut, least},
+    notification::tests::notification,
+};
 
 const OPTIONS: Options = Options { send_badge_counts: true, max_bytes: 4096 };
 
@@ -102,6 +105,20 @@ fn a_room_without_a_name_has_sentences_of_its_own() {
 }
 
 #[test]
+fn a_room_without_a_name_goes_by_its_alias() {
+    let message = |names: Value| {
+        let mut value = json!({
+            "event_id": "$e", "type": "m.room.message", "sender": "@tom:hs", "content": {"body": "hi"},
+        });
+        value.as_object_mut().unwrap().extend(names.as_object().unwrap().clone());
+        payload(value, json!({}), Kind::Full)["aps"]["alert"]["loc-args"].clone()
+    };
+    assert_eq!(message(json!({"room_alias": "#ops:hs"})), json!(["@tom:hs", "#ops:hs", "hi"]));
+    assert_eq!(message(json!({"room_name": "", "room_alias": "#ops:hs"})), json!(["@tom:hs", "#ops:hs", "hi"]));
+    assert_eq!(message(json!({"room_name": "Ops", "room_alias": "#ops:hs"})), json!(["@tom:hs", "Ops", "hi"]));
+}
+
+#[test]
 fn someone_elses_membership_only_sets_the_badge() {
     let value = json!({
         "event_id": "$e", "type": "m.room.member", "sender": "@tom:hs", "membership": "join", "counts": {"unread": 1},
@@ -135,4 +152,42 @@ fn ids_and_ciphertext_are_never_cut() {
     assert_eq!(sent["ciphertext"], "c".repeat(3000));
     let too_much = json!({"event_id": "$e", "ciphertext": "c".repeat(5000)});
     assert!(matches!(built(too_much, default, Kind::IdsOnly, OPTIONS), Err(Unsent::Settled(_))));
+}
+
+#[test]
+fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+    let may_be_cut = |place: &str| matches!(place, ".aps.alert" | ".aps.alert.body" | ".aps.alert.loc-args[]");
+    let mut random = Random(11);
+    let (mut cut, mut refused) = (0, 0);
+    for round in 0..1000 {
+        let notification = random.notification(&json!({}));
+        let device = &notification.devices[0];
+        let kind = [Kind::Full, Kind::IdsOnly, Kind::CountsOnly][random.below(3)];
+        let max_bytes = [4096, 5120][random.below(2)];
+        let options = |max_bytes: usize| Options { send_badge_counts: true, max_bytes };
+        let whole = match build(&notification, device, kind, options(usize::MAX)) {
+            Ok(whole) => whole,
+            Err(nothing) => {
+                assert_eq!(build(&notification, device, kind, options(max_bytes)), Err(nothing), "{round}");
+                continue;
+            }
+        };
+        let value: Value = serde_json::from_slice(&whole.body).unwrap();
+        let (least, texts) = least(&value, &may_be_cut);
+        let Ok(sent) = build(&notification, device, kind, options(max_bytes)) else {
+            assert!(least > max_bytes, "{round}: it could be cut to {least} bytes");
+            refused += 1;
+            continue;
+        };
+        assert!(sent.body.len() <= max_bytes && least <= max_bytes, "{round}");
+        if whole.body.len() <= max_bytes {
+            assert_eq!(sent, whole, "{round}: what fits is not touched");
+            continue;
+        }
+        cut += 1;
+        assert_only_cut(&value, &serde_json::from_slice(&sent.body).unwrap(), "", &may_be_cut, "");
+        // No more than it takes: of each text a character of six bytes at the most, and what does not divide.
+        assert!(sent.body.len() + 7 * texts > max_bytes, "{round}: {} bytes", sent.body.len());
+    }
+    assert!(cut > 5 && refused > 5, "{cut} were cut and {refused} refused");
 }

@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
 use super::*;
-use crate::notification::tests::notification;
+use crate::{
+    arbitrary::{Random, assert_only_cut, least},
+    notification::tests::notification,
+};
 
 /// The message for a notification of one device whose pusher has `default_payload`.
 fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -> Result<Value, Unsent> {
@@ -139,4 +142,84 @@ fn ciphertext_is_whole_or_absent() {
     let pushed = |length: usize| built(json!({"ciphertext": "c".repeat(length)}), json!({}), Kind::IdsOnly, json!({}));
     assert_eq!(pushed(3000).unwrap()["message"]["data"]["ciphertext"], "c".repeat(3000));
     assert!(matches!(pushed(5000), Err(Unsent::Settled(_))));
+}
+
+#[test]
+fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+    let mut random = Random(12);
+    let (mut cut, mut refused) = (0, 0);
+    for round in 0..1000 {
+        let pusher =
+            [json!({}), json!({"data_message": "ios"}), json!({"data_message": true})][random.below(3)].clone();
+        let notification = random.notification(&pusher);
+        let device = &notification.devices[0];
+        let kind = [Kind::Full, Kind::IdsOnly, Kind::CountsOnly][random.below(3)];
+        let profile = [FcmProfile::Sygnal, FcmProfile::FluffyChat][random.below(2)];
+        // What is around the data, and the data as it would be if there were no limit.
+        let (mut around, mut own) = (Map::new(), Map::new());
+        if profile == FcmProfile::FluffyChat {
+            fluffychat::show(&mut around, &notification, device, kind);
+            own = fluffychat::data(&notification, device);
+        }
+        let taken = if around.is_empty() { 0 } else { Value::Object(around).to_string().len() };
+        let max_data = MAX_MESSAGE - taken;
+        let built = Template::new(Map::new(), profile).build(&notification, device, kind);
+        let mut whole = match super::data(&notification, device, kind, own) {
+            Ok(whole) => whole,
+            Err(nothing) => {
+                assert_eq!(built, Err(nothing), "{round}");
+                continue;
+            }
+        };
+
+        let unsealed = {
+            let mut unsealed = whole.clone();
+            unsealed.remove(EVENT_CIPHERTEXT);
+            unsealed
+        };
+        let is_fixed = |place: &str| {
+            // Not the list of the code: it is what is tried.
+            matches!(
+                &place[1..],
+                "event_id"
+                    | "room_id"
+                    | "sender"
+                    | "type"
+                    | "membership"
+                    | "prio"
+                    | "unread"
+                    | "missed_calls"
+                    | "counts"
+                    | "devices"
+                    | "ciphertext"
+                    | "ephemeral"
+                    | "mac"
+            )
+        };
+        let (least, _) = least(&Value::Object(unsealed.clone()), &|place| !is_fixed(place));
+        let Ok(message) = built else {
+            assert!(least > max_data, "{round}: it could be cut to {least} bytes");
+            refused += 1;
+            continue;
+        };
+        assert!(least <= max_data, "{round}");
+        let message: Value = serde_json::from_slice(&message).unwrap();
+        assert_eq!(message["message"]["token"], "k", "{round}");
+        let sent = &message["message"]["data"];
+        assert!(sent.to_string().len() <= max_data, "{round}");
+        let is_sealed = sent.get(EVENT_CIPHERTEXT).is_some();
+        if whole.contains_key(EVENT_CIPHERTEXT) && !is_sealed {
+            whole = unsealed;
+        }
+        let may_be_cut = |place: &str| !(is_fixed(place) || is_sealed && place.starts_with(".content_"));
+        let whole = Value::Object(whole);
+        assert_only_cut(&whole, sent, "", &may_be_cut, MARK);
+        cut += usize::from(*sent != whole);
+        for (key, text) in sent.as_object().unwrap() {
+            let text = text.as_str().unwrap();
+            assert!(!may_be_cut(&format!(".{key}")) || fit::json_len(text) <= MAX_TEXT, "{round}: {key}");
+            assert!(!is_reserved(key), "{round}: {key}");
+        }
+    }
+    assert!(cut > 5 && refused > 5, "{cut} were cut and {refused} refused");
 }

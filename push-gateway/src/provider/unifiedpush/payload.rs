@@ -59,7 +59,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::notification::tests::notification;
+    use crate::{
+        arbitrary::{Random, assert_only_cut, least},
+        notification::tests::notification,
+    };
 
     fn built(mut value: Value, kind: Kind) -> Result<Value, Unsent> {
         value["devices"] = json!([{"app_id": "a", "pushkey": "https://push.example/up", "data": {"secret": 1}}]);
@@ -115,5 +118,50 @@ mod tests {
         let sealed = |length: usize| built(json!({"ciphertext": "c".repeat(length)}), Kind::IdsOnly);
         assert_eq!(sealed(4000).unwrap()["notification"]["ciphertext"], "c".repeat(4000));
         assert!(matches!(sealed(4090), Err(Unsent::Settled(_))));
+    }
+
+    #[test]
+    fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+        let may_be_cut = |place: &str| {
+            let key = place.strip_prefix(".notification.").unwrap_or_default();
+            matches!(key, "room_name" | "room_alias" | "sender_display_name" | "content.body")
+        };
+        let mut random = Random(14);
+        let (mut cut, mut without_content, mut refused) = (0, 0, 0);
+        for round in 0..1000 {
+            let notification = random.notification(&json!({"of": "the pusher's own"}));
+            let kind = [Kind::Full, Kind::Full, Kind::IdsOnly, Kind::CountsOnly][random.below(4)];
+            let built = build(&notification, kind, 4096);
+            let whole = match build(&notification, kind, usize::MAX) {
+                Ok(whole) => whole,
+                Err(nothing) => {
+                    assert_eq!(built, Err(nothing), "{round}");
+                    continue;
+                }
+            };
+            let mut value: Value = serde_json::from_slice(&whole).unwrap();
+            assert_eq!(value["notification"]["devices"], Value::Null, "{round}");
+            let (with_content, _) = least(&value, &may_be_cut);
+            let inner = value["notification"].as_object_mut().unwrap();
+            if with_content > 4096 && inner.remove("content").is_some() {
+                without_content += 1;
+            }
+            let (least, texts) = least(&value, &may_be_cut);
+            let Ok(message) = built else {
+                assert!(least > 4096, "{round}: it could be cut to {least} bytes");
+                refused += 1;
+                continue;
+            };
+            assert!(message.len() <= 4096 && least <= 4096, "{round}");
+            let sent: Value = serde_json::from_slice(&message).unwrap();
+            assert_only_cut(&value, &sent, "", &may_be_cut, "");
+            if value.to_string().len() <= 4096 {
+                assert_eq!(sent, value, "{round}: what fits is not touched");
+            } else {
+                cut += 1;
+                assert!(message.len() + 7 * texts > 4096, "{round}: {} bytes", message.len());
+            }
+        }
+        assert!(cut > 5 && without_content > 3 && refused > 5, "{cut} {without_content} {refused}");
     }
 }

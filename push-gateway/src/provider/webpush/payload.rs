@@ -56,7 +56,10 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::notification::tests::notification;
+    use crate::{
+        arbitrary::{Random, assert_only_cut, least},
+        notification::tests::notification,
+    };
 
     fn built(mut value: Value, default_payload: Value, kind: Kind) -> Result<Value, Unsent> {
         value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
@@ -110,5 +113,47 @@ mod tests {
         let sealed = |length: usize| built(event(json!({"ciphertext": "c".repeat(length)})), json!({}), Kind::Full);
         assert_eq!(sealed(3000).unwrap()["content"]["ciphertext"], "c".repeat(3000));
         assert_eq!(sealed(4000).unwrap()["content"], Value::Null);
+    }
+
+    #[test]
+    fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+        let may_be_cut =
+            |place: &str| matches!(place, ".room_name" | ".room_alias" | ".sender_display_name" | ".content.body");
+        let mut random = Random(13);
+        let (mut cut, mut without_content, mut refused) = (0, 0, 0);
+        for round in 0..1000 {
+            let notification = random.notification(&json!({}));
+            let device = &notification.devices[0];
+            let kind = [Kind::Full, Kind::IdsOnly, Kind::CountsOnly][random.below(3)];
+            let built = build(&notification, device, kind, 3993);
+            let whole = match build(&notification, device, kind, usize::MAX) {
+                Ok(whole) => whole,
+                Err(nothing) => {
+                    assert_eq!(built, Err(nothing), "{round}");
+                    continue;
+                }
+            };
+            let mut value: Value = serde_json::from_slice(&whole).unwrap();
+            let (with_content, _) = least(&value, &may_be_cut);
+            if with_content > 3993 && value.as_object_mut().unwrap().remove("content").is_some() {
+                without_content += 1;
+            }
+            let (least, texts) = least(&value, &may_be_cut);
+            let Ok(plaintext) = built else {
+                assert!(least > 3993, "{round}: it could be cut to {least} bytes");
+                refused += 1;
+                continue;
+            };
+            assert!(plaintext.len() <= 3993 && least <= 3993, "{round}");
+            let sent: Value = serde_json::from_slice(&plaintext).unwrap();
+            assert_only_cut(&value, &sent, "", &may_be_cut, "");
+            if value.to_string().len() <= 3993 {
+                assert_eq!(sent, value, "{round}: what fits is not touched");
+            } else {
+                cut += 1;
+                assert!(plaintext.len() + 7 * texts > 3993, "{round}: {} bytes", plaintext.len());
+            }
+        }
+        assert!(cut > 5 && without_content > 3 && refused > 5, "{cut} {without_content} {refused}");
     }
 }

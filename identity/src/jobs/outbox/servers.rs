@@ -1,0 +1,115 @@
+//! Which homeservers may be called now, so that one that is away or slow holds up no other.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, PoisonError},
+};
+
+use waypost_shared::{clock::millis, retry::Backoff};
+
+/// How long a call waits whose homeserver has its share of calls under way.
+const BUSY_MS: i64 = 1000;
+/// Homeservers that are remembered at the most; past that, those that may be called again are forgotten.
+const MAX_KNOWN: usize = 10_000;
+
+/// What is known of a homeserver that has calls under way, or had some that failed.
+#[derive(Debug, Default)]
+struct Server {
+    under_way: usize,
+    /// How often in a row it was away.
+    failures: u32,
+    away_until_ms: i64,
+}
+
+/// The homeservers that are being called or are away.
+#[derive(Debug, Default)]
+pub(super) struct Servers {
+    known: Mutex<HashMap<String, Server>>,
+}
+
+impl Servers {
+    /// Begins a call, if fewer than `share` of this homeserver are under way; [`Servers::end`] must follow.
+    ///
+    /// # Errors
+    ///
+    /// When to ask again, in milliseconds since the epoch.
+    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), i64> {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.len() >= MAX_KNOWN {
+            known.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
+        }
+        let server = known.entry(name.to_owned()).or_default();
+        if server.away_until_ms > now_ms {
+            return Err(server.away_until_ms);
+        }
+        // One call shows whether it is back.
+        let share = if server.failures > 0 { 1 } else { share };
+        if server.under_way >= share {
+            return Err(now_ms.saturating_add(BUSY_MS));
+        }
+        server.under_way += 1;
+        Ok(())
+    }
+
+    /// Ends a call. `away` is given if the homeserver itself was away and not only this call in vain: how long it is
+    /// then left alone.
+    pub(super) fn end(&self, name: &str, away: Option<Backoff>, now_ms: i64) {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(server) = known.get_mut(name) else { return };
+        server.under_way = server.under_way.saturating_sub(1);
+        match away {
+            None => {
+                server.failures = 0;
+                server.away_until_ms = 0;
+            }
+            Some(backoff) if server.away_until_ms <= now_ms => {
+                server.away_until_ms = now_ms.saturating_add(millis(backoff.delay(server.failures)));
+                server.failures = server.failures.saturating_add(1);
+            }
+            // Calls that were under way together fail together, and count once.
+            Some(_) => {}
+        }
+        if server.under_way == 0 && server.failures == 0 {
+            known.remove(name);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    const SHARE: usize = 2;
+    const BACKOFF: Backoff = Backoff { first: Duration::from_secs(8), max: Duration::from_secs(3600) };
+
+    #[test]
+    fn a_homeserver_gets_its_share_of_the_calls() {
+        let servers = Servers::default();
+        assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
+        assert_eq!(servers.begin("a", SHARE, 0), Err(1000));
+        assert_eq!(servers.begin("b", SHARE, 0), Ok(()));
+        servers.end("a", None, 0);
+        assert_eq!(servers.begin("a", SHARE, 0), Ok(()));
+    }
+
+    #[test]
+    fn one_that_is_away_is_left_alone_and_then_asked_once() {
+        let servers = Servers::default();
+        assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
+        servers.end("a", Some(BACKOFF), 0);
+        servers.end("a", Some(BACKOFF), 0);
+        // Two calls that failed together are one failure: between half of 8 seconds and all of them.
+        let until_ms = servers.begin("a", SHARE, 0).unwrap_err();
+        assert!((4000..=8000).contains(&until_ms), "{until_ms}");
+        assert_eq!(servers.begin("a", SHARE, until_ms), Ok(()));
+        assert_eq!(servers.begin("a", SHARE, until_ms), Err(until_ms + 1000));
+        servers.end("a", Some(BACKOFF), until_ms);
+        let again_ms = servers.begin("a", SHARE, until_ms).unwrap_err() - until_ms;
+        assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
+        assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
+        servers.end("a", None, until_ms + again_ms);
+        assert!(servers.known.lock().is_ok_and(|known| known.is_empty()));
+    }
+}

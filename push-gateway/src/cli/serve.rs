@@ -1,0 +1,58 @@
+//! `waypost-push-gateway serve`: listens, reads the configuration again, stops.
+
+use std::{path::PathBuf, sync::Arc};
+
+use prometheus_client::registry::Registry;
+use waypost_shared::{
+    current::Current,
+    health::{self, Operations, Readiness},
+    reload::{self, Reasons, Renewed},
+    serve::{self, Stop},
+    service_manager,
+};
+
+use super::{RunError, load};
+use crate::{app::App, config::Config, routes};
+
+/// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
+pub(super) async fn run(
+    config: &Config,
+    app: Arc<App>,
+    registry: Registry,
+    path: Option<PathBuf>,
+) -> Result<(), RunError> {
+    let stop = Stop::on_signals()?;
+    let reasons = Reasons::new(app.secret_files())?;
+    let (http, reloads) = (Some(app.metrics.http.clone()), app.metrics.reloads.clone());
+    let public = serve::bind(&config.listen.public.to_string()).await?;
+    let operations = serve::bind(&config.listen.operations.to_string()).await?;
+    let readiness = Readiness::default();
+    let state = Operations { registry: Arc::new(registry), readiness: readiness.clone() };
+    let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);
+    tracing::info!(public = %public_address, operations = %operations_address, "listening");
+    readiness.set(true);
+    service_manager::ready();
+
+    let current = Current::new(app);
+    let reloading = reload::keep_up(current.clone(), reasons, reloads, stop.clone(), |app| {
+        let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
+        Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
+    });
+    // Health is answered until the last request has ended, and is not ready from the moment of the stop.
+    let (until_served, served) = Stop::manual();
+    let public = async {
+        let ended = serve::serve(public, routes::public(), current, &config.server, http, stop.clone()).await;
+        drop(until_served);
+        ended
+    };
+    let operations = serve::serve(operations, health::routes(), state, &config.server, None, served);
+    let unready = async {
+        stop.requested().await;
+        readiness.set(false);
+        service_manager::stopping();
+    };
+    let (public, operations, (), ()) = tokio::join!(public, operations, unready, reloading);
+    public?;
+    operations?;
+    Ok(())
+}

@@ -1,0 +1,29 @@
+//! What systemd is told, where it asked for it (`Type=notify`): ready, reloading, stopping. Elsewhere nothing happens.
+//!
+//! Source: sd_notify(3).
+
+use sd_notify::NotifyState;
+
+/// Requests are answered.
+pub fn ready() {
+    tell(&[NotifyState::Ready]);
+}
+
+/// The configuration is being read again; [`ready`] follows.
+pub fn reloading() {
+    match NotifyState::monotonic_usec_now() {
+        Ok(now) => tell(&[NotifyState::Reloading, now]),
+        Err(_) => tell(&[NotifyState::Reloading]),
+    }
+}
+
+/// No more requests are accepted.
+pub fn stopping() {
+    tell(&[NotifyState::Stopping]);
+}
+
+fn tell(states: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(states) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}
