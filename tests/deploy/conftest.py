@@ -9,7 +9,6 @@ import subprocess
 import tempfile
 
 import pytest
-
 import tools
 from tools import run, until
 
@@ -33,17 +32,19 @@ class Engine:
 
     def __init__(self, folder: pathlib.Path):
         self.folder = folder
-        # No more than we have ourselves: podman asks for more, which not every machine lets us give. The second number is
-        # what both tools begin with.
+        # No more than we have ourselves: podman asks for more, which not every machine lets us give.
         files, processes = (resource.getrlimit(kind)[1] for kind in (resource.RLIMIT_NOFILE, resource.RLIMIT_NPROC))
-        most = {"nofile": files if 0 < files < 1048576 else 1048576, "nproc": processes if 0 < processes < 32768 else 32768}
-        limits = [f"{kind}={number}:{number}" for kind, number in most.items()]
+        # The numbers here are what both tools begin with.
+        limits = []
+        for kind, ours, theirs in (("nofile", files, 1048576), ("nproc", processes, 32768)):
+            number = ours if 0 < ours < theirs else theirs
+            limits.append(f"{kind}={number}:{number}")
         (folder / "containers.conf").write_text(
-            f"[containers]\ndefault_ulimits = {limits}\nlog_driver = \"k8s-file\"\n"
-            "[engine]\nruntime = \"runc\"\ncgroup_manager = \"cgroupfs\"\nevents_logger = \"none\"\n"
+            f'[containers]\ndefault_ulimits = {limits}\nlog_driver = "k8s-file"\n'
+            '[engine]\nruntime = "runc"\ncgroup_manager = "cgroupfs"\nevents_logger = "none"\n'
         )
         (folder / "storage.conf").write_text(
-            f"[storage]\ndriver = \"{driver(folder)}\"\ngraphroot = \"{folder}/storage\"\nrunroot = \"{folder}/run\"\n"
+            f'[storage]\ndriver = "{driver(folder)}"\ngraphroot = "{folder}/storage"\nrunroot = "{folder}/run"\n'
         )
         self.environment = {
             **os.environ,
@@ -133,7 +134,7 @@ def keys(programs) -> dict[str, str]:
 
 @pytest.fixture(scope="session")
 def ci(keys, programs):
-    """`ci(chart, file)`: the values to test a chart with: the file, and for inline secrets what is made for this run."""
+    """`ci(chart, file)`: the values to test a chart with: the file, and what is made for this run."""
     vapid = run(programs / "waypost-push-gateway", "vapid").stdout
     inline = {
         "identity": {

@@ -7,9 +7,20 @@ import tarfile
 
 import pytest
 import yaml
-
-from tools import ALL_CI, CHARTS, CI_IDS, HELM_FOLDER, HELMS, REPO
-from tools import ci_values, documents, helm, run, template, values_options
+from tools import (
+    ALL_CI,
+    CHARTS,
+    CI_IDS,
+    HELM_FOLDER,
+    HELMS,
+    REPO,
+    ci_values,
+    documents,
+    helm,
+    run,
+    template,
+    values_options,
+)
 
 # What the least of a chart is, so that a mistake beside it is the only one.
 LEAST = {"identity": {"serverName": "id.example.com"}, "push-gateway": {}}
@@ -94,10 +105,18 @@ REFUSED = [
     ("identity", {"serverName": ""}, "serverName is needed"),
     ("identity", {"replicaCount": 2}, "database.type sqlite is for one replica"),
     ("identity", {"autoscaling.enabled": True}, "database.type sqlite is for one replica"),
-    ("identity", {"secrets.databaseUrl.value": "postgres://db"}, "secrets.databaseUrl is set and database.type is sqlite"),
+    (
+        "identity",
+        {"secrets.databaseUrl.value": "postgres://db"},
+        "secrets.databaseUrl is set and database.type is sqlite",
+    ),
     ("identity", {"database.type": "postgresql"}, "is needed with database.type postgresql"),
     *(
-        ("identity", {"database.type": "postgresql", **KEYS, missing: ""}, f"{missing[:-6]} is needed with database.type")
+        (
+            "identity",
+            {"database.type": "postgresql", **KEYS, missing: ""},
+            f"{missing[:-6]} is needed with database.type",
+        )
         for missing in KEYS
     ),
     ("identity", {"internal.enabled": True}, "secrets.internalSecret is needed with internal.enabled"),
@@ -170,13 +189,17 @@ def test_the_chart_is_of_the_version_of_the_programs(chart):
     assert f'\nversion = "{about["appVersion"]}"\n' in (REPO / "Cargo.toml").read_text()
     annotations = about["annotations"]
     assert annotations["artifacthub.io/license"] == "Apache-2.0"
-    assert all(set(change) == {"kind", "description"} for change in yaml.safe_load(annotations["artifacthub.io/changes"]))
+    assert all(
+        set(change) == {"kind", "description"} for change in yaml.safe_load(annotations["artifacthub.io/changes"])
+    )
 
 
 @pytest.mark.parametrize("chart", CHARTS)
 def test_nothing_is_drawn_by_chance_or_looked_up(chart):
     """So that no upgrade, rollback or rendering elsewhere can change a key."""
-    chance = re.compile(r"\b(rand\w*|gen[A-Z]\w*|lookup|uuidv4|now|date\w*|derivePassword|htpasswd|bcrypt|encryptAES)\b")
+    chance = re.compile(
+        r"\b(rand\w*|gen[A-Z]\w*|lookup|uuidv4|now|date\w*|derivePassword|htpasswd|bcrypt|encryptAES)\b"
+    )
     for path in (HELM_FOLDER / chart / "templates").rglob("*.*"):
         for code in re.findall(r"\{\{(.*?)\}\}", path.read_text(), re.S):
             if not code.lstrip("- ").startswith("/*"):

@@ -6,10 +6,20 @@ import re
 
 import kubernetes_validate
 import pytest
+from tools import (
+    ALL_CI,
+    CHARTS,
+    CI_IDS,
+    CUSTOM_KINDS,
+    HELM_FOLDER,
+    HELMS,
+    REPO,
+    documents,
+    run,
+    template,
+)
 from yamllint import linter
 from yamllint.config import YamlLintConfig
-
-from tools import ALL_CI, CHARTS, CI_IDS, CUSTOM_KINDS, HELM_FOLDER, HELMS, REPO, documents, run, template
 
 HERE = REPO / "tests/deploy"
 RULES = (HERE / "yamllint.yaml").read_text()
@@ -99,5 +109,7 @@ def checkov(folder) -> dict[str, list[str]]:
         assert report["summary"]["parsing_errors"] == 0, report
         failed = report["results"]["failed_checks"]
         assert report["summary"]["passed"] > 0
-        found[report["check_type"]] = [f"{c['check_id']} {c['check_name']}: {c['resource']} {c['file_path']}" for c in failed]
+        found[report["check_type"]] = [
+            f"{c['check_id']} {c['check_name']}: {c['resource']} {c['file_path']}" for c in failed
+        ]
     return found

@@ -4,13 +4,22 @@ import json
 import re
 
 import pytest
-
 import tools
-from tools import ALL_CI, CHARTS, CI_IDS, HELM_FOLDER, all_of, config, container, of_kind, pod_spec, port_of, render
-
-IDENTITY, PUSH = (
-    {path.stem.removesuffix("-values"): path for path in tools.ci_values(chart)} for chart in CHARTS
+from tools import (
+    ALL_CI,
+    CHARTS,
+    CI_IDS,
+    HELM_FOLDER,
+    all_of,
+    config,
+    container,
+    of_kind,
+    pod_spec,
+    port_of,
+    render,
 )
+
+IDENTITY, PUSH = ({path.stem.removesuffix("-values"): path for path in tools.ci_values(chart)} for chart in CHARTS)
 PROGRAM = {"identity": "waypost-identity", "push-gateway": "waypost-push-gateway"}
 
 
@@ -36,7 +45,9 @@ def test_ports_are_those_of_the_configuration(rendered):
         for rule in policy["spec"]["ingress"]:
             assert all(port["port"] in ports for port in rule["ports"])
     # And they are those that the image shows.
-    exposed = re.search(rf"AS {chart}\n.*?EXPOSE ([\d ]+)", (tools.REPO / "deploy/Dockerfile").read_text(), re.S).group(1)
+    exposed = re.search(rf"AS {chart}\n.*?EXPOSE ([\d ]+)", (tools.REPO / "deploy/Dockerfile").read_text(), re.S).group(
+        1
+    )
     assert exposed.split() == [str(ports["http"]), str(ports["operations"])]
 
 
@@ -92,7 +103,9 @@ def test_a_pod_may_do_nothing_that_it_need_not(rendered):
 def test_there_is_time_to_end_in(rendered):
     _, manifests = rendered
     drain = config(manifests).get("server", {}).get("shutdown_grace_secs", 30)
-    before = container(manifests).get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})["preStop"]["sleep"]["seconds"]
+    before = container(manifests).get("lifecycle", {"preStop": {"sleep": {"seconds": 0}}})["preStop"]["sleep"][
+        "seconds"
+    ]
     assert pod_spec(manifests)["terminationGracePeriodSeconds"] > before + drain
 
 
@@ -133,7 +146,9 @@ def test_one_replica_has_no_disruption_budget_and_several_have():
     for values in ({"replicaCount": 2}, {"autoscaling.enabled": True}):
         budget = of_kind(render("push-gateway", values), "PodDisruptionBudget")
         assert budget["spec"]["maxUnavailable"] == 1
-    assert not all_of(render("push-gateway", {"replicaCount": 2, "podDisruptionBudget.enabled": False}), "PodDisruptionBudget")
+    assert not all_of(
+        render("push-gateway", {"replicaCount": 2, "podDisruptionBudget.enabled": False}), "PodDisruptionBudget"
+    )
 
 
 def test_sqlite_is_one_process_with_a_volume_and_postgresql_is_updated_with_a_surge(ci):
@@ -214,7 +229,9 @@ def test_the_network_policy_lets_out_what_is_needed_and_never_to_metadata(chart,
 
 
 def test_who_may_come_in_is_who_was_named():
-    rules = {rule["ports"][0]["port"]: rule for rule in of_kind(render("push-gateway"), "NetworkPolicy")["spec"]["ingress"]}
+    rules = {
+        rule["ports"][0]["port"]: rule for rule in of_kind(render("push-gateway"), "NetworkPolicy")["spec"]["ingress"]
+    }
     assert set(rules) == {"http", "operations"}
     assert "from" not in rules["http"] and rules["operations"]["from"]
     manifests = render("identity", IDENTITY["postgresql"])
@@ -281,7 +298,9 @@ def test_numbers_switches_and_texts_are_the_same_in_toml():
         "limits": {"mail_total": {"burst": 0, "refill_secs": 0.0002}},
         "tokens": {"allow_in_query": False},
         "log": {"format": "text"},
-        "terms": {"policies": {"a.b": {"version": "1", "languages": {"en": {"name": '"<&>\\\n\t', "url": "https://é"}}}}},
+        "terms": {
+            "policies": {"a.b": {"version": "1", "languages": {"en": {"name": '"<&>\\\n\t', "url": "https://é"}}}}
+        },
         "outbound": {"hosts": {"hs.example.com": "10.0.0.5"}, "allowed_ranges": [], "no_proxy": ["*", "a"]},
         "sms": {"http": {"headers": {}, "body": None}},
     }

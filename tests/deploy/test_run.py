@@ -9,11 +9,25 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
-
 import tools
-from tools import ALL_CI, CI_IDS, all_of, answers, container, for_podman, http, of_kind, port_of, render, run, until
+from tools import (
+    ALL_CI,
+    CI_IDS,
+    all_of,
+    answers,
+    container,
+    for_podman,
+    http,
+    of_kind,
+    port_of,
+    render,
+    run,
+    until,
+)
 
-IMAGES = {chart: {"image.repository": f"localhost/waypost-{chart}", "image.pullPolicy": "Never"} for chart in tools.CHARTS}
+IMAGES = {
+    chart: {"image.repository": f"localhost/waypost-{chart}", "image.pullPolicy": "Never"} for chart in tools.CHARTS
+}
 VALUES = {chart: {path.stem.removesuffix("-values"): path for path in tools.ci_values(chart)} for chart in tools.CHARTS}
 
 
@@ -93,7 +107,9 @@ def test_identity_with_postgresql_runs_from_inline_secrets(podman, postgres, ci,
     first = public_key(played)
     # The key is the one of the values: a server beside it with the same file shows the same.
     assert first == key_of(keys["signing"], programs, tmp_path)
-    assert "associations" in run("psql", "--host=127.0.0.2", "--username=waypost", "waypost", "--command", r"\dt").stdout
+    assert (
+        "associations" in run("psql", "--host=127.0.0.2", "--username=waypost", "waypost", "--command", r"\dt").stdout
+    )
     # The internal listener takes the secret that was mounted, and no other.
     (secrets,) = tools.secret_values(manifests).values()
     url = played.url("internal", "/_matrix/identity/internal/bind")
@@ -117,7 +133,9 @@ def key_of(signing: str, programs, folder: pathlib.Path) -> str:
         "WAYPOST_LISTEN__OPERATIONS": "127.0.0.1:9091",
     }
     (folder / "data").mkdir()
-    with subprocess.Popen([programs / "waypost-identity", "serve"], env=environment, stderr=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        [programs / "waypost-identity", "serve"], env=environment, stderr=subprocess.DEVNULL
+    ) as server:
         try:
             until(answers("http://127.0.0.1:9091/health/ready"))
             return json.loads(http("http://127.0.0.1:9090/_matrix/identity/v2/pubkey/ed25519:0")[1])["public_key"]
@@ -216,7 +234,8 @@ def test_the_program_takes_the_configuration(podman, chart, values, ci, keys, pr
     (mounted,) = [m["mountPath"] for m in container(manifests)["volumeMounts"] if m["name"] == "config"]
     variables = [f"--env={e['name']}={e['value']}" for e in container(manifests)["env"]]
     done = podman.podman(
-        "run", "--rm", "--pull=never", "--network=host", "--read-only", f"--volume={folder}:{mounted.rsplit('/', 1)[0]}:ro",
+        "run", "--rm", "--pull=never", "--network=host", "--read-only",
+        f"--volume={folder}:{mounted.rsplit('/', 1)[0]}:ro",
         *variables, f"localhost/waypost-{chart}:0.1.0", "check-config", check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -236,8 +255,16 @@ def made_up(volume: str, key: str, keys, programs) -> str:
         return run("openssl", "genpkey", "-algorithm", "EC", "-pkeyopt", "ec_paramgen_curve:P-256").stdout
     if key == "service-account.json":
         private = run("openssl", "genpkey", "-algorithm", "RSA", "-pkeyopt", "rsa_keygen_bits:2048").stdout
-        account = {"type": "service_account", "project_id": "example-1234", "private_key_id": "1", "private_key": private}
-        account |= {"client_email": "push@example-1234.iam.example.com", "token_uri": "https://oauth2.example.com/token"}
+        account = {
+            "type": "service_account",
+            "project_id": "example-1234",
+            "private_key_id": "1",
+            "private_key": private,
+        }
+        account |= {
+            "client_email": "push@example-1234.iam.example.com",
+            "token_uri": "https://oauth2.example.com/token",
+        }
         return json.dumps(account)
     if "storage" in key or "signing" in key:
         return keys[key.split(".")[0]]
