@@ -29,6 +29,7 @@ pub(super) async fn run(
     let public = serve::bind(&config.listen.public.to_string()).await?;
     let operations = serve::bind(&config.listen.operations.to_string()).await?;
     let readiness = Readiness::default();
+    app.seen.connect();
     let current = Current::new(app);
     let about = About::new("waypost-push-gateway", Clock::System, {
         let current = current.clone();
@@ -37,7 +38,6 @@ pub(super) async fn run(
     let state = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
     let (public_address, operations_address) = (public.local_addr()?, operations.local_addr()?);
     tracing::info!(public = %public_address, operations = %operations_address, "listening");
-    app.seen.connect();
     readiness.set(true);
     service_manager::ready();
 
