@@ -122,7 +122,7 @@ impl Watch {
 
     /// It did what it was asked to.
     pub fn is_up(&self) {
-        self.saw(State::Up, || String::new());
+        self.saw(State::Up, String::new);
     }
 
     /// It did not, for this reason.
