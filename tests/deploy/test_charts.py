@@ -265,3 +265,40 @@ def test_the_examples_of_the_readme_are_rendered(chart, tmp_path):
     for number, example in enumerate(examples):
         (tmp_path / f"{number}.yaml").write_text(example)
         assert documents(template(chart, LEAST[chart], tmp_path / f"{number}.yaml").stdout)
+
+
+PAGE = (REPO / "docs/kubernetes.md").read_text()
+
+
+def test_the_values_in_the_manual_are_rendered(tmp_path):
+    """Each example by one of the charts at least; those that name the chart's own values by that one."""
+    examples = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    assert len(examples) >= 4
+    for number, example in enumerate(examples):
+        (tmp_path / f"{number}.yaml").write_text(example)
+        keys = yaml.safe_load(example)
+        charts = ["identity"] if "serverName" in keys else ["push-gateway"] if "apps" in keys else CHARTS
+        if "autoscaling" in keys:
+            # SQLite is for one replica.
+            charts = ["push-gateway"]
+        for chart in charts:
+            assert documents(template(chart, LEAST[chart], tmp_path / f"{number}.yaml").stdout)
+
+
+def test_the_commands_of_the_manual_install_what_it_says(tmp_path):
+    """Rendered instead of installed; and what later commands name is there then."""
+    examples = re.findall(r"```yaml\n(.*?)```", PAGE, re.S)
+    files = {"identity.yaml": examples[0], "push.yaml": examples[1]}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    commands = re.findall(r"^helm install ((?:.*\\\n)*.*)$", PAGE, re.M)
+    assert len(commands) == 3
+    made = set()
+    for command in commands:
+        release, chart, *options = command.replace("\\\n", " ").split()
+        options = [str(tmp_path / option) if option in files else option for option in options]
+        for manifest in documents(helm("helm4", "template", release, REPO / chart, *options).stdout):
+            made.add(f"{manifest['kind'].lower()}/{manifest['metadata']['name']}")
+    named = set(re.findall(r"\bdeployment/[\w-]+", PAGE))
+    assert len(named) == 2 and named <= made
+    assert "persistentvolumeclaim/id-waypost-identity-data" in made

@@ -89,10 +89,25 @@ def test_each_page_is_reached_from_the_first_one():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_a_page_is_finished_and_begins_with_its_title(page):
-    text = page.read_text()
+    # A page that is made begins with how.
+    text = re.sub(r"\A<!-- Made of .* -->\n\n", "", page.read_text())
     assert text.startswith("# ")
     assert len(re.findall(r"^# ", without_code(text), re.M)) == (1 if page.name != "SUMMARY.md" else 5)
     assert not re.search(r"TODO|FIXME|XXX", text)
+
+
+@pytest.mark.parametrize("folder", ["shared/src", "identity/src", "push-gateway/src", "tests", "deploy"])
+def test_the_page_on_the_architecture_names_what_is_there(folder):
+    """Each module, and each folder; not files of tests."""
+    page = (DOCS / "architecture.md").read_text()
+    listed = re.search(rf"^{folder}/\s.*?(?=\n\n|```)", page, re.M | re.S).group()
+    there = set()
+    for path in (ROOT / folder).iterdir():
+        if path.is_dir() and path.name not in ("__pycache__", "fixtures") or path.suffix == ".rs":
+            there.add(path.stem)
+    there = {name for name in there if not name.endswith("_tests") and name != "lib"}
+    assert len(there) >= 4
+    assert not {name for name in there if not re.search(rf"\b{re.escape(name)}\b", listed)}
 
 
 # --- Examples ---------------------------------------------------------------------------------------------------------
@@ -393,8 +408,8 @@ def test_the_recipe_for_nginx_works(services, tmp_path):
         (r" *listen \[::\]:443 .*\n", ""),
         (r"/etc/letsencrypt/\S+/fullchain.pem", str(public)),
         (r"/etc/letsencrypt/\S+/privkey.pem", str(key)),
-        (r"127.0.0.1:8090", f"127.0.0.1:{identity}"),
-        (r"127.0.0.1:5000", f"127.0.0.1:{push}"),
+        (r"127\.0\.0\.1:8090\b", f"127.0.0.1:{identity}"),
+        (r"127\.0\.0\.1:5000\b", f"127.0.0.1:{push}"),
     ):
         text, times = re.subn(pattern, new, text)
         assert times, pattern

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import pathlib
+import re
 import socket
 import struct
 import subprocess
@@ -256,6 +257,10 @@ def test_our_two_services_run_as_the_compose_file_says(podman, postgres, redis, 
         assert published == [public]
         until(answers(f"http://127.0.0.1:{operations}/health/ready"))
 
+    # `doctor` finds nothing wrong with the keys: they can be read by the service, and not by everybody.
+    said = podman.podman("exec", "identity", "/usr/bin/waypost-identity", "doctor", check=False).stdout
+    assert "good  storage keys: /run/secrets/storage-key is what the database was written with" in said
+    assert not re.search(r"^BAD +(storage keys|signing key)", said, re.M), said
     tables = run("psql", "--host=127.0.0.2", "--username=waypost", "waypost", "--command", r"\dt").stdout
     assert "associations" in tables
     status, text = http("http://127.0.0.1:8090/_matrix/identity/v2/pubkey/ed25519:0")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import ssl
 import subprocess
 import threading
@@ -105,6 +106,10 @@ def test_identity_with_postgresql_runs_from_inline_secrets(podman, postgres, ci,
     played = Played(podman, tmp_path, manifests)
     played.check()
     first = public_key(played)
+    # The pod may read its keys, and not everybody may, which `doctor` would call bad.
+    said = podman.podman("exec", played.name, "/usr/bin/waypost-identity", "doctor", check=False).stdout
+    assert "good  storage keys: /etc/waypost/secrets/storage-key/value is what the database was written with" in said
+    assert not re.search(r"^BAD +(storage keys|signing key)", said, re.M), said
     # The key is the one of the values: a server beside it with the same file shows the same.
     assert first == key_of(keys["signing"], programs, tmp_path)
     assert (
