@@ -9,5 +9,6 @@ mod command_line;
 mod identity;
 mod push;
 mod reload;
+mod rolling;
 mod service_manager;
 mod status_page;

@@ -1,6 +1,7 @@
-//! A push service that takes everything at once and looks at nothing, over HTTP/2 and TLS.
+//! A push service that takes everything and looks at nothing, over HTTP/2 and TLS: at once, or below `/late/MS` after so
+//! many milliseconds.
 
-use std::convert::Infallible;
+use std::{convert::Infallible, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, Full};
@@ -27,7 +28,12 @@ pub(crate) async fn serve(ca_file: &str) {
             stream.set_nodelay(true).unwrap();
             let Ok(stream) = acceptor.accept(stream).await else { return };
             let service = service_fn(|request: http::Request<Incoming>| async move {
+                let late = request.uri().path().strip_prefix("/late/").and_then(|rest| rest.split('/').next());
+                let late = late.and_then(|ms| ms.parse().ok()).map(Duration::from_millis);
                 drop(request.into_body().collect().await);
+                if let Some(late) = late {
+                    tokio::time::sleep(late).await;
+                }
                 // Good enough for a token endpoint, too.
                 let body = Bytes::from_static(
                     br#"{"name":"x","access_token":"token","expires_in":3600,"token_type":"Bearer"}"#,
