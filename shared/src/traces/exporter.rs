@@ -148,7 +148,9 @@ impl Exporter {
         *request.uri_mut() = link.uri.clone();
         *request.headers_mut() = link.headers.clone();
         request.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        request.headers_mut().insert(USER_AGENT, HeaderValue::from_static(concat!("Waypost/", env!("CARGO_PKG_VERSION"))));
+        request
+            .headers_mut()
+            .insert(USER_AGENT, HeaderValue::from_static(concat!("Waypost/", env!("CARGO_PKG_VERSION"))));
         let answer = link.client.send(request, CallLimits { timeout: link.timeout, max_body: MAX_ANSWER }).await?;
         match answer.status() {
             status if status.is_success() => Ok(otlp::rejected(answer.body())),

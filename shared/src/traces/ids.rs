@@ -32,7 +32,7 @@ impl EncodeLabelValue for TraceId {
 
 impl TraceId {
     /// A new one.
-    pub(super) fn random() -> Self {
+    pub(crate) fn random() -> Self {
         // 0 is no trace.
         Self(u128::from_le_bytes(random::bytes()).max(1))
     }

@@ -44,7 +44,7 @@ pub(super) fn rejected(answer: &[u8]) -> u64 {
 }
 
 fn span(span: &Finished) -> Json {
-    let kind = match span.kind {
+    let kind: u8 = match span.kind {
         Kind::Internal => 1,
         Kind::Server => 2,
         Kind::Client => 3,
@@ -56,7 +56,7 @@ fn span(span: &Finished) -> Json {
     if let Some(parent) = span.parent {
         put("parentSpanId", parent.to_string().into());
     }
-    put("name", span.name.as_ref().into());
+    put("name", Json::from(&*span.name));
     put("kind", kind.into());
     put("startTimeUnixNano", span.begun_ns.to_string().into());
     put("endTimeUnixNano", span.ended_ns.to_string().into());
@@ -89,7 +89,7 @@ mod tests {
             name: "GET /a/{b}".into(),
             begun_ns: 1_544_712_660_000_000_000,
             ended_ns: 1_544_712_661_000_000_000,
-            attributes: vec![("http.request.method", "GET".into()), ("http.response.status_code", 500.into())],
+            attributes: vec![("http.request.method", "GET".into()), ("http.response.status_code", 500_i64.into())],
             failed: true,
         };
         let resource = Resource { service: "waypost-test", instance: "1".to_owned() };
