@@ -11,3 +11,4 @@ mod push;
 mod reload;
 mod service_manager;
 mod status_page;
+mod traces;

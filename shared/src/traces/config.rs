@@ -20,8 +20,9 @@ const LONGEST_SECS: u64 = 60;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
-    /// A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default none: there are no traces.
-    pub otlp_endpoint: Option<Url>,
+    /// A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default none (or empty): there are no
+    /// traces.
+    pub otlp_endpoint: Option<String>,
     /// How many of the traces that begin here are recorded, from 0 to 1. Those that a caller began are recorded if the
     /// caller says so. Default 1.
     pub sample_ratio: f64,
@@ -52,7 +53,11 @@ impl TracesConfig {
     /// Whether there are any traces.
     #[must_use]
     pub fn is_on(&self) -> bool {
-        self.otlp_endpoint.is_some()
+        self.endpoint().is_some()
+    }
+
+    fn endpoint(&self) -> Option<&str> {
+        self.otlp_endpoint.as_deref().filter(|endpoint| !endpoint.is_empty())
     }
 
     /// What the types cannot tell.
@@ -77,17 +82,19 @@ impl TracesConfig {
 
     /// Where spans are sent to, if anywhere.
     pub(super) fn uri(&self) -> Result<Option<Uri>, Problem> {
-        let Some(url) = &self.otlp_endpoint else { return Ok(None) };
+        let Some(endpoint) = self.endpoint() else { return Ok(None) };
         let wrong = |problem: &str| ("traces.otlp_endpoint".to_owned(), problem.to_owned());
-        if !matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some() {
+        let is_plain =
+            |url: &Url| matches!(url.scheme(), "http" | "https") && url.query().is_none() && url.fragment().is_none();
+        let Some(url) = Url::parse(endpoint).ok().filter(is_plain) else {
             return Err(wrong("must be an http or https URL without a query, such as \"http://127.0.0.1:4318\""));
-        }
+        };
         if !url.username().is_empty() || url.password().is_some() {
             return Err(wrong("must have no password in it; set traces.headers, or header_files"));
         }
         let base = url.as_str().trim_end_matches('/');
         let uri = if base.ends_with(PATH) { base.parse() } else { format!("{base}{PATH}").parse() };
-        uri.map(Some).map_err(|_| wrong("cannot be called; write it as \"http://127.0.0.1:4318\""))
+        uri.map(Some).map_err(|_| wrong("cannot be called; write it such as \"http://127.0.0.1:4318\""))
     }
 
     /// The headers, those in files too.
@@ -139,8 +146,10 @@ mod tests {
             let uri = config(&format!("otlp_endpoint = '{endpoint}'")).uri().unwrap().unwrap();
             assert_eq!(uri.to_string(), expected);
         }
-        assert_eq!(TracesConfig::default().uri().unwrap(), None);
-        assert!(!TracesConfig::default().is_on());
+        for config in [TracesConfig::default(), config("otlp_endpoint = ''")] {
+            assert!(!config.is_on());
+            assert_eq!(config.uri().unwrap(), None);
+        }
     }
 
     #[test]
@@ -148,6 +157,10 @@ mod tests {
         for (toml, expected) in [
             (
                 "otlp_endpoint = 'ftp://swordfish'",
+                "traces.otlp_endpoint: must be an http or https URL without a query, such as \"http://127.0.0.1:4318\"",
+            ),
+            (
+                "otlp_endpoint = '127.0.0.1:4318'",
                 "traces.otlp_endpoint: must be an http or https URL without a query, such as \"http://127.0.0.1:4318\"",
             ),
             (

@@ -7,7 +7,7 @@ use super::*;
 /// A tracer and the spans that it would send.
 fn tracer(sample_ratio: f64, room: usize) -> (Tracer, mpsc::Receiver<Finished>) {
     let (queue, spans) = mpsc::channel(room);
-    let config = TracesConfig { otlp_endpoint: Some("http://127.0.0.1:1".parse().unwrap()), ..TracesConfig::default() };
+    let config = TracesConfig { otlp_endpoint: Some("http://127.0.0.1:1".to_owned()), ..TracesConfig::default() };
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:1".parse().unwrap()], ..OutboundConfig::default() };
     let link = link(&config, &outbound).unwrap().unwrap();
     let inner = Inner {
