@@ -186,7 +186,7 @@ fn hexadecimal(value: &Value, digits: usize) -> Result<String, String> {
 
 /// 64-bit numbers are texts in JSON.
 fn nanoseconds(value: &Value) -> Result<u64, String> {
-    text(value)?.parse().map_err(|err| format!("{value}: {err}"))
+    text(value)?.parse::<u64>().map_err(|err| format!("{value}: {err}"))
 }
 
 fn attributes(value: &Value) -> Result<BTreeMap<String, String>, String> {

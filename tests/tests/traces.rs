@@ -234,7 +234,7 @@ async fn a_collector_that_is_away_costs_no_request() {
     }
     gateway.server.wait_for_log("the warning", |line| line["message"] == AWAY && line["level"] == "WARN").await;
     // Three spans of each request: itself, the attempt, the call. They are given up after some tries.
-    eventually(PATIENCE, "spans that are given up", async || {
+    eventually(PATIENCE, "spans that are given up", || async {
         let refused = metric(&gateway.server, "waypost_push_gateway_spans_total{outcome=\"refused\"}").await;
         refused.filter(|count| *count >= 60.0)
     })
