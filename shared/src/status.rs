@@ -8,7 +8,7 @@ use std::{
 
 use http::{
     HeaderValue,
-    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY},
+    header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
@@ -122,7 +122,7 @@ impl Watch {
 
     /// It did what it was asked to.
     pub fn is_up(&self) {
-        self.saw(State::Up, || String::new());
+        self.saw(State::Up, String::new);
     }
 
     /// It did not, for this reason.
@@ -166,6 +166,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }
     response.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response.headers_mut().insert(REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
     Ok(response)
 }
 

@@ -25,6 +25,7 @@ pub mod otlp;
 pub mod proxy;
 pub mod record;
 pub mod redis;
+pub mod reference;
 pub mod retrier;
 pub mod script;
 pub mod service;

@@ -3,6 +3,7 @@
 use std::process::Stdio;
 
 use waypost_tests::process::{IDENTITY, PUSH_GATEWAY, Server, TempFolder, command, run, text};
+use waypost_tests::reference;
 
 #[test]
 fn help_and_version_succeed() {
@@ -44,6 +45,22 @@ fn the_printed_sample_is_a_good_configuration() {
         let file = folder.write("waypost.toml", &String::from_utf8(sample.stdout).unwrap());
         let output = run(name, &["--config", &text(&file), "check-config"]);
         assert_eq!(output.status.code(), Some(0), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+}
+
+#[test]
+fn the_reference_in_the_manual_is_what_the_programs_say() {
+    let manual = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference");
+    for (name, file) in [(IDENTITY, "identity.md"), (PUSH_GATEWAY, "push-gateway.md")] {
+        let sample = String::from_utf8(run(name, &["sample-config"]).stdout).unwrap();
+        let page = reference::page(name, &sample);
+        let file = manual.join(file);
+        if std::env::var_os("WAYPOST_WRITE_REFERENCE").is_some() {
+            std::fs::create_dir_all(&manual).unwrap();
+            std::fs::write(&file, &page).unwrap();
+        }
+        let there = std::fs::read_to_string(&file).unwrap();
+        assert!(there == page, "{} is old: run this test with WAYPOST_WRITE_REFERENCE=1", file.display());
     }
 }
 

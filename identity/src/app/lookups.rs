@@ -15,7 +15,7 @@ use crate::{
     error::ApiError,
     storage::{
         StoreError,
-        associations::{Seen, StoredAssociation},
+        associations::{Seen, StoredAssociations},
     },
 };
 
@@ -124,7 +124,7 @@ impl AppState {
         for peppered in new {
             peppered.index().reserve(count);
         }
-        let (sender, mut batches) = mpsc::channel::<Vec<StoredAssociation>>(QUEUE);
+        let (sender, mut batches) = mpsc::channel::<StoredAssociations>(QUEUE);
         let fill = async {
             let mut at_work = JoinSet::new();
             while let Some(batch) = batches.recv().await {
@@ -150,8 +150,8 @@ impl AppState {
         Ok(seen)
     }
 
-    fn fill_in(&self, new: &[Arc<Peppered>], batch: Vec<StoredAssociation>) -> Result<(), StoreError> {
-        let opened = batch.into_iter().map(|row| row.open(&self.keys)).collect::<Result<Vec<_>, _>>()?;
+    fn fill_in(&self, new: &[Arc<Peppered>], batch: StoredAssociations) -> Result<(), StoreError> {
+        let opened = batch.open(&self.keys)?;
         for peppered in new {
             peppered.fill(opened.iter().filter_map(|change| Some((&change.threepid, change.mxid.as_deref()?))));
         }

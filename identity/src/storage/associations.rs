@@ -1,7 +1,8 @@
 //! Associations, and how replicas follow each other's changes.
 
-use futures_util::TryStreamExt as _;
+use futures_util::{TryStreamExt as _, stream::TryChunksError};
 use ruma_common::canonical_json::CanonicalJsonError;
+use sqlx::{PgPool, SqlitePool};
 use tokio::sync::mpsc;
 use waypost_shared::random;
 
@@ -15,7 +16,7 @@ use crate::domain::{
 use super::{Store, StoreError, in_tx_for, on_db};
 
 /// Rows that are handed on at once when all are read.
-const BATCH: usize = 4096;
+const BATCH: u16 = 4096;
 
 /// An address and its owner now; none when it was unbound.
 #[derive(Debug)]
@@ -34,19 +35,48 @@ pub(crate) struct Seen(i64);
 type Row = (String, Vec<u8>, Option<String>);
 type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
 
-/// An association as it is stored. Opening it is work for another thread than the one that reads.
+/// Associations as they are stored. Opening them is work for another thread than the one that reads.
 #[derive(Debug)]
-pub(crate) struct StoredAssociation(Row);
+pub(crate) enum StoredAssociations {
+    /// Row by row.
+    Rows(Vec<Row>),
+    /// A line for each: the first letter of the medium, the sealed address in hexadecimal, the Matrix id.
+    Lines(String),
+}
 
-impl StoredAssociation {
-    /// Opens the address.
+impl StoredAssociations {
+    /// Opens the addresses.
     ///
     /// # Errors
     ///
-    /// [`StoreError`].
-    pub(crate) fn open(self, keys: &StorageKeys) -> Result<Change, StoreError> {
-        change(keys, self.0)
+    /// [`StoreError`]; one address that does not open is enough.
+    pub(crate) fn open(self, keys: &StorageKeys) -> Result<Vec<Change>, StoreError> {
+        match self {
+            Self::Rows(rows) => rows.into_iter().map(|row| change(keys, row)).collect(),
+            Self::Lines(lines) => lines.lines().map(|line| from_line(keys, line)).collect(),
+        }
     }
+}
+
+fn from_line(keys: &StorageKeys, line: &str) -> Result<Change, StoreError> {
+    let nonsense = || StoreError::Nonsense("association");
+    let (medium, rest) = line.split_at_checked(1).ok_or_else(nonsense)?;
+    let medium = [Medium::Email, Medium::Msisdn].into_iter().find(|known| known.as_str().starts_with(medium));
+    let (sealed, mxid) = rest.split_at(rest.find('@').ok_or_else(nonsense)?);
+    let address = keys.open(Sealed::Association, &from_hex(sealed).ok_or_else(nonsense)?)?;
+    let threepid = Threepid::stored(medium.ok_or_else(nonsense)?, address);
+    Ok(Change { threepid, mxid: Some(mxid.to_owned()) })
+}
+
+fn from_hex(text: &str) -> Option<Vec<u8>> {
+    let digit = |byte: u8| match byte {
+        b'0'..=b'9' => Some(byte - b'0'),
+        b'A'..=b'F' => Some(byte - b'A' + 10),
+        _ => None,
+    };
+    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
+    let bytes: Option<Vec<u8>> = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
+    bytes.filter(|_| rest.is_empty())
 }
 
 impl Store {
@@ -124,23 +154,12 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn all_associations(&self, to: mpsc::Sender<Vec<StoredAssociation>>) -> Result<Seen, StoreError> {
-        const SELECT: &str = "SELECT medium, address_sealed, mxid FROM associations WHERE mxid IS NOT NULL";
+    pub(crate) async fn all_associations(&self, to: mpsc::Sender<StoredAssociations>) -> Result<Seen, StoreError> {
         let seen = self.seen().await?;
-        let mut batch = Vec::with_capacity(BATCH);
-        on_db!(self, pool => {
-            let mut rows = sqlx::query_as::<_, Row>(SELECT).fetch(pool);
-            while let Some(row) = rows.try_next().await? {
-                batch.push(StoredAssociation(row));
-                if batch.len() == BATCH {
-                    let full = std::mem::replace(&mut batch, Vec::with_capacity(BATCH));
-                    if to.send(full).await.is_err() {
-                        return Ok(seen);
-                    }
-                }
-            }
-        });
-        drop(to.send(batch).await);
+        match self {
+            Self::Sqlite { read, .. } => sqlite_associations(read, &to).await?,
+            Self::Postgres(pool) => postgres_associations(pool, &to).await?,
+        }
         Ok(seen)
     }
 
@@ -183,6 +202,37 @@ impl Store {
         };
         Ok(Seen(number))
     }
+}
+
+/// Every row is handed from SQLite's thread to ours, which takes longer than to read it: so SQLite makes one text of
+/// thousands. What is bound meanwhile has a later row, or is among the changes since.
+async fn sqlite_associations(pool: &SqlitePool, to: &mpsc::Sender<StoredAssociations>) -> Result<(), sqlx::Error> {
+    const SELECT: &str = "SELECT group_concat(substr(medium, 1, 1) || hex(address_sealed) || mxid, char(10))
+          FROM associations WHERE rowid > $1 AND rowid <= $2 AND mxid IS NOT NULL";
+    let last: Option<i64> = sqlx::query_scalar("SELECT MAX(rowid) FROM associations").fetch_one(pool).await?;
+    let mut done = 0;
+    while done < last.unwrap_or_default() {
+        let until = i64::saturating_add(done, BATCH.into());
+        let lines: Option<String> = sqlx::query_scalar(SELECT).bind(done).bind(until).fetch_one(pool).await?;
+        if let Some(lines) = lines
+            && to.send(StoredAssociations::Lines(lines)).await.is_err()
+        {
+            break;
+        }
+        done = until;
+    }
+    Ok(())
+}
+
+async fn postgres_associations(pool: &PgPool, to: &mpsc::Sender<StoredAssociations>) -> Result<(), sqlx::Error> {
+    const SELECT: &str = "SELECT medium, address_sealed, mxid FROM associations WHERE mxid IS NOT NULL";
+    let mut batches = sqlx::query_as::<_, Row>(SELECT).fetch(pool).try_chunks(BATCH.into());
+    while let Some(rows) = batches.try_next().await.map_err(|TryChunksError(_, error)| error)? {
+        if to.send(StoredAssociations::Rows(rows)).await.is_err() {
+            break;
+        }
+    }
+    Ok(())
 }
 
 fn change(keys: &StorageKeys, (medium, address_sealed, mxid): Row) -> Result<Change, StoreError> {

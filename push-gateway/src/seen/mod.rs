@@ -113,6 +113,13 @@ impl Seen {
         Self { key, clock, state: Mutex::new(state), replicas }
     }
 
+    /// Connects to what replicas share, if they do.
+    pub(crate) fn connect(&self) {
+        if let Some(replicas) = &self.replicas {
+            replicas.connect();
+        }
+    }
+
     /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
     pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
         let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);

@@ -59,6 +59,11 @@ impl Replicas {
         }
     }
 
+    /// Connects now, so that it shows whether Redis is there before the first push wants it.
+    pub(super) fn connect(&self) {
+        self.redis.post(&[b"PING"]);
+    }
+
     /// Asks for the right to send a push.
     pub(super) async fn claim(&self, push: &str) -> Option<Claim> {
         let key = format!("{PUSH}{push}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use waypost_tests::apns::refusal;
 use waypost_tests::gateway::{Replica, TestGateway, apns_token, event, ios, metric};
-use waypost_tests::process::{Server, timed};
+use waypost_tests::process::{Server, eventually, timed};
 use waypost_tests::redis::RedisServer;
 use waypost_tests::tls_server::Answer;
 
@@ -27,6 +27,16 @@ fn says(text: &'static str) -> impl Fn(&Value) -> bool {
 
 async fn is_up(server: &Server) -> bool {
     metric(server, "waypost_push_gateway_shared_memory_up").await == Some(1.0)
+}
+
+#[tokio::test]
+async fn a_replica_that_has_nothing_to_do_yet_knows_whether_redis_is_there() {
+    let redis = RedisServer::start().await;
+    let (gateway, other) = two(&redis).await;
+    for server in [&gateway.server, &other.server] {
+        let up = async || is_up(server).await.then_some(());
+        eventually(Duration::from_secs(30), "a connection to Redis", up).await;
+    }
 }
 
 #[tokio::test]

@@ -1,0 +1,91 @@
+//! The manual's reference of the configuration, made of what `sample-config` prints, which a test holds to the code.
+
+use std::fmt::Write as _;
+
+/// What a page begins with.
+const MADE: &str = "<!-- Made of `sample-config` by a test: WAYPOST_WRITE_REFERENCE=1 cargo test -p waypost-tests \
+                    --test all reference -->";
+
+/// A key, as the sample shows it.
+struct Key {
+    name: String,
+    value: String,
+    /// Whether the value is an example, and the key not set.
+    example: bool,
+    text: String,
+}
+
+/// The page about the configuration of `program`.
+pub fn page(program: &str, sample: &str) -> String {
+    let mut page = format!(
+        "{MADE}\n\n# Every key of `{program}`\n\nEach key with its default, from `{program} sample-config`. \
+         [Configuration](../configuration.md) explains the file, the environment and secrets.\n"
+    );
+    let mut section = String::new();
+    let (mut text, mut keys): (Vec<&str>, Vec<Key>) = (Vec::new(), Vec::new());
+    // The words at the beginning of the file are about the file.
+    let mut lines = sample.lines().skip_while(|line| !line.is_empty()).peekable();
+    while let Some(line) = lines.next() {
+        // Entries of lists stand as comments, theirs once more so.
+        let line = if section.starts_with("[[") { line.strip_prefix("# ").unwrap_or(line) } else { line };
+        let header = line.strip_prefix("# ").filter(|line| line.starts_with("[[")).unwrap_or(line);
+        let comment = line.strip_prefix("# ").unwrap_or_default();
+        if header.starts_with('[') && header.ends_with(']') {
+            finish(&mut page, &section, &mut keys);
+            section = header.to_owned();
+            let _ = write!(page, "\n## `{section}`\n");
+            if !text.is_empty() {
+                let _ = write!(page, "\n{}\n", escaped(&text.join(" ")));
+            }
+            text.clear();
+        } else if let Some((name, value)) = key(line) {
+            keys.push(Key { name, value: whole(value, &mut lines), example: false, text: text.join(" ") });
+            text.clear();
+        } else if let Some((name, value)) = key(comment) {
+            keys.push(Key { name, value: value.to_owned(), example: true, text: text.join(" ") });
+            text.clear();
+        } else if !comment.is_empty() {
+            text.push(comment);
+        } else if line.is_empty() {
+            text.clear();
+        }
+    }
+    finish(&mut page, &section, &mut keys);
+    page
+}
+
+/// `name = value`, of which the name is one word.
+fn key(line: &str) -> Option<(String, &str)> {
+    let (name, value) = line.split_once(" = ")?;
+    let plain =
+        name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || matches!(c, '_' | '.' | '-' | '"'));
+    (plain && !name.is_empty()).then(|| (name.to_owned(), value))
+}
+
+/// A value with the lines that it goes on in.
+fn whole<'a>(value: &str, lines: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) -> String {
+    let mut value = value.to_owned();
+    while value.matches(['[', '{']).count() > value.matches([']', '}']).count()
+        && let Some(line) = lines.next()
+    {
+        value.push_str(line.trim());
+    }
+    value
+}
+
+fn finish(page: &mut String, section: &str, keys: &mut Vec<Key>) {
+    if keys.is_empty() {
+        return;
+    }
+    page.push_str("\n| key | default | what it is |\n|---|---|---|\n");
+    for Key { name, value, example, text } in keys.drain(..) {
+        let value =
+            if section.starts_with("[[") || example { format!("such as `{value}`") } else { format!("`{value}`") };
+        let _ = writeln!(page, "| `{name}` | {} | {} |", value.replace('|', "\\|"), escaped(&text));
+    }
+}
+
+/// Words of a comment as Markdown: what could be taken for HTML or a column is not.
+fn escaped(text: &str) -> String {
+    text.replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[").replace('*', "\\*")
+}
