@@ -196,7 +196,7 @@ impl AppState {
         }
         let lasting = Lasting {
             tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
-            metrics: Metrics::register(registry, &clock),
+            metrics: Metrics::register(registry, &clock, config.traces.is_on()),
             lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
             filled: watch::Sender::new(()),
             filling: Mutex::new(()),

@@ -18,6 +18,7 @@ use waypost_shared::{
     secret::{self, ExposeSecret as _, SecretString},
     serve::ServerConfig,
     telemetry::LogConfig,
+    traces::TracesConfig,
 };
 
 use self::sms::SmsConfig;
@@ -50,6 +51,7 @@ pub(crate) struct Config {
     pub(crate) server: ServerConfig,
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
+    pub(crate) traces: TracesConfig,
 }
 
 /// Where the service listens.
@@ -686,6 +688,7 @@ impl Config {
         }
         problems.extend(self.server.problems(source));
         problems.extend(self.outbound.problems(source));
+        problems.extend(self.traces.problems(source));
         problems
     }
 
@@ -722,6 +725,7 @@ impl Config {
             "lookup.previous_pepper_secs": lookup.previous_pepper_secs,
             "v1.mode": v1.mode,
             "log.format": log.format,
+            "[traces]": traces,
         }
         waiting
     }
@@ -736,7 +740,7 @@ impl Config {
             &self.outbound.proxy_url_file,
             &self.outbound.extra_ca_file,
         ];
-        let headers = self.sms.http.header_files.values();
+        let headers = self.sms.http.header_files.values().chain(self.traces.secret_files());
         let files = files.into_iter().flatten().chain(headers).cloned();
         files.chain([self.signing_key_file().path]).collect()
     }
@@ -842,6 +846,7 @@ mod tests {
             "password",
             "password_file",
             "extra_ca_file",
+            "otlp_endpoint",
             "internal",
             "secret",
             "secret_file",
@@ -926,6 +931,20 @@ mod tests {
                 "[terms.policies.privacy]\nversion = '1'\nlanguages.version = { name = 'A', url = 'https://a' }",
                 "waypost.toml:3: terms.policies.privacy.languages.version: is no language: the version has that name in \
                  the list of policies",
+            ),
+            (
+                "[traces]\notlp_endpoint = '127.0.0.1:4318'",
+                "waypost.toml:2: traces.otlp_endpoint: must be an http or https URL without a query, such as \
+                 \"http://127.0.0.1:4318\"",
+            ),
+            (
+                "[traces]\nsample_ratio = 2",
+                "waypost.toml:2: traces.sample_ratio: must be 0 to 1, such as 0.1 for a tenth",
+            ),
+            (
+                "[traces]\n[traces.header_files]\nAuthorization = '/nowhere/token'",
+                "waypost.toml:3: traces.header_files.Authorization: cannot read /nowhere/token: No such file or \
+                 directory (os error 2)",
             ),
             ("[server]\nmax_connections = 0", "waypost.toml:2: server.max_connections: must be 1 to 1000000"),
             (

@@ -9,6 +9,7 @@ use waypost_shared::{
     clock::Clock,
     metrics::{HttpMetrics, ReloadMetrics},
     process_metrics,
+    traces::TraceMetrics,
 };
 
 /// How a mail or a text message ended.
@@ -94,6 +95,8 @@ pub(crate) struct Metrics {
     pub(crate) http: HttpMetrics,
     /// Readings of the configuration.
     pub(crate) reloads: ReloadMetrics,
+    /// Spans of traces.
+    pub(crate) traces: TraceMetrics,
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
@@ -117,13 +120,15 @@ pub(crate) struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_identity_`, and those of the process.
-    pub(crate) fn register(registry: &mut Registry, clock: &Clock) -> Self {
+    /// Registers all of them, with the prefix `waypost_identity_`, and those of the process. Those of requests name
+    /// traces if there are any.
+    pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
         process_metrics::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_identity");
         let metrics = Self {
-            http: HttpMetrics::register(registry),
+            http: HttpMetrics::register(registry, with_traces),
             reloads: ReloadMetrics::register(registry),
+            traces: TraceMetrics::register(registry),
             mails: Family::default(),
             sms: Family::default(),
             removed: Family::default(),

@@ -17,6 +17,7 @@ use waypost_shared::{
     rate_limit::{Limiter, source_key},
     status::{Expiry, Facts, Neighbour, State, Watch},
     telemetry::LogLevel,
+    traces::TracesError,
 };
 
 use crate::{
@@ -54,6 +55,9 @@ pub(crate) enum StartError {
     /// A certificate file or the resolver's configuration.
     #[error("calls to other servers cannot be set up")]
     Outbound(#[from] OutboundError),
+    /// The way to the collector.
+    #[error("traces cannot be set up")]
+    Traces(#[from] TracesError),
 }
 
 /// The gateway with its configuration. Reading that again makes another one, with the same memory and metrics.
@@ -148,7 +152,7 @@ impl App {
         let Loaded { config, source } = loaded;
         let apps = config.validate(source)?;
         let outbound = Outbound::new(&config.outbound)?;
-        let metrics = Metrics::register(registry, &clock);
+        let metrics = Metrics::register(registry, &clock, config.traces.is_on());
         let replicas = config.seen.replicas(source)?.map(|replicas| {
             let up = metrics.register_shared_memory(registry);
             let redis = Redis::new(replicas.address, outbound.clone(), up);
@@ -237,6 +241,11 @@ impl App {
     /// What is logged.
     pub(crate) fn log_level(&self) -> LogLevel {
         self.whole.log.level
+    }
+
+    /// All of the configuration.
+    pub(crate) fn whole(&self) -> &Config {
+        &self.whole
     }
 
     /// The entry for an `app_id`: the exact one, else the longest pattern that matches.

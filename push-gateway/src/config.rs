@@ -14,6 +14,7 @@ use waypost_shared::{
     http_client::OutboundConfig,
     serve::ServerConfig,
     telemetry::LogConfig,
+    traces::TracesConfig,
 };
 
 pub(crate) use app::{
@@ -36,6 +37,7 @@ pub(crate) struct Config {
     pub(crate) server: ServerConfig,
     pub(crate) outbound: OutboundConfig,
     pub(crate) log: LogConfig,
+    pub(crate) traces: TracesConfig,
     pub(crate) notify: NotifyConfig,
     pub(crate) seen: SeenConfig,
     pub(crate) limits: LimitsConfig,
@@ -200,7 +202,13 @@ impl Config {
                 self.$($field).+.clone_from(&before.$($field).+);)*
             };
         }
-        keep! { "[listen]": listen, "[server]": server, "[seen]": seen, "log.format": log.format }
+        keep! {
+            "[listen]": listen,
+            "[server]": server,
+            "[seen]": seen,
+            "log.format": log.format,
+            "[traces]": traces,
+        }
         waiting
     }
 
@@ -213,13 +221,14 @@ impl Config {
         };
         let of_apps = self.apps.iter().flat_map(of_app);
         let of_all = [self.outbound.proxy_url_file.clone(), self.outbound.extra_ca_file.clone()];
-        of_apps.chain(of_all).flatten().collect()
+        of_apps.chain(of_all).flatten().chain(self.traces.secret_files().cloned()).collect()
     }
 
     /// Checks what the types cannot, and reads the keys that the apps name. All mistakes come at once.
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
         let mut errors = self.server.problems(source);
         errors.extend(self.outbound.problems(source));
+        errors.extend(self.traces.problems(source));
         errors.extend(self.limits.problems(source));
         errors.extend(self.hold.problems(source));
         errors.extend(self.seen.replicas(source).err());

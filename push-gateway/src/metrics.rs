@@ -4,13 +4,14 @@ use std::sync::{Arc, OnceLock};
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, gauge::Gauge, histogram::Histogram},
+    metrics::{counter::Counter, family::Family, gauge::Gauge},
     registry::Registry,
 };
 use waypost_shared::{
     clock::Clock,
-    metrics::{HttpMetrics, ReloadMetrics},
+    metrics::{HttpMetrics, ReloadMetrics, Seconds},
     process_metrics,
+    traces::{TraceId, TraceMetrics},
 };
 
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
@@ -36,7 +37,8 @@ pub(crate) enum Ended {
 impl Ended {
     const ALL: [Self; 6] = [Self::Delivered, Self::Gone, Self::Busy, Self::Refused, Self::Suppressed, Self::Dropped];
 
-    fn label(self) -> &'static str {
+    /// For people and their metrics.
+    pub(crate) fn label(self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
             Self::Gone => "gone",
@@ -102,8 +104,10 @@ pub(crate) struct Metrics {
     pub(crate) http: HttpMetrics,
     /// Readings of the configuration.
     pub(crate) reloads: ReloadMetrics,
+    /// Spans of traces.
+    pub(crate) traces: TraceMetrics,
     pushes: Family<PushLabels, Counter>,
-    seconds: Family<ProviderLabels, Histogram, fn() -> Histogram>,
+    seconds: Family<ProviderLabels, Seconds, fn() -> Seconds>,
     certificates: Family<ProviderLabels, Gauge>,
     holding: Family<AppLabels, Gauge>,
     limited: Family<LimitLabels, Counter>,
@@ -112,20 +116,32 @@ pub(crate) struct Metrics {
 }
 
 /// From a provider next door (5 ms) to one that used up an attempt.
-fn attempt_histogram() -> Histogram {
-    Histogram::new([0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0])
+const ATTEMPTS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
+
+fn attempts() -> Seconds {
+    Seconds::new(&ATTEMPTS, false)
+}
+
+fn traced_attempts() -> Seconds {
+    Seconds::new(&ATTEMPTS, true)
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process.
-    pub(crate) fn register(registry: &mut Registry, clock: &Clock) -> Self {
+    /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process. Those of times name
+    /// traces if there are any.
+    pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
         process_metrics::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let metrics = Self {
-            http: HttpMetrics::register(registry),
+            http: HttpMetrics::register(registry, with_traces),
             reloads: ReloadMetrics::register(registry),
+            traces: TraceMetrics::register(registry),
             pushes: Family::default(),
-            seconds: Family::new_with_constructor(attempt_histogram as fn() -> Histogram),
+            seconds: Family::new_with_constructor(if with_traces {
+                traced_attempts as fn() -> Seconds
+            } else {
+                attempts
+            }),
             certificates: Family::default(),
             holding: Family::default(),
             limited: Family::default(),
@@ -195,7 +211,7 @@ impl Metrics {
 pub(crate) struct AppMetrics {
     /// In the order of [`Ended::ALL`].
     ended: [Counter; 6],
-    seconds: Histogram,
+    seconds: Seconds,
     holding: Gauge,
 }
 
@@ -205,9 +221,9 @@ impl AppMetrics {
         self.ended[ended as usize].inc();
     }
 
-    /// Measures a call of the provider.
-    pub(crate) fn attempt_took(&self, seconds: f64) {
-        self.seconds.observe(seconds);
+    /// Measures a call of the provider, which `trace` tells more about.
+    pub(crate) fn attempt_took(&self, seconds: f64, trace: Option<TraceId>) {
+        self.seconds.observe(seconds, trace);
     }
 
     /// Says whether the app's dead pushkeys are held.
@@ -234,7 +250,7 @@ mod tests {
     #[test]
     fn each_end_has_its_own_counter() {
         let mut registry = Registry::default();
-        let app = Metrics::register(&mut registry, &Clock::System).of_app("org.example.*", "apns");
+        let app = Metrics::register(&mut registry, &Clock::System, false).of_app("org.example.*", "apns");
         for (times, ended) in Ended::ALL.into_iter().enumerate() {
             for _ in 0..=times {
                 app.ended(ended);

@@ -51,7 +51,7 @@ async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Ar
     tokio::spawn(async move {
         // Kept by the task, so that it is never asked to stop.
         let (_never, stop) = Stop::manual();
-        serve::serve(listener, routes, state, &ServerConfig::default(), None, stop).await
+        serve::serve(listener, routes, state, &ServerConfig::default(), None, None, stop).await
     });
     let app = AppSection {
         id: Some("org.example.*".to_owned()),

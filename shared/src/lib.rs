@@ -1,4 +1,4 @@
-//! What both Waypost services use: serving HTTP, calling out, configuration, logs, metrics.
+//! What both Waypost services use: serving HTTP, calling out, configuration, logs, metrics, traces.
 //!
 //! Nothing here knows a threepid or a pusher, and nothing here imports another Waypost crate.
 
@@ -24,3 +24,4 @@ pub mod serve;
 pub mod service_manager;
 pub mod status;
 pub mod telemetry;
+pub mod traces;

@@ -1,10 +1,17 @@
 //! What Prometheus reads: how requests were answered, and the text of all metrics.
 
+use std::fmt;
+
 use prometheus_client::{
-    encoding::EncodeLabelSet,
-    metrics::{counter::Counter, family::Family, histogram::Histogram},
+    encoding::{EncodeLabelSet, EncodeMetric, MetricEncoder},
+    metrics::{
+        MetricType, TypedMetric, counter::Counter, exemplar::HistogramWithExemplars, family::Family,
+        histogram::Histogram,
+    },
     registry::Registry,
 };
+
+use crate::{http::known_method, traces::TraceId};
 
 /// The labels of an answered request. The route is its pattern, so strangers cannot make new label values.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -19,26 +26,85 @@ struct Route {
     route: &'static str,
 }
 
+/// The trace of one of the values that were counted.
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+pub struct Exemplar {
+    trace_id: TraceId,
+}
+
+/// How long things took. Where there are traces, one for each bucket is named (OpenMetrics, "Exemplars"), which takes
+/// one more lock.
+#[derive(Clone, Debug)]
+pub enum Seconds {
+    /// There are no traces.
+    Plain(Histogram),
+    /// With traces.
+    Traced(HistogramWithExemplars<Exemplar>),
+}
+
+impl Seconds {
+    /// Counts into `buckets`, by their upper bounds in seconds.
+    #[must_use]
+    pub fn new(buckets: &[f64], with_traces: bool) -> Self {
+        let buckets = buckets.iter().copied();
+        if with_traces {
+            Self::Traced(HistogramWithExemplars::new(buckets))
+        } else {
+            Self::Plain(Histogram::new(buckets))
+        }
+    }
+
+    /// Counts one time, which `trace` tells more about.
+    pub fn observe(&self, seconds: f64, trace: Option<TraceId>) {
+        match self {
+            Self::Plain(histogram) => histogram.observe(seconds),
+            Self::Traced(histogram) => histogram.observe(seconds, trace.map(|trace_id| Exemplar { trace_id }), None),
+        }
+    }
+}
+
+impl TypedMetric for Seconds {
+    const TYPE: MetricType = MetricType::Histogram;
+}
+
+impl EncodeMetric for Seconds {
+    fn encode(&self, encoder: MetricEncoder<'_>) -> fmt::Result {
+        match self {
+            Self::Plain(histogram) => histogram.encode(encoder),
+            Self::Traced(histogram) => histogram.encode(encoder),
+        }
+    }
+
+    fn metric_type(&self) -> MetricType {
+        Self::TYPE
+    }
+}
+
 /// Counts requests and measures how long they took.
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
     requests: Family<Answered, Counter>,
-    seconds: Family<Route, Histogram, fn() -> Histogram>,
+    seconds: Family<Route, Seconds, fn() -> Seconds>,
 }
 
 /// From a lookup that memory answers (half a millisecond) to a push that waited for its provider (25 s).
-fn duration_histogram() -> Histogram {
-    Histogram::new([0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0])
+const DURATIONS: [f64; 15] =
+    [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
+
+fn durations() -> Seconds {
+    Seconds::new(&DURATIONS, false)
+}
+
+fn traced_durations() -> Seconds {
+    Seconds::new(&DURATIONS, true)
 }
 
 impl HttpMetrics {
-    /// Registers `http_requests_total` and `http_request_seconds`.
+    /// Registers `http_requests_total` and `http_request_seconds`, which names traces if there are any.
     #[must_use]
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            seconds: Family::new_with_constructor(duration_histogram as fn() -> Histogram),
-        };
+    pub fn register(registry: &mut Registry, with_traces: bool) -> Self {
+        let seconds = if with_traces { traced_durations as fn() -> Seconds } else { durations };
+        let metrics = Self { requests: Family::default(), seconds: Family::new_with_constructor(seconds) };
         registry.register("http_requests", "Requests answered, by route, method and status", metrics.requests.clone());
         registry.register(
             "http_request_seconds",
@@ -48,19 +114,18 @@ impl HttpMetrics {
         metrics
     }
 
-    /// Counts one answer.
-    pub fn answered(&self, route: &'static str, method: &http::Method, status: u16, seconds: f64) {
-        let method = match method.as_str() {
-            "GET" => "GET",
-            "HEAD" => "HEAD",
-            "POST" => "POST",
-            "PUT" => "PUT",
-            "DELETE" => "DELETE",
-            "OPTIONS" => "OPTIONS",
-            _ => "other",
-        };
+    /// Counts one answer, which `trace` tells more about.
+    pub fn answered(
+        &self,
+        route: &'static str,
+        method: &http::Method,
+        status: u16,
+        seconds: f64,
+        trace: Option<TraceId>,
+    ) {
+        let method = known_method(method).unwrap_or("other");
         self.requests.get_or_create(&Answered { route, method, status }).inc();
-        self.seconds.get_or_create(&Route { route }).observe(seconds);
+        self.seconds.get_or_create(&Route { route }).observe(seconds, trace);
     }
 }
 
@@ -103,6 +168,29 @@ pub fn text(registry: &Registry) -> String {
         Err(error) => {
             tracing::error!(%error, "metrics could not be written");
             String::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_trace_is_named_beside_the_bucket_that_it_was_counted_in() {
+        for with_traces in [true, false] {
+            let mut registry = Registry::default();
+            let metrics = HttpMetrics::register(&mut registry, with_traces);
+            let trace = TraceId::random();
+            for (seconds, trace) in [(0.2, Some(trace)), (0.003, None)] {
+                metrics.answered("/lookup", &http::Method::POST, 200, seconds, trace);
+            }
+            let text = text(&registry);
+            let bucket = "http_request_seconds_bucket{le=\"0.25\",route=\"/lookup\"} 2";
+            let exemplar = if with_traces { format!(" # {{trace_id=\"{trace}\"}} 0.2") } else { String::new() };
+            let line = format!("{bucket}{exemplar}");
+            assert!(text.lines().any(|known| known == line), "{line} not in {text}");
+            assert_eq!(text.matches("trace_id").count(), usize::from(with_traces));
         }
     }
 }

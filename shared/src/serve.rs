@@ -43,6 +43,7 @@ use crate::{
     matrix_error::MatrixError,
     metrics::HttpMetrics,
     random,
+    traces::{self, Span, Tracer},
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -160,7 +161,8 @@ pub async fn bind(address: &str) -> io::Result<TcpListener> {
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }
 
-/// Serves `router` until `stop`, then lets requests in flight end within the configured grace.
+/// Serves `router` until `stop`, then lets requests in flight end within the configured grace. `metrics` count its
+/// requests, and `tracer` makes a span of each.
 ///
 /// # Errors
 ///
@@ -171,11 +173,12 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     state: impl Into<Current<S>>,
     config: &ServerConfig,
     metrics: Option<HttpMetrics>,
+    tracer: Option<Tracer>,
     stop: Stop,
 ) -> io::Result<()> {
     let state = state.into();
     let room = Room::new(config);
-    let service = Arc::new(Public { router, state, config: config.clone(), metrics, room });
+    let service = Arc::new(Public { router, state, config: config.clone(), metrics, tracer, room });
     let header_timeout = Duration::from_secs(config.header_timeout_secs);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
@@ -334,6 +337,7 @@ struct Public<S> {
     state: Current<S>,
     config: ServerConfig,
     metrics: Option<HttpMetrics>,
+    tracer: Option<Tracer>,
     room: Room,
 }
 
@@ -404,12 +408,50 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         let method = head.method.clone();
         let request_id = request_id(&head.headers);
         let (matched, path_params) = self.router.find(&head.method, &head.path);
+        let route = self.router.pattern(matched);
+        let mut span = self.span(&head, matched, &request_id);
+        let answering = self.answer(head, body, matched, path_params, request_id.clone());
+        let mut response = traces::under(span.as_ref(), answering).await;
+        if let Ok(id) = HeaderValue::from_str(&request_id) {
+            response.headers_mut().insert(X_REQUEST_ID, id);
+        }
+        let status = response.status();
+        if let Some(metrics) = &self.metrics {
+            let seconds = begun.elapsed().as_secs_f64();
+            metrics.answered(route, &method, status.as_u16(), seconds, span.as_ref().map(Span::trace_id));
+        }
+        if let Some(span) = &mut span {
+            span.status(status, 500);
+        }
+        response
+    }
+
+    /// The span of a request, if its trace is recorded.
+    fn span(&self, head: &Head, matched: Matched, request_id: &str) -> Option<Span> {
+        let route = match matched {
+            Matched::Handler(..) | Matched::WrongMethod(_) => Some(self.router.pattern(matched)),
+            Matched::Preflight | Matched::Unknown => None,
+        };
+        let mut span = self.tracer.as_ref()?.request(&head.headers, &head.method, route)?;
+        span.set("waypost.request_id", request_id.to_owned());
+        Some(span)
+    }
+
+    /// Reads a request's body and has it answered.
+    async fn answer<B: Buf>(
+        &self,
+        head: Head,
+        body: impl Stream<Item = Result<B, warp::Error>>,
+        matched: Matched,
+        path_params: Vec<(String, String)>,
+        request_id: String,
+    ) -> Response {
         let body = match matched {
             Matched::Handler(..) => self.read(&head.method, &head.headers, body).await,
             // Whatever came with it does not matter.
             Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => Ok((Bytes::new(), None)),
         };
-        let mut response = match body {
+        match body {
             // The room is given back when the answer is there.
             Ok((body, _room)) => {
                 let request = Incoming {
@@ -420,7 +462,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
                     query: head.query,
                     headers: head.headers,
                     body,
-                    request_id: request_id.clone(),
+                    request_id,
                 };
                 self.router.answer(self.state.get(), matched, request).await
             }
@@ -429,15 +471,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
                 self.router.add_common_headers(&mut response);
                 response
             }
-        };
-        if let Ok(id) = HeaderValue::from_str(&request_id) {
-            response.headers_mut().insert(X_REQUEST_ID, id);
         }
-        if let Some(metrics) = &self.metrics {
-            let seconds = begun.elapsed().as_secs_f64();
-            metrics.answered(self.router.pattern(matched), &method, response.status().as_u16(), seconds);
-        }
-        response
     }
 
     /// Reads the body within its limits of time and size, chunked or not.
@@ -545,7 +579,7 @@ mod tests {
         let address = listener.local_addr().unwrap();
         let (sender, stop) = Stop::manual();
         let router = Router::new().post("/length", length);
-        let served = tokio::spawn(async move { serve(listener, router, (), &config, None, stop).await });
+        let served = tokio::spawn(async move { serve(listener, router, (), &config, None, None, stop).await });
         (address, sender, served)
     }
 

@@ -6,15 +6,18 @@ use std::{
 };
 
 use serde::Deserialize;
-use tracing::Level;
+use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::{
     Registry,
     filter::{LevelFilter, Targets},
-    fmt,
+    fmt::{self, FmtContext, FormatEvent, FormatFields, format::Writer},
     layer::SubscriberExt as _,
+    registry::LookupSpan,
     reload,
     util::SubscriberInitExt as _,
 };
+
+use crate::traces;
 
 /// The section `[log]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -69,12 +72,40 @@ pub fn init(config: &LogConfig) {
         LogFormat::Text => {
             registry.with(fmt::layer().with_writer(io::stderr).with_ansi(io::stderr().is_terminal())).try_init()
         }
-        LogFormat::Json => registry.with(fmt::layer().json().flatten_event(true).with_writer(io::stderr)).try_init(),
+        LogFormat::Json => {
+            let layer = fmt::layer().json().flatten_event(true).with_writer(io::stderr);
+            registry.with(layer.map_event_format(WithTrace)).try_init()
+        }
     };
     if started.is_ok() {
         drop(FILTER.set(handle));
     }
     // Else someone logs already (a test): then so do we.
+}
+
+/// Lines of JSON that begin with the `trace_id` of the request that they are about, if it has one.
+struct WithTrace<F>(F);
+
+impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
+where
+    S: Subscriber + for<'a> LookupSpan<'a>,
+    N: for<'a> FormatFields<'a> + 'static,
+    F: FormatEvent<S, N>,
+{
+    fn format_event(
+        &self,
+        context: &FmtContext<'_, S, N>,
+        mut writer: Writer<'_>,
+        event: &Event<'_>,
+    ) -> std::fmt::Result {
+        let Some(trace) = traces::current_trace() else { return self.0.format_event(context, writer, event) };
+        let mut line = String::new();
+        self.0.format_event(context, Writer::new(&mut line), event)?;
+        match line.strip_prefix('{') {
+            Some(rest) => write!(writer, "{{\"trace_id\":\"{trace}\",{rest}"),
+            None => writer.write_str(&line),
+        }
+    }
 }
 
 /// Logs from this level on.

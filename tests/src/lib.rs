@@ -21,6 +21,7 @@ pub mod jwt;
 pub mod mail;
 pub mod matrix;
 pub mod process;
+pub mod otlp;
 pub mod proxy;
 pub mod record;
 pub mod redis;

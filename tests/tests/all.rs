@@ -12,3 +12,4 @@ mod reload;
 mod rolling;
 mod service_manager;
 mod status_page;
+mod traces;

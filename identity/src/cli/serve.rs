@@ -14,6 +14,7 @@ use waypost_shared::{
     serve::{self, Stop},
     service_manager,
     status::About,
+    traces::Tracer,
 };
 
 use crate::{
@@ -22,6 +23,9 @@ use crate::{
     jobs,
     routes::{internal_routes, routes},
 };
+
+/// The service's name on the status page and in traces.
+const NAME: &str = "waypost-identity";
 
 /// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
 pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
@@ -44,8 +48,10 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
 
     let _alone = app::serve_alone(&config)?;
     let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
+    let (traces, outbound) = (&app.config.traces, &app.config.outbound);
+    let tracer = Tracer::start(traces, outbound, NAME, app.metrics.traces.clone(), Clock::System)?;
     let current = Current::new(app.clone());
-    let about = About::new("waypost-identity", Clock::System, {
+    let about = About::new(NAME, Clock::System, {
         let current = current.clone();
         move || {
             let app = current.get();
@@ -58,7 +64,7 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     let serving_operations = {
         let server = server.clone();
         tokio::spawn(async move {
-            serve::serve(operations_listener, health::routes(), shown, &server, None, operations_stop).await
+            serve::serve(operations_listener, health::routes(), shown, &server, None, None, operations_stop).await
         })
     };
     tokio::spawn({
@@ -75,35 +81,36 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
         tokio::spawn(jobs::peppers::keep_up(current.clone(), stop.clone())),
         tokio::spawn(jobs::clean(current.clone(), stop.clone())),
         tokio::spawn(jobs::outbox::deliver(current.clone(), stop.clone())),
-        tokio::spawn(reload::keep_up(
-            current.clone(),
-            reasons,
-            app.metrics.reloads.clone(),
-            stop.clone(),
-            move |app| read_again(app, path.as_deref()),
-        )),
+        tokio::spawn(reload::keep_up(current.clone(), reasons, app.metrics.reloads.clone(), stop.clone(), {
+            let tracer = tracer.clone();
+            move |app| read_again(app, tracer.as_ref(), path.as_deref())
+        })),
     ];
     let serving_internal = match internal_listener {
         Some(listener) => {
             let internal = listener.local_addr()?;
             tracing::info!(%internal, "listening internally");
-            let (current, server, stop) = (current.clone(), server.clone(), stop.clone());
-            Some(tokio::spawn(
-                async move { serve::serve(listener, internal_routes(), current, &server, None, stop).await },
-            ))
+            let (current, server, stop, tracer) = (current.clone(), server.clone(), stop.clone(), tracer.clone());
+            Some(tokio::spawn(async move {
+                serve::serve(listener, internal_routes(), current, &server, None, tracer, stop).await
+            }))
         }
         None => None,
     };
     readiness.set(true);
     service_manager::ready();
     tracing::info!(%public, %operations, associations = app.lookups.len(), "listening");
-    serve::serve(public_listener, routes(v1), current, &server, Some(app.metrics.http.clone()), stop).await?;
+    let http = Some(app.metrics.http.clone());
+    serve::serve(public_listener, routes(v1), current, &server, http, tracer.clone(), stop).await?;
 
     for job in jobs {
         job.await?;
     }
     if let Some(serving) = serving_internal {
         serving.await??;
+    }
+    if let Some(tracer) = tracer {
+        tracer.stop().await;
     }
     stop_operations.send_replace(true);
     serving_operations.await??;
@@ -113,8 +120,15 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
 }
 
 /// The server with the configuration as it stands now.
-fn read_again(app: &App, path: Option<&Path>) -> Result<Renewed<App>, Box<dyn std::error::Error + Send + Sync>> {
+fn read_again(
+    app: &App,
+    tracer: Option<&Tracer>,
+    path: Option<&Path>,
+) -> Result<Renewed<App>, Box<dyn std::error::Error + Send + Sync>> {
     let (renewed, waiting) = app.renewed(Config::load(path)?.config)?;
+    if let Some(tracer) = tracer {
+        tracer.renew(&renewed.config.traces, &renewed.config.outbound)?;
+    }
     let (files, level) = (renewed.config.secret_files(), renewed.config.log.level);
     Ok(Renewed { state: Arc::new(renewed), files, level, waiting })
 }

@@ -20,6 +20,7 @@ use waypost_shared::{
     random,
     secret::{ExposeSecret as _, SecretError},
     status::Watch,
+    traces::{self, Kind},
 };
 
 use crate::config::{Config, EmailTransport, SmtpTls};
@@ -156,7 +157,12 @@ impl Mailer {
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
+        let mut span = traces::child(Kind::Client, "mail");
         let sent = self.hand_over(message, link).await;
+        if let (Some(span), Err(_)) = (&mut span, &sent) {
+            span.fail("mail");
+        }
+        drop(span);
         match &sent {
             Err(error) if error.is_of_the_server() => self.watch.is_down(|| error.to_string()),
             Ok(()) | Err(_) => self.watch.is_up(),

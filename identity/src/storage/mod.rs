@@ -16,6 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
+use waypost_shared::traces::{self, Kind, Span};
 
 use crate::domain::sealing::Fingerprint;
 
@@ -95,12 +96,14 @@ macro_rules! in_tx {
     ($store:expr, $tx:ident => $body:expr) => {
         match $store {
             $crate::storage::Store::Sqlite { write, .. } => {
+                let _span = $crate::storage::span("sqlite");
                 let mut $tx = write.begin_with("BEGIN IMMEDIATE").await?;
                 let done = $body;
                 $tx.commit().await?;
                 done
             }
             $crate::storage::Store::Postgres(pool) => {
+                let _span = $crate::storage::span("postgresql");
                 let mut $tx = pool.begin().await?;
                 let done = $body;
                 $tx.commit().await?;
@@ -117,12 +120,14 @@ macro_rules! in_tx_for {
         match $store {
             // One writer, so it is alone.
             $crate::storage::Store::Sqlite { write, .. } => {
+                let _span = $crate::storage::span("sqlite");
                 let mut $tx = write.begin_with("BEGIN IMMEDIATE").await?;
                 let done = $body;
                 $tx.commit().await?;
                 done
             }
             $crate::storage::Store::Postgres(pool) => {
+                let _span = $crate::storage::span("postgresql");
                 let mut $tx = pool.begin().await?;
                 sqlx::query("SELECT pg_advisory_xact_lock($1)")
                     .bind($crate::storage::lock_number($fingerprint))
@@ -137,6 +142,14 @@ macro_rules! in_tx_for {
 }
 
 pub(crate) use {in_tx, in_tx_for, on_db, write_db};
+
+/// The span of a transaction, from the wait for its connection to its end; none if no trace is worked for. It says
+/// nothing of the rows.
+fn span(system: &'static str) -> Option<Span> {
+    let mut span = traces::child(Kind::Client, "transaction")?;
+    span.set("db.system.name", system);
+    Some(span)
+}
 
 /// The number of the lock for a fingerprint. Two that share one wait for each other now and then.
 fn lock_number(fingerprint: &Fingerprint) -> i64 {

@@ -11,10 +11,18 @@ use waypost_shared::{
     serve::{self, Stop},
     service_manager,
     status::About,
+    traces::Tracer,
 };
 
 use super::{RunError, load};
-use crate::{app::App, config::Config, routes};
+use crate::{
+    app::{App, StartError},
+    config::Config,
+    routes,
+};
+
+/// The service's name on the status page and in traces.
+const NAME: &str = "waypost-push-gateway";
 
 /// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
 pub(super) async fn run(
@@ -29,9 +37,11 @@ pub(super) async fn run(
     let public = serve::bind(&config.listen.public.to_string()).await?;
     let operations = serve::bind(&config.listen.operations.to_string()).await?;
     let readiness = Readiness::default();
+    let tracer = Tracer::start(&config.traces, &config.outbound, NAME, app.metrics.traces.clone(), Clock::System)
+        .map_err(StartError::from)?;
     app.seen.connect();
     let current = Current::new(app);
-    let about = About::new("waypost-push-gateway", Clock::System, {
+    let about = About::new(NAME, Clock::System, {
         let current = current.clone();
         move || std::future::ready(current.get().facts())
     });
@@ -43,16 +53,23 @@ pub(super) async fn run(
 
     let reloading = reload::keep_up(current.clone(), reasons, reloads, stop.clone(), |app| {
         let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
+        if let Some(tracer) = &tracer {
+            tracer.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
+        }
         Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
     });
     // Health is answered until the last request has ended, and is not ready from the moment of the stop.
     let (until_served, served) = Stop::manual();
     let public = async {
-        let ended = serve::serve(public, routes::public(), current, &config.server, http, stop.clone()).await;
+        let ended =
+            serve::serve(public, routes::public(), current, &config.server, http, tracer.clone(), stop.clone()).await;
+        if let Some(tracer) = &tracer {
+            tracer.stop().await;
+        }
         drop(until_served);
         ended
     };
-    let operations = serve::serve(operations, health::routes(), state, &config.server, None, served);
+    let operations = serve::serve(operations, health::routes(), state, &config.server, None, None, served);
     let unready = async {
         stop.requested().await;
         readiness.set(false);

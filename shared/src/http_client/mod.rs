@@ -39,7 +39,10 @@ use self::{
     pool::{Pool, PoolLimits},
     proxy::{Proxy, TunnelError},
 };
-use crate::resolver::Resolver;
+use crate::{
+    resolver::Resolver,
+    traces::{self, Span},
+};
 
 /// How often a request is sent at once again that its peer did nothing about.
 const MOST_TRIES: u32 = 4;
@@ -211,6 +214,18 @@ impl HttpClientError {
         }
     }
 
+    /// In one word, for traces.
+    fn label(&self) -> &'static str {
+        match self {
+            Self::Blocked => "blocked",
+            Self::Timeout(_) => "timeout",
+            Self::TooLarge(_) => "too_large",
+            Self::Connect(_) => "connect",
+            Self::TurnedAway(_) => "turned_away",
+            Self::Exchange(_) => "broken",
+        }
+    }
+
     /// Whether the peer may have seen the request.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
@@ -240,12 +255,15 @@ impl HttpClient {
     ///
     /// [`HttpClientError`]; any answer, whatever its status, is not an error.
     pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
+        let span = traces::call(&request);
         let exchange = async {
             let (answer, lease) = self.begin(request).await?;
             let (head, body) = answer.into_parts();
             Ok(Response::from_parts(head, read(body, lease, limits.max_body).await?))
         };
-        timeout(limits.timeout, exchange).await.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))
+        let sent = timeout(limits.timeout, exchange).await.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)));
+        ended(span, &sent);
+        sent
     }
 
     /// Sends a request whose effect must not be doubted once the status is there: a body that is too large, late or
@@ -259,15 +277,21 @@ impl HttpClient {
         request: Request<Bytes>,
         limits: CallLimits,
     ) -> Result<Response<Bytes>, HttpClientError> {
+        let span = traces::call(&request);
         let deadline = Instant::now() + limits.timeout;
-        let begun = timeout_at(deadline, self.begin(request)).await;
-        let (answer, lease) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?;
-        let (head, body) = answer.into_parts();
-        let body = match timeout_at(deadline, read(body, lease, limits.max_body)).await {
-            Ok(Ok(body)) => body,
-            Ok(Err(_)) | Err(_) => Bytes::new(),
+        let exchange = async {
+            let begun = timeout_at(deadline, self.begin(request)).await;
+            let (answer, lease) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?;
+            let (head, body) = answer.into_parts();
+            let body = match timeout_at(deadline, read(body, lease, limits.max_body)).await {
+                Ok(Ok(body)) => body,
+                Ok(Err(_)) | Err(_) => Bytes::new(),
+            };
+            Ok(Response::from_parts(head, body))
         };
-        Ok(Response::from_parts(head, body))
+        let sent: Result<_, HttpClientError> = exchange.await;
+        ended(span, &sent);
+        sent
     }
 
     /// Up to the answer's body. What the peer surely did nothing about is sent again at once.
@@ -314,6 +338,15 @@ impl HttpClient {
     #[cfg(test)]
     fn pool(&self) -> &Arc<Pool> {
         &self.pool
+    }
+}
+
+/// Says in a call's span how it ended, and ends it.
+fn ended(span: Option<Span>, sent: &Result<Response<Bytes>, HttpClientError>) {
+    let Some(mut span) = span else { return };
+    match sent {
+        Ok(answer) => span.status(answer.status(), 400),
+        Err(error) => span.fail(error.label()),
     }
 }
 

@@ -17,7 +17,7 @@ use http::{
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
+use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, traces};
 
 use crate::{
     config::FcmCredentials,
@@ -102,13 +102,13 @@ impl Tokens {
         }
         // In a task of its own: whoever waits here may run out of time, and the next one shall find the token.
         let this = self.clone();
-        let fetched = tokio::spawn(async move {
+        let fetched = tokio::spawn(traces::carried(async move {
             let turn = this.fetching.clone().lock_owned().await;
             match this.usable() {
                 Some(token) => Ok(token.value),
                 None => this.fetch(turn).await,
             }
-        });
+        }));
         fetched.await.unwrap_or(Err(TokenError::Unreachable))
     }
 

@@ -146,5 +146,5 @@ pub(crate) async fn serve_constant(body_file: &str) {
     println!("{}", listener.local_addr().unwrap());
     let router = Router::new().post("/_matrix/identity/v2/lookup", constant);
     let stop = Stop::on_signals().unwrap();
-    serve::serve(listener, router, body, &ServerConfig::default(), None, stop).await.unwrap();
+    serve::serve(listener, router, body, &ServerConfig::default(), None, None, stop).await.unwrap();
 }
