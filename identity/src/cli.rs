@@ -141,7 +141,7 @@ async fn with_configuration(cli: Cli) -> ExitCode {
         | Command::Completions { .. }
         | Command::Man { .. } => {
             telemetry::init(&config.log);
-            match serve::serve(config, path).await {
+            match Box::pin(serve::serve(config, path)).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
                     tracing::error!(%error, causes = waypost_shared::http::causes(&*error), "cannot serve");
