@@ -49,6 +49,8 @@ pub(crate) type App = Arc<AppState>;
 /// See [`App`]: what follows from the configuration. Beside it what lasts, to which this derefs.
 pub(crate) struct AppState {
     lasting: Arc<Lasting>,
+    /// How many configurations there were before this one.
+    pub(crate) number: u64,
     pub(crate) config: Config,
     pub(crate) signing_keys: SigningKeys,
     pub(crate) terms: Terms,
@@ -227,9 +229,9 @@ impl AppState {
         } else {
             Arc::new(Limits::new(&config.limits))
         };
-        let renewed = Self::configured(self.lasting.clone(), config, signing_keys, limits)?;
-        // Whether the terms were accepted is remembered with a token, and they may be others now.
-        self.tokens.forget_all();
+        let mut renewed = Self::configured(self.lasting.clone(), config, signing_keys, limits)?;
+        // Requests may begin under this configuration until the other one is in its place.
+        renewed.number = self.tokens.begin_anew();
         Ok((renewed, waiting))
     }
 
@@ -260,6 +262,7 @@ impl AppState {
             internal_secret,
             base_url,
             own_names: own_names(&config),
+            number: 0,
             lasting,
             config,
             signing_keys,

@@ -48,6 +48,8 @@ struct Known {
     tokens: HashMap<Fingerprint, (Account, i64)>,
     /// How often something was forgotten: what was read from the database before that may have ended since.
     forgotten: u64,
+    /// The configuration that accounts are kept for, by its number.
+    configuration: u64,
 }
 
 impl TokenCache {
@@ -65,10 +67,11 @@ impl TokenCache {
         self.known.read().unwrap_or_else(PoisonError::into_inner).forgotten
     }
 
-    /// Keeps what was read when `forgotten` was the count, unless something was forgotten since.
-    fn put(&self, account: Account, now_ms: i64, forgotten: u64) {
+    /// Keeps what was read under a `configuration` when `forgotten` was the count, unless something was forgotten since
+    /// or there is a newer configuration.
+    fn put(&self, account: Account, now_ms: i64, forgotten: u64, configuration: u64) {
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if known.forgotten != forgotten {
+        if known.forgotten != forgotten || known.configuration != configuration {
             return;
         }
         if known.tokens.len() >= MAX_CACHED {
@@ -99,6 +102,16 @@ impl TokenCache {
         known.forgotten += 1;
         known.tokens.clear();
     }
+
+    /// Forgets all tokens, and keeps only what is read under a new configuration, whose number this gives: with a token
+    /// it is remembered that its owner accepted the terms, and they may be others now.
+    pub(crate) fn begin_anew(&self) -> u64 {
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        known.configuration += 1;
+        known.forgotten += 1;
+        known.tokens.clear();
+        known.configuration
+    }
 }
 
 /// The account of the request's token, whether or not its owner accepted the terms.
@@ -125,7 +138,7 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
     let account = Account { mxid: row.mxid.into(), homeserver, token_hash, terms_accepted };
     // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
     if terms_accepted {
-        app.tokens.put(account.clone(), now_ms, forgotten);
+        app.tokens.put(account.clone(), now_ms, forgotten, app.number);
     }
     Ok(account)
 }
@@ -184,5 +197,47 @@ impl AppState {
             SessionState::Open => Err(ApiError::SessionNotValidated),
             SessionState::Validated(at) => Ok((session.threepid, at)),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use bytes::Bytes;
+    use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
+
+    use super::*;
+    use crate::{
+        domain::terms::{Policy, PolicyText},
+        jobs::tests::app,
+    };
+
+    #[tokio::test]
+    async fn who_accepted_the_terms_of_before_has_not_accepted_the_new_ones() {
+        let (app, clock, folder) = app(|_| {}).await;
+        app.store.add_token("@alice:hs.test", &app.keys.token_hash("token"), clock.now_ms()).await.unwrap();
+        let request = Incoming {
+            method: Method::GET,
+            path: String::new(),
+            path_params: Vec::new(),
+            query: String::new(),
+            headers: HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("Bearer token"))]),
+            body: Bytes::new(),
+            source: [127, 0, 0, 1].into(),
+            request_id: String::new(),
+        };
+        account_with_terms(&app, &request).await.unwrap();
+
+        let text = PolicyText { name: "Privacy".to_owned(), url: "https://is.test/en".to_owned(), file: None };
+        let policy = Policy { version: "1".to_owned(), languages: [("en".to_owned(), text)].into() };
+        let mut config = app.config.clone();
+        config.terms.policies = [("privacy_policy".to_owned(), policy)].into();
+        let (renewed, _) = app.renewed(config).unwrap();
+        // One that began before the new configuration was in its place must not answer for those that begin after.
+        account_with_terms(&app, &request).await.unwrap();
+        assert!(matches!(account_with_terms(&renewed, &request).await, Err(ApiError::TermsNotSigned)));
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -188,8 +188,9 @@ fn homeserver(error: &HomeserverError) -> (StatusCode, &'static str) {
     match error {
         HomeserverError::InvalidName => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
         HomeserverError::TokenRefused | HomeserverError::WrongServer => (StatusCode::UNAUTHORIZED, "M_UNAUTHORIZED"),
-        HomeserverError::Unreachable(_) | HomeserverError::BadAnswer | HomeserverError::Refused(_) => {
-            (StatusCode::BAD_GATEWAY, "M_UNKNOWN")
-        }
+        HomeserverError::Unreachable(_)
+        | HomeserverError::BadAnswer
+        | HomeserverError::NoKeys
+        | HomeserverError::Refused(_) => (StatusCode::BAD_GATEWAY, "M_UNKNOWN"),
     }
 }

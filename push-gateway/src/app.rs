@@ -31,7 +31,7 @@ use crate::{
     hold::Hold,
     in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
-    provider::{Provider, Shared},
+    provider::{Provider, Shared, TeamTokens},
     redis::Redis,
     seen::{Replicas, Seen, Target},
 };
@@ -75,8 +75,9 @@ pub(crate) struct App {
     /// A line for each app, for people.
     lines: Vec<String>,
     clock: Clock,
+    team_tokens: TeamTokens,
     /// All of the configuration, to compare another one with.
-    whole: Config,
+    pub(crate) whole: Config,
 }
 
 /// One configured app.
@@ -89,7 +90,7 @@ pub(crate) struct Entry {
     /// Whether its dead pushkeys can be believed.
     pub(crate) hold: Arc<Hold>,
     /// The pushes that are under way.
-    pub(crate) in_flight: InFlight,
+    pub(crate) in_flight: Arc<InFlight>,
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
@@ -98,7 +99,7 @@ pub(crate) struct Entry {
     /// Whether its push service did what it was last asked to.
     pub(crate) watch: Arc<Watch>,
     /// What a push for it takes a little of.
-    budget: Limiter<()>,
+    budget: Arc<Limiter<()>>,
 }
 
 /// The budgets that are looked at before any work.
@@ -174,6 +175,7 @@ impl App {
         let outbound = Outbound::new(&loaded.config.outbound)?;
         let (clock, metrics, seen) = (self.clock.clone(), self.metrics.clone(), self.seen.clone());
         let renewed = Self::configured(&loaded, apps, outbound, Parts { clock, metrics, seen, before: Some(self) })?;
+        self.seen.takes_at_most(renewed.config.budget());
         Ok((renewed, waiting))
     }
 
@@ -186,6 +188,9 @@ impl App {
         let Parts { clock, metrics, seen, before } = parts;
         let config = &loaded.config;
         let mut shared = Shared::new(outbound, clock.clone());
+        if let Some(before) = before {
+            shared.team_tokens = before.team_tokens.clone();
+        }
         let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for app in apps {
             lines.push(line(&app));
@@ -199,12 +204,12 @@ impl App {
                         content,
                         provider,
                         hold: hold(before, config, &id, &clock),
-                        in_flight: InFlight::new(max_in_flight),
+                        in_flight: in_flight(before, &id, max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics: metrics.of_app(&id, name),
                         expires_at_ms,
                         watch: watch(before, &id, &clock),
-                        budget: limiter(config.limits.per_app),
+                        budget: budget(before, config, &id),
                         id: id.clone(),
                     };
                     entries.push((id, entry));
@@ -214,6 +219,11 @@ impl App {
         }
         if !errors.is_empty() {
             return Err(ConfigError::merge(errors).into());
+        }
+        // The hold of an app that is left out, or whose rules are others, is over.
+        for before in before.into_iter().flat_map(|before| before.entries.iter()) {
+            let now = entries.iter().find(|(id, _)| *id == before.id);
+            before.metrics.holds(now.is_some_and(|(_, entry)| entry.hold.is_on()));
         }
         metrics.certificates_expire(&expiries);
         for (app, _, at_ms) in &expiries {
@@ -229,6 +239,7 @@ impl App {
             entries: ByGlob::new(entries),
             lines,
             clock,
+            team_tokens: shared.team_tokens,
             whole: config.clone(),
         }))
     }
@@ -318,14 +329,29 @@ struct Parts<'a> {
 /// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
 fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<Hold> {
     let same = before.filter(|before| same(&before.whole.hold, &config.hold));
-    let known = same.and_then(|before| before.entries.iter().find(|entry| entry.id == id));
-    known.map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
+    known(same, id).map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
 }
 
 /// What is known of an app's push service.
 fn watch(before: Option<&App>, id: &str, clock: &Clock) -> Arc<Watch> {
-    let known = before.and_then(|before| before.entries.iter().find(|entry| entry.id == id));
-    known.map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
+    known(before, id).map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
+}
+
+/// An app's pushes that are under way: each reading of the configuration would let in as many again.
+fn in_flight(before: Option<&App>, id: &str, most: usize) -> Arc<InFlight> {
+    let same = known(before, id).filter(|entry| entry.in_flight.most() == most);
+    same.map_or_else(|| Arc::new(InFlight::new(most)), |entry| entry.in_flight.clone())
+}
+
+/// An app's budget as it is used up.
+fn budget(before: Option<&App>, config: &Config, id: &str) -> Arc<Limiter<()>> {
+    let same = before.filter(|before| same(&before.whole.limits, &config.limits));
+    known(same, id).map_or_else(|| Arc::new(limiter(config.limits.per_app)), |entry| entry.budget.clone())
+}
+
+/// The same app in the configuration before.
+fn known<'a>(before: Option<&'a App>, id: &str) -> Option<&'a Entry> {
+    before?.entries.iter().find(|entry| entry.id == id)
 }
 
 /// The budgets as they are used up; nobody gets new ones by a new configuration, unless it changes them.

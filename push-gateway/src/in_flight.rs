@@ -35,6 +35,11 @@ impl InFlight {
         Self { most, most_to_one: most - most / 4, state: Mutex::default() }
     }
 
+    /// How many there may be at once.
+    pub(crate) fn most(&self) -> usize {
+        self.most
+    }
+
     /// One more push, to a `server` (host and port) where each device may have another one. None when there is no room.
     pub(crate) fn enter(&self, server: Option<&str>) -> Option<Permit<'_>> {
         let mut state = self.lock();

@@ -102,6 +102,37 @@ async fn answered(app: &Arc<App>, request: Incoming) -> (u16, Value) {
     (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap())
 }
 
+/// The same gateway after the configuration was read again.
+fn renewed(app: &App, change: impl FnOnce(&mut Config)) -> Arc<App> {
+    let mut config = app.whole.clone();
+    change(&mut config);
+    app.renewed(Loaded { config, source: Source::default() }).unwrap().0
+}
+
+#[tokio::test]
+async fn a_new_configuration_gives_an_app_no_new_budget_unless_it_changes_it() {
+    let (app, _fcm, _clock) = gateway(200, |config| {
+        config.limits.per_app.burst = 1;
+        config.limits.per_app.refill_secs = 3600.0;
+    })
+    .await;
+    assert_eq!(answered(&app, event("$1", json!([device("k")]))).await.0, 200);
+    let same = renewed(&app, |config| config.notify.max_devices = 50);
+    assert_eq!(answered(&same, event("$2", json!([device("k")]))).await.0, 429);
+    let more = renewed(&same, |config| config.limits.per_app.burst = 2);
+    assert_eq!(answered(&more, event("$3", json!([device("k")]))).await.0, 200);
+}
+
+#[tokio::test]
+async fn a_new_configuration_lets_in_no_more_pushes_than_there_may_be() {
+    let (app, _fcm, _clock) = gateway(200, |config| config.apps[0].max_in_flight = Some(1)).await;
+    let under_way = app.entry("org.example.android").unwrap().in_flight.enter(None).unwrap();
+    let same = renewed(&app, |config| config.notify.max_devices = 50);
+    assert_eq!(answered(&same, event("$1", json!([device("k")]))).await.0, 503);
+    drop(under_way);
+    assert_eq!(answered(&same, event("$1", json!([device("k")]))).await.0, 200);
+}
+
 #[tokio::test]
 async fn fifty_copies_at_once_are_one_push() {
     let (app, fcm, _clock) = gateway(200, |_| ()).await;

@@ -25,7 +25,8 @@ impl Finding {
             Self::Soon(text) => ("soon", text),
             Self::Bad(text) => ("BAD ", text),
         };
-        // What other programs say may have line ends.
+        // What other programs say may have line ends, and what a terminal would obey.
+        let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let text: Vec<_> = text.split_whitespace().collect();
         format!("{mark}  {what}: {}", text.join(" "))
     }
@@ -93,6 +94,7 @@ mod tests {
             (Finding::Good("all is well".to_owned()), "good  mail: all is well"),
             (Finding::Soon("look here".to_owned()), "soon  mail: look here"),
             (Finding::Bad("it said\r\n  no\n".to_owned()), "BAD   mail: it said no"),
+            (Finding::Bad("it said \u{1b}[2J\u{7}no".to_owned()), "BAD   mail: it said [2J no"),
         ] {
             assert_eq!(finding.line("mail"), expected);
         }

@@ -52,6 +52,8 @@ pub async fn keep_up<S: Clone>(
         if reason == Reason::Signal {
             service_manager::reloading();
         }
+        // Before it is read: what changes from here on is another reason.
+        reasons.look();
         match read_again(&current.get()) {
             Ok(Renewed { state, files, level, waiting }) => {
                 reasons.watch(files);
@@ -112,6 +114,12 @@ impl Reasons {
         Ok(Self { hangup, files: Files::new(files), next_look: Instant::now() + LOOK_EVERY })
     }
 
+    /// Takes the files as they are now for what is about to be read. One that is not there is a reason when it comes
+    /// back: without it the reading is refused.
+    pub fn look(&mut self) {
+        self.files.look();
+    }
+
     /// Looks after `files` from now on: those of the configuration that was just read.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
         self.files.watch(files);
@@ -148,14 +156,25 @@ impl Files {
 
     fn watch(&mut self, files: Vec<PathBuf>) {
         let known = files.into_iter().map(|path| {
-            let hash = self.hash(&path);
+            // As it was before it was read, if it was known then.
+            let seen = self.known.iter().find(|(known, _)| *known == path).map(|(_, hash)| *hash);
+            let hash = seen.unwrap_or_else(|| self.hash(&path));
             (path, hash)
         });
         self.known = known.collect();
     }
 
+    fn look(&mut self) {
+        let now: Vec<_> = self.known.iter().map(|(path, _)| self.hash(path)).collect();
+        for ((_, known), now) in self.known.iter_mut().zip(now) {
+            *known = now;
+        }
+    }
+
     fn hash(&self, path: &PathBuf) -> Option<u64> {
-        fs::read(path).ok().map(|content| self.hasher.hash_one(content))
+        // What is no file, such as a pipe, is read once at the most, and might be waited for without end.
+        let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
+        is_file.then(|| fs::read(path).ok())?.map(|content| self.hasher.hash_one(content))
     }
 
     /// A file with another content than before, which is then known. One that is not there is being replaced.
@@ -201,6 +220,28 @@ mod tests {
 
         fs::write(&b, "").unwrap();
         assert_eq!(files.changed(), Some(b));
+        fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[test]
+    fn what_changes_while_it_is_read_is_told_and_what_was_missing_then_when_it_is_back() {
+        let folder = std::env::temp_dir().join(format!("waypost-{}", crate::random::token()));
+        fs::create_dir(&folder).unwrap();
+        let [a, b, c] = ["a", "b", "c"].map(|name| folder.join(name));
+        for path in [&a, &b, &c] {
+            fs::write(path, "one").unwrap();
+        }
+        let mut files = Files::new(vec![a.clone(), b.clone()]);
+        fs::remove_file(&b).unwrap();
+        files.look();
+        fs::write(&a, "two").unwrap();
+        // The reading ends with the files that it found named, one of them for the first time.
+        files.watch(vec![a.clone(), b.clone(), c]);
+        assert_eq!(files.changed(), Some(a));
+        assert_eq!(files.changed(), None);
+        fs::write(&b, "one").unwrap();
+        assert_eq!(files.changed(), Some(b));
+        assert_eq!(files.changed(), None);
         fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde_json::{Value, json};
 use waypost_tests::database::Database;
-use waypost_tests::gateway::{ANDROID, TestGateway, unifiedpush_app};
+use waypost_tests::fcm;
+use waypost_tests::gateway::{ANDROID, TestGateway, android, apns_token, event, ios, unifiedpush_app};
 use waypost_tests::http::Api;
 use waypost_tests::identity::{TestIdentity, internal};
 use waypost_tests::process::{Server, text};
@@ -166,4 +167,29 @@ async fn the_gateway_takes_new_apps_and_keeps_what_it_remembers() {
     gateway.server.hang_up();
     read_again(&gateway.server, 1, REFUSED).await;
     assert_eq!(push("org.example.new", "another").await.ok(), json!({"rejected": []}));
+}
+
+#[tokio::test]
+async fn apple_gets_no_new_token_and_a_hold_that_is_switched_off_is_over() {
+    let gateway = TestGateway::start_with(|settings, _| {
+        settings.set("hold", "min_gone", 2);
+    })
+    .await;
+    let phone = apns_token(1);
+    assert_eq!(gateway.notify(&event("$1", &[ios(&phone)])).await.ok(), json!({"rejected": []}));
+    for name in ["one", "two"] {
+        gateway.fcm.script().always(name, fcm::refusal(404, "NOT_FOUND", Some("UNREGISTERED")));
+        gateway.notify(&event("$2", &[android(name)])).await;
+    }
+    let held = format!("waypost_push_gateway_rejections_held{{app=\"{ANDROID}\"}}");
+    assert_eq!(gateway.metric(&held).await, Some(1.0));
+
+    gateway.server.change_config(|config| config.replace("min_gone = 2", "min_gone = 0"));
+    gateway.server.hang_up();
+    read_again(&gateway.server, 1, TAKEN).await;
+    assert_eq!(gateway.metric(&held).await, Some(0.0));
+    assert_eq!(gateway.notify(&event("$3", &[ios(&phone)])).await.ok(), json!({"rejected": []}));
+    // Apple answers 429 to whoever makes new ones more often than every 20 minutes.
+    let pushes = gateway.apns.pushes_for(&phone);
+    assert_eq!(pushes[0].header("authorization"), pushes[1].header("authorization"));
 }

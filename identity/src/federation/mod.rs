@@ -47,6 +47,9 @@ pub(crate) enum HomeserverError {
     /// An answer that is not what the specification has.
     #[error("The homeserver's answer was not understood")]
     BadAnswer,
+    /// Another request waited for its keys in vain.
+    #[error("The homeserver's keys could not be fetched")]
+    NoKeys,
     /// It answered with this status, and nothing good.
     #[error("The homeserver answered {0}")]
     Refused(StatusCode),
@@ -138,16 +141,24 @@ impl Homeservers {
         }
         // Many requests of one homeserver at once fetch its keys once; the others wait for them.
         let fetching = self.keys.fetching(origin);
-        let _alone = fetching.lock().await;
-        let keys = match self.keys.get(origin, request, now_ms) {
-            Some(keys) => keys,
-            None => {
-                let keys = self.fetch_keys(&name, now_ms).await?;
+        let mut failed_ms = fetching.lock().await;
+        if let Some(keys) = self.keys.get(origin, request, now_ms) {
+            return Ok(request.holds(origin, &keys));
+        }
+        // Who waited in vain does not begin anew: one after the other, strangers could make requests wait for hours.
+        if failed_ms.is_some_and(|failed_ms| failed_ms >= now_ms) {
+            return Err(HomeserverError::NoKeys);
+        }
+        match self.fetch_keys(&name, now_ms).await {
+            Ok(keys) => {
                 self.keys.put(origin, keys.clone(), now_ms);
-                keys
+                Ok(request.holds(origin, &keys))
             }
-        };
-        Ok(request.holds(origin, &keys))
+            Err(error) => {
+                *failed_ms = Some(self.clock.now_ms());
+                Err(error)
+            }
+        }
     }
 
     /// Source: Server-Server API, `GET /_matrix/key/v2/server`.
@@ -164,6 +175,50 @@ impl Homeservers {
         match self.overrides.get(name.as_str()) {
             Some(known) => known.clone(),
             None => self.discovery.find(name).await,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::time::Duration;
+
+    use futures_util::future::join_all;
+    use serde_json::Map;
+    use waypost_shared::http_client::OutboundConfig;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_keys_in_vain_asks_for_them_no_more() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let target = listener.local_addr().unwrap().to_string();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                drop(stream);
+            }
+        });
+        let config = OutboundConfig {
+            allowed_ranges: vec!["127.0.0.0/8".parse().unwrap()],
+            // No name is looked up here, and no machine's own configuration matters.
+            dns_servers: vec!["127.0.0.1:53".parse().unwrap()],
+            ..OutboundConfig::default()
+        };
+        let clock = Clock::manual(1_000_000_000_000);
+        let overrides = [("hs.test".to_owned(), target)].into();
+        let homeservers = Homeservers::new(&Outbound::new(&config).unwrap(), &overrides, clock.clone());
+        let content = Map::new();
+        let request = SignedRequest { method: "POST", uri: "/", content: &content, destinations: &[], signatures: &[] };
+        let all = || join_all((0..4).map(|_| homeservers.signed("hs.test", &request)));
+        for _ in 0..2 {
+            let ends = all().await;
+            let (first, others) = ends.split_first().unwrap();
+            assert!(matches!(first, Err(HomeserverError::Unreachable(_))), "{first:?}");
+            assert!(others.iter().all(|end| matches!(end, Err(HomeserverError::NoKeys))), "{others:?}");
+            // Who comes later tries again.
+            clock.advance(Duration::from_millis(1));
         }
     }
 }

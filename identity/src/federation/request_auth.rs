@@ -158,12 +158,15 @@ impl ServerKeys {
     }
 }
 
+/// Held by whoever fetches a homeserver's keys; when that last failed, in milliseconds since the epoch.
+pub(super) type Fetching = tokio::sync::Mutex<Option<i64>>;
+
 /// Keys that were fetched a while ago and are still valid.
 #[derive(Debug, Default)]
 pub(super) struct KeyCache {
     known: Mutex<HashMap<String, ServerKeys>>,
-    /// Held by whoever fetches a homeserver's keys. Only those that somebody holds are kept.
-    fetching: Mutex<HashMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// Only those that somebody holds are kept.
+    fetching: Mutex<HashMap<String, Weak<Fetching>>>,
 }
 
 impl KeyCache {
@@ -178,7 +181,7 @@ impl KeyCache {
     }
 
     /// What whoever fetches the keys of `origin` holds meanwhile.
-    pub(super) fn fetching(&self, origin: &str) -> Arc<tokio::sync::Mutex<()>> {
+    pub(super) fn fetching(&self, origin: &str) -> Arc<Fetching> {
         let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = fetching.get(origin).and_then(Weak::upgrade) {
             return held;

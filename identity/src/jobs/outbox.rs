@@ -20,7 +20,7 @@ use crate::{
     storage::{StoreError, outbox::Letter},
 };
 
-use servers::Servers;
+use servers::{Later, Servers};
 
 /// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -100,7 +100,9 @@ async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
             servers.end(server, away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
-        Err(again_ms) => postpone(app, letter, again_ms).await,
+        // However old the letter is: it will be its turn.
+        Err(Later::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
+        Err(Later::Away(again_ms)) => postpone(app, letter, again_ms).await,
     };
     if let Err(error) = noted {
         tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
@@ -132,7 +134,7 @@ async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), Failure> {
     })
 }
 
-/// Leaves a letter alone until its homeserver may be called; for ever, if that has been away for too long.
+/// Leaves a letter alone until its homeserver, which was away, may be called; for ever, if that has been away for too long.
 async fn postpone(app: &AppState, letter: &Letter, again_ms: i64) -> Result<(), StoreError> {
     let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
     // By then it was called once more, on account of this letter or another one.
@@ -236,6 +238,29 @@ mod tests {
         // The one that was thought dead fails late: that brings nothing back.
         settle(&app, &first[0], Err("too late".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
+        app.store.close().await;
+        std::fs::remove_dir_all(folder).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_letter_that_waits_for_its_turn_is_not_given_up_however_old_it_is() {
+        let rules = |config: &mut crate::config::Config| {
+            config.outbox.at_once = 4;
+            config.outbox.first_retry_secs = 60;
+        };
+        let (app, clock, folder) = app(rules).await;
+        bind(&app).await;
+        // Waypost itself was away.
+        clock.advance(Duration::from_secs(30 * 24 * 60 * 60));
+        let servers = Servers::default();
+        servers.begin("hs.test", share(&app.config.outbox), clock.now_ms()).unwrap();
+        handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
+        servers.end("hs.test", Some(backoff(&app.config.outbox)), clock.now_ms());
+
+        clock.advance(Duration::from_secs(1));
+        handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
+        assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 0, dead: 1 });
         app.store.close().await;
         std::fs::remove_dir_all(folder).unwrap();
     }

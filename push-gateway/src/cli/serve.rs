@@ -51,13 +51,16 @@ pub(super) async fn run(
     readiness.set(true);
     service_manager::ready();
 
-    let reloading = reload::keep_up(current.clone(), reasons, reloads, stop.clone(), |app| {
-        let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
-        if let Some(tracer) = &tracer {
-            tracer.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
-        }
-        Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
-    });
+    let tracer_to_renew = tracer.clone();
+    // In a task of its own: connections are accepted while files are read.
+    let reloading =
+        tokio::spawn(reload::keep_up(current.clone(), reasons, reloads, stop.clone(), move |app: &Arc<App>| {
+            let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
+            if let Some(tracer) = &tracer_to_renew {
+                tracer.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
+            }
+            Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
+        }));
     // Health is answered until the last request has ended, and is not ready from the moment of the stop.
     let (until_served, served) = Stop::manual();
     let public = async {
@@ -75,8 +78,9 @@ pub(super) async fn run(
         readiness.set(false);
         service_manager::stopping();
     };
-    let (public, operations, (), ()) = tokio::join!(public, operations, unready, reloading);
+    let (public, operations, (), reloading) = tokio::join!(public, operations, unready, reloading);
     public?;
     operations?;
+    reloading.map_err(std::io::Error::other)?;
     Ok(())
 }

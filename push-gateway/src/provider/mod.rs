@@ -18,6 +18,7 @@ use waypost_shared::{
     retry::parse_retry_after,
 };
 
+pub(crate) use self::apns::TeamTokens;
 use crate::{
     config::{Content, ProviderConfig},
     notification::{Device, Notification},
@@ -132,14 +133,15 @@ pub(crate) struct Shared {
     /// For addresses that strangers chose.
     strangers: HttpClient,
     clock: Clock,
-    team_tokens: apns::TeamTokens,
+    /// Begins with those of the configuration before: Apple punishes who makes new ones too often.
+    pub(crate) team_tokens: TeamTokens,
 }
 
 impl Shared {
     /// Two pools of connections for all apps.
     pub(crate) fn new(outbound: Outbound, clock: Clock) -> Self {
         let (services, strangers) = (outbound.client(Reach::Anywhere), outbound.client(Reach::PublicOnly));
-        Self { outbound, services, strangers, clock, team_tokens: apns::TeamTokens::default() }
+        Self { outbound, services, strangers, clock, team_tokens: TeamTokens::default() }
     }
 }
 

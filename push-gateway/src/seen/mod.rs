@@ -120,6 +120,14 @@ impl Seen {
         }
     }
 
+    /// From now on no sending takes longer than `budget`: where replicas share their memory, none takes over a push that
+    /// another one may still be sending.
+    pub(crate) fn takes_at_most(&self, budget: Duration) {
+        if let Some(replicas) = &self.replicas {
+            replicas.takes_at_most(budget);
+        }
+    }
+
     /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
     pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
         let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);

@@ -3,7 +3,10 @@
 //! Keys are hashes and values say nothing of whom they are about. All of it expires. A method that gets no answer says
 //! so with None: Redis is away.
 
-use std::time::Duration;
+use std::{
+    sync::atomic::{AtomicI64, Ordering},
+    time::Duration,
+};
 
 use waypost_shared::{clock::millis, random};
 
@@ -32,7 +35,7 @@ pub(crate) struct Replicas {
     delivered_ms: String,
     /// Empty when dead pushkeys are not to be remembered.
     dead_ms: String,
-    lease_ms: String,
+    lease_ms: AtomicI64,
 }
 
 /// The right to send a push that no other replica has.
@@ -48,14 +51,14 @@ pub(super) enum Claim {
 }
 
 impl Replicas {
-    /// Connects nowhere yet. No sending takes longer than `budget`.
+    /// Connects nowhere yet. No sending takes longer than `budget`, until [`Replicas::takes_at_most`] says otherwise.
     pub(crate) fn new(redis: Redis, config: &SeenConfig, budget: Duration) -> Self {
         let dead_ms = config.dead_ttl_secs.saturating_mul(1000).min(LONGEST_MS);
         Self {
             redis,
             delivered_ms: config.delivered_ttl_secs.saturating_mul(1000).min(LONGEST_MS).to_string(),
             dead_ms: if dead_ms == 0 { String::new() } else { dead_ms.to_string() },
-            lease_ms: millis(budget + SPARE).to_string(),
+            lease_ms: AtomicI64::new(millis(budget + SPARE)),
         }
     }
 
@@ -64,11 +67,16 @@ impl Replicas {
         self.redis.post(&[b"PING"]);
     }
 
+    /// From now on no sending takes longer than `budget`.
+    pub(super) fn takes_at_most(&self, budget: Duration) {
+        self.lease_ms.store(millis(budget + SPARE), Ordering::Relaxed);
+    }
+
     /// Asks for the right to send a push.
     pub(super) async fn claim(&self, push: &str) -> Option<Claim> {
         let key = format!("{PUSH}{push}");
-        let lease = random::token();
-        let set: [&[u8]; 6] = [b"SET", key.as_bytes(), lease.as_bytes(), b"NX", b"PX", self.lease_ms.as_bytes()];
+        let (lease, lease_ms) = (random::token(), self.lease_ms.load(Ordering::Relaxed).to_string());
+        let set: [&[u8]; 6] = [b"SET", key.as_bytes(), lease.as_bytes(), b"NX", b"PX", lease_ms.as_bytes()];
         let get: [&[u8]; 2] = [b"GET", key.as_bytes()];
         // Both at once; the second is only of interest when the first found something.
         let (set, found) = tokio::join!(self.redis.call(&set), self.redis.call(&get));

@@ -132,7 +132,7 @@ await serve(
             return look();
         },
         pressAndFollow: ({ key }) => follow(tab.page.keyboard.press(key)),
-        pictures: ({ folder, name }) => pictures(tab.page, folder, name),
+        pictures: ({ folder, name, widths }) => pictures(tab.page, folder, name, widths),
         close,
     },
     async () => {

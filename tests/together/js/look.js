@@ -4,7 +4,6 @@ import { join } from "node:path";
 
 import axe from "axe-core";
 
-const WIDTHS = [360, 1100];
 const SCHEMES = ["light", "dark"];
 
 /** What a page says: its address, title, language, text, and where the keyboard is. */
@@ -28,12 +27,12 @@ export function lookAt(page) {
 }
 
 /**
- * Takes a picture of the page at each width, light and dark, into `folder`; returns what is wrong with it in any of
+ * Takes a picture of the page at each of the `widths`, light and dark, into `folder`; returns what is wrong with it in any of
  * them, as texts: what axe-core finds, and what does not fit into the width.
  */
-export async function pictures(page, folder, name) {
+export async function pictures(page, folder, name, widths) {
     const wrong = [];
-    for (const width of WIDTHS) {
+    for (const width of widths) {
         await page.setViewportSize({ width, height: 700 });
         for (const colorScheme of SCHEMES) {
             await page.emulateMedia({ colorScheme });
@@ -41,7 +40,7 @@ export async function pictures(page, folder, name) {
             await page.screenshot({ path: join(folder, `${picture}.png`), fullPage: true });
             const found = await tooWide(page);
             // What axe-core measures depends on the width or on the colours, not on both: so two of the four will do.
-            if ((width === WIDTHS[0]) === (colorScheme === SCHEMES[0])) found.push(...(await violations(page)));
+            if ((width === widths[0]) === (colorScheme === SCHEMES[0])) found.push(...(await violations(page)));
             wrong.push(...found.map((text) => `${picture}: ${text}`));
         }
     }

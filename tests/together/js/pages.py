@@ -121,19 +121,28 @@ class Eyes:
     def press_and_follow(self, key):
         return self._browser.ask("pressAndFollow", key=key)
 
-    def picture(self, name):
+    def look(self):
+        """The page as it is now, which changes by itself."""
+        return self._browser.ask("look")
+
+    def wait_for(self, what, fits):
+        """Looks at the page until `fits(page)` is truthy; the page."""
+        return wait_for(what, lambda: (page := self.look()) and fits(page) and page)
+
+    def picture(self, name, widths=(360, 1100)):
         """Takes pictures at two widths, light and dark; axe-core and a ruler must find nothing wrong."""
-        wrong = self._browser.ask("pictures", folder=str(self._folder), name=name)
+        wrong = self._browser.ask("pictures", folder=str(self._folder), name=name, widths=widths)
         assert wrong == [], "\n".join(wrong)
-        for width in (360, 1100):
+        for width in widths:
             for scheme in ("light", "dark"):
                 assert (self._folder / f"{name}-{width}-{scheme}.png").stat().st_size > 2000
 
-    def close(self):
-        """Closes the page. It must have said nothing to the console, and asked no other origin."""
+    def close(self, expected=None):
+        """Closes the page. It must have said nothing to the console but `expected`, and asked no other origin."""
         seen = self._browser.ask("close")
         if seen:
-            assert seen["console"] == [], seen["console"]
+            said = [line for line in seen["console"] if expected is None or expected not in line["text"]]
+            assert said == [], said
             asked = {_origin(request["url"]) for request in seen["requests"]}
             assert asked and asked <= self._origins, seen["requests"]
 

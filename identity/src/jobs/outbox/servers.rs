@@ -12,6 +12,15 @@ const BUSY_MS: i64 = 1000;
 /// Homeservers that are remembered at the most; past that, those that may be called again are forgotten.
 const MAX_KNOWN: usize = 10_000;
 
+/// Why a call does not begin, and when to ask again, in milliseconds since the epoch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Later {
+    /// The homeserver has its share of calls under way.
+    Busy(i64),
+    /// It was away.
+    Away(i64),
+}
+
 /// What is known of a homeserver that has calls under way, or had some that failed.
 #[derive(Debug, Default)]
 struct Server {
@@ -32,20 +41,20 @@ impl Servers {
     ///
     /// # Errors
     ///
-    /// When to ask again, in milliseconds since the epoch.
-    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), i64> {
+    /// [`Later`].
+    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), Later> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
         }
         let server = known.entry(name.to_owned()).or_default();
         if server.away_until_ms > now_ms {
-            return Err(server.away_until_ms);
+            return Err(Later::Away(server.away_until_ms));
         }
         // One call shows whether it is back.
         let share = if server.failures > 0 { 1 } else { share };
         if server.under_way >= share {
-            return Err(now_ms.saturating_add(BUSY_MS));
+            return Err(Later::Busy(now_ms.saturating_add(BUSY_MS)));
         }
         server.under_way += 1;
         Ok(())
@@ -88,7 +97,7 @@ mod tests {
     fn a_homeserver_gets_its_share_of_the_calls() {
         let servers = Servers::default();
         assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
-        assert_eq!(servers.begin("a", SHARE, 0), Err(1000));
+        assert_eq!(servers.begin("a", SHARE, 0), Err(Later::Busy(1000)));
         assert_eq!(servers.begin("b", SHARE, 0), Ok(()));
         servers.end("a", None, 0);
         assert_eq!(servers.begin("a", SHARE, 0), Ok(()));
@@ -101,12 +110,13 @@ mod tests {
         servers.end("a", Some(BACKOFF), 0);
         servers.end("a", Some(BACKOFF), 0);
         // Two calls that failed together are one failure: between half of 8 seconds and all of them.
-        let until_ms = servers.begin("a", SHARE, 0).unwrap_err();
+        let Err(Later::Away(until_ms)) = servers.begin("a", SHARE, 0) else { panic!("it was away") };
         assert!((4000..=8000).contains(&until_ms), "{until_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms), Ok(()));
-        assert_eq!(servers.begin("a", SHARE, until_ms), Err(until_ms + 1000));
+        assert_eq!(servers.begin("a", SHARE, until_ms), Err(Later::Busy(until_ms + 1000)));
         servers.end("a", Some(BACKOFF), until_ms);
-        let again_ms = servers.begin("a", SHARE, until_ms).unwrap_err() - until_ms;
+        let Err(Later::Away(again_ms)) = servers.begin("a", SHARE, until_ms) else { panic!("it is still away") };
+        let again_ms = again_ms - until_ms;
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
         servers.end("a", None, until_ms + again_ms);

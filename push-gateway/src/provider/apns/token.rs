@@ -20,23 +20,22 @@ const RENEWED_AFTER_MS: i64 = 40 * 60 * 1000;
 /// A token that Apple calls expired is replaced at this age, in milliseconds.
 const LEAST_AGE_MS: i64 = 20 * 60 * 1000;
 
-/// The tokens of all apps: those with the same key share one, as Apple counts them by key.
-#[derive(Debug, Default)]
+/// The tokens of all apps: those with the same key share one, as Apple counts them by key. Copies share them too.
+#[derive(Clone, Debug, Default)]
 pub(crate) struct TeamTokens(HashMap<(String, String), Arc<TeamToken>>);
 
 impl TeamTokens {
     /// The token that is signed with the key `key_id` of a team.
     pub(super) fn of(&mut self, key_id: String, team_id: String, key: Es256Key, clock: &Clock) -> Arc<TeamToken> {
-        let token = self.0.entry((key_id, team_id)).or_insert_with_key(|(key_id, team_id)| {
-            Arc::new(TeamToken {
-                key,
-                key_id: key_id.clone(),
-                team_id: team_id.clone(),
-                clock: clock.clone(),
-                state: Mutex::default(),
-            })
-        });
-        token.clone()
+        let name = (key_id, team_id);
+        // Another key by the same name is a file that was put right.
+        if let Some(known) = self.0.get(&name).filter(|known| known.key.public_key() == key.public_key()) {
+            return known.clone();
+        }
+        let (key_id, team_id) = name.clone();
+        let token = Arc::new(TeamToken { key, key_id, team_id, clock: clock.clone(), state: Mutex::default() });
+        self.0.insert(name, token.clone());
+        token
     }
 }
 
@@ -107,15 +106,18 @@ mod tests {
     use crate::jwt::tests::p8;
 
     fn token(tokens: &mut TeamTokens, key_id: &str, clock: &Clock) -> Arc<TeamToken> {
-        tokens.of(key_id.to_owned(), "TEAM".to_owned(), Es256Key::from_pem(&p8()).unwrap(), clock)
+        signed_with(&p8(), tokens, key_id, clock)
+    }
+
+    fn signed_with(pem: &str, tokens: &mut TeamTokens, key_id: &str, clock: &Clock) -> Arc<TeamToken> {
+        tokens.of(key_id.to_owned(), "TEAM".to_owned(), Es256Key::from_pem(pem).unwrap(), clock)
     }
 
     #[test]
     fn a_token_serves_for_forty_minutes_and_for_all_apps_of_its_key() {
         let clock = Clock::manual(1_700_000_000_000);
-        let mut tokens = TeamTokens::default();
-        let (one, same, other) =
-            (token(&mut tokens, "A", &clock), token(&mut tokens, "A", &clock), token(&mut tokens, "B", &clock));
+        let (pem, mut tokens) = (p8(), TeamTokens::default());
+        let [one, same, other] = ["A", "A", "B"].map(|key_id| signed_with(&pem, &mut tokens, key_id, &clock));
         let first = one.current().unwrap();
         assert_eq!(same.current().unwrap(), first);
         assert_ne!(other.current().unwrap(), first);
@@ -123,6 +125,15 @@ mod tests {
         assert_eq!(one.current().unwrap(), first);
         clock.advance(Duration::from_secs(60));
         assert_ne!(one.current().unwrap(), first);
+    }
+
+    #[test]
+    fn a_new_configuration_goes_on_with_the_token_unless_the_key_is_another_one() {
+        let (clock, pem, mut tokens) = (Clock::manual(1_700_000_000_000), p8(), TeamTokens::default());
+        let before = signed_with(&pem, &mut tokens, "A", &clock).current().unwrap();
+        let mut later = tokens.clone();
+        assert_eq!(signed_with(&pem, &mut later, "A", &clock).current().unwrap(), before);
+        assert_ne!(signed_with(&p8(), &mut later, "A", &clock).current().unwrap(), before);
     }
 
     #[test]
