@@ -69,7 +69,8 @@ async fn turn(
     let room = app.config.outbox.at_once.saturating_sub(under_way.len());
     if room > 0 {
         let most = i64::try_from(room).unwrap_or(i64::MAX);
-        for letter in app.store.lease_letters(now_ms, now_ms.saturating_add(LEASE_MS), most).await? {
+        let until_ms = now_ms.saturating_add(LEASE_MS);
+        for letter in app.store.lease_letters(now_ms, until_ms, most, &servers.full()).await? {
             let (app, servers) = (app.clone(), servers.clone());
             under_way.spawn(async move { handle(&app, &servers, &letter).await });
         }
@@ -84,7 +85,7 @@ async fn turn(
         // One of them ends before there is anything to do.
         return Ok(LOOK_EVERY);
     }
-    let due_ms = app.store.next_letter_due().await?;
+    let due_ms = app.store.next_letter_due(&servers.full()).await?;
     let wait = due_ms.and_then(|due_ms| u64::try_from(due_ms.saturating_sub(now_ms)).ok()).map(Duration::from_millis);
     let wait = if due_ms.is_some() { wait.unwrap_or(LOOK_AT_MOST_EVERY) } else { LOOK_EVERY };
     Ok(wait.clamp(LOOK_AT_MOST_EVERY, LOOK_EVERY))
@@ -97,7 +98,7 @@ async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
         Ok(()) => {
             let delivered = deliver_one(app, letter).await;
             let away = delivered.as_ref().is_err_and(|failure| failure.away);
-            servers.end(server, away.then(|| backoff(rules)), app.clock.now_ms());
+            servers.end(server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
         // However old the letter is: it will be its turn.
@@ -157,9 +158,9 @@ async fn give_up(app: &AppState, letter: &Letter, failure: &str, now_ms: i64) ->
     Ok(())
 }
 
-/// How many calls of one homeserver may be under way: a quarter of all.
+/// How many calls of one homeserver may be under way: three quarters of all, so that there is room for others.
 fn share(rules: &OutboxConfig) -> usize {
-    (rules.at_once / 4).max(1)
+    rules.at_once - rules.at_once / 4
 }
 
 fn backoff(rules: &OutboxConfig) -> Backoff {
@@ -218,7 +219,7 @@ mod tests {
     /// What a replica gets that looks now.
     async fn lease(app: &App, clock: &Clock) -> Vec<Letter> {
         let now_ms = clock.now_ms();
-        app.store.lease_letters(now_ms, now_ms + LEASE_MS, 10).await.unwrap()
+        app.store.lease_letters(now_ms, now_ms + LEASE_MS, 10, &[]).await.unwrap()
     }
 
     #[tokio::test]
@@ -245,7 +246,8 @@ mod tests {
     #[tokio::test]
     async fn a_letter_that_waits_for_its_turn_is_not_given_up_however_old_it_is() {
         let rules = |config: &mut crate::config::Config| {
-            config.outbox.at_once = 4;
+            // One homeserver, one call.
+            config.outbox.at_once = 1;
             config.outbox.first_retry_secs = 60;
         };
         let (app, clock, folder) = app(rules).await;
@@ -256,7 +258,7 @@ mod tests {
         servers.begin("hs.test", share(&app.config.outbox), clock.now_ms()).unwrap();
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
-        servers.end("hs.test", Some(backoff(&app.config.outbox)), clock.now_ms());
+        servers.end("hs.test", share(&app.config.outbox), Some(backoff(&app.config.outbox)), clock.now_ms());
 
         clock.advance(Duration::from_secs(1));
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
@@ -281,7 +283,7 @@ mod tests {
         settle(&app, &letter, Err("refused".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
         // After the first failure: between half of 8 seconds and all of them.
-        let wait_ms = app.store.next_letter_due().await.unwrap().unwrap() - clock.now_ms();
+        let wait_ms = app.store.next_letter_due(&[]).await.unwrap().unwrap() - clock.now_ms();
         assert!((4000..=8000).contains(&wait_ms), "{wait_ms}");
 
         clock.advance(Duration::from_secs(8));

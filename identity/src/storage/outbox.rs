@@ -46,23 +46,33 @@ type LetterRow = (String, String, Vec<u8>, i64, i64);
 type DeadRow = (String, String, i64, Option<String>, i64);
 
 impl Store {
-    /// Leases up to `most` letters that are due, until `until_ms`: nobody else gets them before.
+    /// Leases up to `most` letters that are due, until `until_ms`: nobody else gets them before. Those for the homeservers
+    /// in `but_for` stay.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn lease_letters(&self, now_ms: i64, until_ms: i64, most: i64) -> Result<Vec<Letter>, StoreError> {
+    pub(crate) async fn lease_letters(
+        &self,
+        now_ms: i64,
+        until_ms: i64,
+        most: i64,
+        but_for: &[String],
+    ) -> Result<Vec<Letter>, StoreError> {
         let rows: Vec<LetterRow> = match self {
             // One writer: the statement is alone.
             Self::Sqlite { write, .. } => {
                 sqlx::query_as(
                     "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
-                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1 ORDER BY due_ms LIMIT $3)
+                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1
+                             AND substr(mxid, instr(mxid, ':') + 1) NOT IN (SELECT value FROM json_each($4))
+                           ORDER BY due_ms LIMIT $3)
                      RETURNING id, mxid, payload_sealed, since_ms, attempts",
                 )
                 .bind(now_ms)
                 .bind(until_ms)
                 .bind(most)
+                .bind(json(but_for))
                 .fetch_all(write)
                 .await?
             }
@@ -70,13 +80,15 @@ impl Store {
             Self::Postgres(pool) => {
                 sqlx::query_as(
                     "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
-                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1 ORDER BY due_ms LIMIT $3
-                             FOR UPDATE SKIP LOCKED)
+                         (SELECT id FROM outbox WHERE dead_ms IS NULL AND due_ms <= $1
+                             AND substr(mxid, strpos(mxid, ':') + 1) <> ALL ($4)
+                           ORDER BY due_ms LIMIT $3 FOR UPDATE SKIP LOCKED)
                      RETURNING id, mxid, payload_sealed, since_ms, attempts",
                 )
                 .bind(now_ms)
                 .bind(until_ms)
                 .bind(most)
+                .bind(but_for)
                 .fetch_all(pool)
                 .await?
             }
@@ -91,17 +103,34 @@ impl Store {
         Ok(letters.collect())
     }
 
-    /// When the next letter is due.
+    /// When the next letter is due, those for the homeservers in `but_for` left out.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn next_letter_due(&self) -> Result<Option<i64>, StoreError> {
-        Ok(on_db!(self, pool => {
-            sqlx::query_scalar("SELECT due_ms FROM outbox WHERE dead_ms IS NULL ORDER BY due_ms LIMIT 1")
+    pub(crate) async fn next_letter_due(&self, but_for: &[String]) -> Result<Option<i64>, StoreError> {
+        Ok(match self {
+            Self::Sqlite { read, .. } => {
+                sqlx::query_scalar(
+                    "SELECT due_ms FROM outbox WHERE dead_ms IS NULL
+                        AND substr(mxid, instr(mxid, ':') + 1) NOT IN (SELECT value FROM json_each($1))
+                      ORDER BY due_ms LIMIT 1",
+                )
+                .bind(json(but_for))
+                .fetch_optional(read)
+                .await?
+            }
+            Self::Postgres(pool) => {
+                sqlx::query_scalar(
+                    "SELECT due_ms FROM outbox WHERE dead_ms IS NULL
+                        AND substr(mxid, strpos(mxid, ':') + 1) <> ALL ($1)
+                      ORDER BY due_ms LIMIT 1",
+                )
+                .bind(but_for)
                 .fetch_optional(pool)
                 .await?
-        }))
+            }
+        })
     }
 
     /// Removes a letter that was delivered.
@@ -230,4 +259,9 @@ impl Store {
                 .rows_affected()
         }))
     }
+}
+
+/// A list as SQLite takes one: it knows no arrays.
+fn json(list: &[String]) -> String {
+    serde_json::Value::from(list).to_string()
 }

@@ -3,7 +3,9 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use waypost_tests::identity::{SERVER_NAME, TestIdentity};
+use waypost_tests::ca::Ca;
+use waypost_tests::homeserver::Homeserver;
+use waypost_tests::identity::{HOMESERVER, INTERNAL_SECRET, SERVER_NAME, TestIdentity, internal};
 use waypost_tests::matrix::verify_signed_json;
 use waypost_tests::on_each_database;
 use waypost_tests::tls_server::Answer;
@@ -90,6 +92,35 @@ on_each_database! {
         call(&t, 1).await;
         t.publish(&alice, "second@example.com", ALICE).await;
         assert_eq!(call(&t, 2).await["address"], "second@example.com");
+    }
+
+    async fn many_calls_of_one_that_hangs_leave_room_for_another(database: Database) {
+        let ca = Ca::new();
+        let hanging = Homeserver::start(&ca, &[HOMESERVER]).await;
+        let other = Homeserver::start(&ca, &["other.test"]).await;
+        let t = TestIdentity::start_around(database, ca, hanging, |settings| {
+            internal(settings);
+            settings.set("outbox", "at_once", 4);
+            settings.set("homeservers.overrides", "other.test", other.server.address.to_string());
+        })
+        .await;
+        t.homeserver.onbind_script().always("POST", Answer::Hang);
+        let api = t.internal_api().await;
+        let bind = async |address: &str, mxid: &str| {
+            let body = json!({"medium": "email", "address": address, "mxid": mxid});
+            api.post("/_matrix/identity/internal/bind", Some(INTERNAL_SECRET), &body).await.ok()
+        };
+        for number in 0..8 {
+            bind(&format!("alice{number}@example.com"), ALICE).await;
+        }
+        // Three of four calls are under way, and the rest waits.
+        call(&t, 3).await;
+        bind("carol@example.com", "@carol:other.test").await;
+        let told = other.onbind();
+        // A call that hangs takes 15 s.
+        let told = tokio::time::timeout(Duration::from_secs(10), told.wait_for("onbind", |_| true)).await.unwrap();
+        assert_eq!(told["address"], "carol@example.com");
+        assert_eq!(t.homeserver.onbind().len(), 3);
     }
 
     async fn what_was_not_told_survives_a_restart(database: Database) {

@@ -28,6 +28,9 @@ struct Server {
     /// How often in a row it was away.
     failures: u32,
     away_until_ms: i64,
+    /// It has its share of calls under way, and gets no more before half of them have ended: what waits for it is then
+    /// taken out of the database by the dozen, and not one by one.
+    full: bool,
 }
 
 /// The homeservers that are being called or are away.
@@ -54,18 +57,28 @@ impl Servers {
         // One call shows whether it is back.
         let share = if server.failures > 0 { 1 } else { share };
         if server.under_way >= share {
+            server.full = true;
             return Err(Later::Busy(now_ms.saturating_add(BUSY_MS)));
         }
         server.under_way += 1;
         Ok(())
     }
 
+    /// Those that get no more calls for now; there is no use in looking for any.
+    pub(super) fn full(&self) -> Vec<String> {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        known.iter().filter(|(_, server)| server.full).map(|(name, _)| name.clone()).collect()
+    }
+
     /// Ends a call. `away` is given if the homeserver itself was away and not only this call in vain: how long it is
     /// then left alone.
-    pub(super) fn end(&self, name: &str, away: Option<Backoff>, now_ms: i64) {
+    pub(super) fn end(&self, name: &str, share: usize, away: Option<Backoff>, now_ms: i64) {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(server) = known.get_mut(name) else { return };
         server.under_way = server.under_way.saturating_sub(1);
+        if server.under_way * 2 <= share {
+            server.full = false;
+        }
         match away {
             None => {
                 server.failures = 0;
@@ -99,7 +112,9 @@ mod tests {
         assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
         assert_eq!(servers.begin("a", SHARE, 0), Err(Later::Busy(1000)));
         assert_eq!(servers.begin("b", SHARE, 0), Ok(()));
-        servers.end("a", None, 0);
+        assert_eq!(servers.full(), ["a"]);
+        servers.end("a", SHARE, None, 0);
+        assert!(servers.full().is_empty());
         assert_eq!(servers.begin("a", SHARE, 0), Ok(()));
     }
 
@@ -107,19 +122,19 @@ mod tests {
     fn one_that_is_away_is_left_alone_and_then_asked_once() {
         let servers = Servers::default();
         assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
-        servers.end("a", Some(BACKOFF), 0);
-        servers.end("a", Some(BACKOFF), 0);
+        servers.end("a", SHARE, Some(BACKOFF), 0);
+        servers.end("a", SHARE, Some(BACKOFF), 0);
         // Two calls that failed together are one failure: between half of 8 seconds and all of them.
         let Err(Later::Away(until_ms)) = servers.begin("a", SHARE, 0) else { panic!("it was away") };
         assert!((4000..=8000).contains(&until_ms), "{until_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms), Ok(()));
         assert_eq!(servers.begin("a", SHARE, until_ms), Err(Later::Busy(until_ms + 1000)));
-        servers.end("a", Some(BACKOFF), until_ms);
+        servers.end("a", SHARE, Some(BACKOFF), until_ms);
         let Err(Later::Away(again_ms)) = servers.begin("a", SHARE, until_ms) else { panic!("it is still away") };
         let again_ms = again_ms - until_ms;
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
-        servers.end("a", None, until_ms + again_ms);
+        servers.end("a", SHARE, None, until_ms + again_ms);
         assert!(servers.known.lock().is_ok_and(|known| known.is_empty()));
     }
 }
