@@ -194,15 +194,7 @@ impl Config {
     /// Takes from the configuration `before` what only a start reads, and names what is another one here.
     pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
         let mut waiting = Vec::new();
-        macro_rules! keep {
-            ($($name:literal: $($field:ident).+),* $(,)?) => {
-                $(if format!("{:?}", self.$($field).+) != format!("{:?}", before.$($field).+) {
-                    waiting.push($name);
-                }
-                self.$($field).+.clone_from(&before.$($field).+);)*
-            };
-        }
-        keep! {
+        waypost_shared::keep_started! { self, before, waiting;
             "[listen]": listen,
             "[server]": server,
             "[seen]": seen,

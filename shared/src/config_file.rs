@@ -116,6 +116,18 @@ pub fn load<T: DeserializeOwned>(
     Ok(Loaded { config, source })
 }
 
+/// Takes keys of the configuration `$before` that only a start reads, and puts the names of those that had another value
+/// into `$waiting`. Values are compared by what `Debug` shows of them: secrets among them would look the same.
+#[macro_export]
+macro_rules! keep_started {
+    ($config:ident, $before:ident, $waiting:ident; $($name:literal: $($field:ident).+),* $(,)?) => {
+        $(if format!("{:?}", $config.$($field).+) != format!("{:?}", $before.$($field).+) {
+            $waiting.push($name);
+        }
+        $config.$($field).+.clone_from(&$before.$($field).+);)*
+    };
+}
+
 /// The process's environment; variables that are not text are nobody's.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))

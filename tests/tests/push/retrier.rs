@@ -1,6 +1,8 @@
 //! After a fault has ended each event has reached its device exactly once, wherever the push service's answers allow
 //! it; no pushkey was rejected that is not dead, and each dead one was (DESIGN.md, decision 7).
 
+use std::cell::Cell;
+
 use serde_json::json;
 use waypost_tests::ca::{Alpn, Ca};
 use waypost_tests::fault::Fault;
@@ -49,15 +51,20 @@ async fn survives(service: Service, trouble: &Trouble) {
     .await;
     let targets = [1, 2].map(|number| service.target(&gateway, number));
     trouble.begin(&gateway, service, &targets);
-    // Both pushers wait in step; the fault ends for both when the first one has waited so long.
-    let at = |passed: u64| {
-        if passed >= ENDS_AFTER {
-            trouble.end(&gateway, service, &targets);
+    // Their waits pass in no time, so that one may be ahead of the other: the fault ends when both have waited so long.
+    let waited = [Cell::new(0), Cell::new(0)];
+    let at = |pusher: usize| {
+        let (waited, trouble, gateway, targets) = (&waited, trouble, &gateway, &targets);
+        move |passed: u64| {
+            waited[pusher].set(passed);
+            if waited.iter().all(|waited| waited.get() >= ENDS_AFTER) {
+                trouble.end(gateway, service, targets);
+            }
         }
     };
     let (living, dead) = (targets[0].device(), targets[1].device());
     let (living, dead) =
-        tokio::join!(Pusher::run(&gateway, &living, &EVENTS, at), Pusher::run(&gateway, &dead, &EVENTS, at));
+        tokio::join!(Pusher::run(&gateway, &living, &EVENTS, at(0)), Pusher::run(&gateway, &dead, &EVENTS, at(1)));
 
     let about = format!("{service:?} {trouble:?}");
     assert_eq!(living.settled, EVENTS, "{about}");

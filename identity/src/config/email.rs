@@ -1,0 +1,82 @@
+//! How mails are sent.
+
+use std::path::PathBuf;
+
+use serde::Deserialize;
+use waypost_shared::secret::SecretString;
+
+use crate::domain::language;
+
+/// How mail goes out.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct EmailConfig {
+    /// `smtp`, or `folder`: written to files, and the link to the log, to try things out. Default folder.
+    pub(crate) transport: EmailTransport,
+    /// The sender. Default `Waypost <noreply@localhost>`.
+    pub(crate) from: String,
+    /// The SMTP server. Default `localhost`.
+    pub(crate) smtp_host: String,
+    /// Its port. Default 25.
+    pub(crate) smtp_port: u16,
+    /// `none`, `starttls` (required, not merely tried) or `tls`. Default starttls.
+    pub(crate) smtp_tls: SmtpTls,
+    /// Whom to authenticate as. Default none.
+    pub(crate) smtp_username: Option<String>,
+    /// With which password. Default none.
+    pub(crate) smtp_password: Option<SecretString>,
+    /// A file that holds the password. Default none.
+    pub(crate) smtp_password_file: Option<PathBuf>,
+    /// Mails under way at once. Default 10.
+    pub(crate) smtp_max_connections: u32,
+    /// Seconds for one mail. Default 30.
+    pub(crate) smtp_timeout_secs: u64,
+    /// Where the folder transport writes. Default `mail` in the data folder.
+    pub(crate) folder: Option<PathBuf>,
+    /// A folder with templates that take the place of the built-in ones of the same names. Default none.
+    pub(crate) template_dir: Option<PathBuf>,
+    /// The language of who reads none that there are templates in. Default en.
+    pub(crate) default_language: String,
+}
+
+impl Default for EmailConfig {
+    fn default() -> Self {
+        Self {
+            transport: EmailTransport::Folder,
+            from: "Waypost <noreply@localhost>".to_owned(),
+            smtp_host: "localhost".to_owned(),
+            smtp_port: 25,
+            smtp_tls: SmtpTls::Starttls,
+            smtp_username: None,
+            smtp_password: None,
+            smtp_password_file: None,
+            smtp_max_connections: 10,
+            smtp_timeout_secs: 30,
+            folder: None,
+            template_dir: None,
+            default_language: language::ENGLISH.to_owned(),
+        }
+    }
+}
+
+/// See [`EmailConfig::transport`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum EmailTransport {
+    /// To a mail server.
+    Smtp,
+    /// To files.
+    Folder,
+}
+
+/// See [`EmailConfig::smtp_tls`].
+#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum SmtpTls {
+    /// In the clear.
+    None,
+    /// Encrypted after STARTTLS, or not at all.
+    Starttls,
+    /// Encrypted from the first byte.
+    Tls,
+}

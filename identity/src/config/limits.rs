@@ -1,0 +1,103 @@
+//! How much of what is allowed, to whom, in which time.
+
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use crate::storage::rate_limits::Budget;
+
+/// How much is too much. A burst of 0 is no limit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct LimitsConfig {
+    /// Registrations from one source address, in each replica. Default 20, then one in 3 seconds.
+    pub(crate) register_per_source: Rate,
+    /// Lookups by one account, in each replica. Default 50, then one a second.
+    pub(crate) lookup_per_account: Rate,
+    /// Lookups by all accounts of one homeserver, in each replica. Default 2000, then 50 a second.
+    pub(crate) lookup_per_homeserver: Rate,
+    /// Addresses that one account looks up, in each replica. Default 50000, then 50000 a day.
+    pub(crate) addresses_per_account: Rate,
+    /// Addresses that all accounts of one homeserver look up, in each replica. Default 1000000, then 100 a second.
+    pub(crate) addresses_per_homeserver: Rate,
+    /// Mails to one address. Default 5, then one in 5 minutes.
+    pub(crate) mail_per_address: Rate,
+    /// Mails that one account asks for. Default 10, then one in a minute.
+    pub(crate) mail_per_account: Rate,
+    /// Mails that one source address asks for. Default 20, then one in 30 seconds.
+    pub(crate) mail_per_source: Rate,
+    /// Mails in all. Default 500, then one a second.
+    pub(crate) mail_total: Rate,
+    /// Invites to one address. Default 5, then one in an hour.
+    pub(crate) invite_per_address: Rate,
+    /// Invites that one account sends. Default 20, then one in a minute.
+    pub(crate) invite_per_account: Rate,
+    /// Invites that come from one source address, which is a homeserver with all its users. Default 200, then one in 5
+    /// seconds.
+    pub(crate) invite_per_source: Rate,
+    /// Binds by one account, in each replica: each of them is told to a homeserver. Default 20, then one in 10 seconds.
+    pub(crate) bind_per_account: Rate,
+    /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
+    /// their keys. Default 50, then one a second.
+    pub(crate) unbind_per_source: Rate,
+    /// SMS to one number. Default 5, then one in an hour.
+    pub(crate) sms_per_number: Rate,
+    /// SMS to one country. Default 50, then one in a minute.
+    pub(crate) sms_per_country: Rate,
+    /// SMS that one account asks for. Default 5, then one in 10 minutes.
+    pub(crate) sms_per_account: Rate,
+    /// SMS that one source address asks for. Default 10, then one in 5 minutes.
+    pub(crate) sms_per_source: Rate,
+    /// SMS in all. Default 500, then 500 a day.
+    pub(crate) sms_total: Rate,
+    /// Codes that are tried for one number, over all its sessions. Default 20, then one in 10 minutes.
+    pub(crate) sms_codes_per_number: Rate,
+    /// Codes that one source address tries. Default 50, then one in a minute.
+    pub(crate) sms_codes_per_source: Rate,
+}
+
+impl Default for LimitsConfig {
+    fn default() -> Self {
+        let rate = |burst, refill_secs| Rate { burst, refill_secs };
+        Self {
+            register_per_source: rate(20, 3.0),
+            lookup_per_account: rate(50, 1.0),
+            lookup_per_homeserver: rate(2000, 0.02),
+            addresses_per_account: rate(50_000, 1.728),
+            addresses_per_homeserver: rate(1_000_000, 0.01),
+            mail_per_address: rate(5, 300.0),
+            mail_per_account: rate(10, 60.0),
+            mail_per_source: rate(20, 30.0),
+            mail_total: rate(500, 1.0),
+            invite_per_address: rate(5, 3600.0),
+            invite_per_account: rate(20, 60.0),
+            invite_per_source: rate(200, 5.0),
+            bind_per_account: rate(20, 10.0),
+            unbind_per_source: rate(50, 1.0),
+            sms_per_number: rate(5, 3600.0),
+            sms_per_country: rate(50, 60.0),
+            sms_per_account: rate(5, 600.0),
+            sms_per_source: rate(10, 300.0),
+            sms_total: rate(500, 172.8),
+            sms_codes_per_number: rate(20, 600.0),
+            sms_codes_per_source: rate(50, 60.0),
+        }
+    }
+}
+
+/// So many at once, then one more in each interval.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub(crate) struct Rate {
+    /// How many at once; 0 is no limit.
+    pub(crate) burst: u32,
+    /// Seconds until there is one more; fractions are allowed.
+    pub(crate) refill_secs: f64,
+}
+
+impl Rate {
+    /// The rate as a budget. What cannot be a time was refused when the configuration was checked.
+    pub(crate) fn budget(self) -> Budget {
+        Budget { burst: self.burst, per: Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default() }
+    }
+}

@@ -1,0 +1,320 @@
+//! What is wrong with a configuration that its types cannot tell.
+
+use std::time::Duration;
+
+use url::Url;
+use waypost_shared::{
+    config_file::{ConfigError, Source},
+    secret::ExposeSecret as _,
+};
+
+use crate::{
+    delivery,
+    domain::{language, server_name::ServerName},
+};
+
+use super::{Config, V1Mode};
+
+impl Config {
+    /// All that is wrong, each with its place.
+    pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
+        let mut problems = Vec::new();
+        let mut problem = |key: &str, text: String| problems.push(source.error(key, text));
+        if ServerName::parse(&self.identity.server_name).is_err() {
+            problem("identity.server_name", "must be a host name, such as \"id.example.com\"".to_owned());
+        }
+        if let Some(url) = &self.identity.public_base_url
+            && (!matches!(url.scheme(), "http" | "https") || url.query().is_some() || url.fragment().is_some())
+        {
+            problem("identity.public_base_url", "must be an http or https URL without a query".to_owned());
+        }
+        if !(2..=1000).contains(&self.database.max_connections) {
+            // With PostgreSQL one of them listens for changes of other replicas.
+            problem("database.max_connections", "must be from 2 to 1000".to_owned());
+        }
+        if self.tokens.unused_days == 0 {
+            problem("tokens.unused_days", "must be at least 1, or no token would ever be good".to_owned());
+        }
+        match self.database_url() {
+            Err(error) => problem(&error.key("database.url"), error.to_string()),
+            Ok(url) if is_postgres(&url) => {
+                if self.keys.storage_key_file.is_none() {
+                    problem(
+                        "keys.storage_key_file",
+                        "is needed with PostgreSQL, since all replicas must share it; \
+                         make one with `waypost-identity keys storage`"
+                            .to_owned(),
+                    );
+                }
+                if self.keys.signing_key_file.is_none() {
+                    problem(
+                        "keys.signing_key_file",
+                        "is needed with PostgreSQL, since all replicas must share it; \
+                         make one with `waypost-identity keys signing`"
+                            .to_owned(),
+                    );
+                }
+            }
+            Ok(url) if !url.starts_with("sqlite:") => {
+                problem("database.url", "must begin with `postgres://` or `sqlite:`".to_owned());
+            }
+            Ok(_) => {}
+        }
+        match self.smtp_password() {
+            Err(error) => problem(&error.key("email.smtp_password"), error.to_string()),
+            Ok(None) if self.email.smtp_username.is_some() => {
+                problem("email.smtp_username", "needs smtp_password, or smtp_password_file".to_owned());
+            }
+            Ok(_) => {}
+        }
+        if self.email.from.parse::<lettre::message::Mailbox>().is_err() {
+            problem("email.from", "must be a sender, such as \"Example <noreply@example.com>\"".to_owned());
+        }
+        if self.email.smtp_max_connections == 0 {
+            problem("email.smtp_max_connections", "must be at least 1".to_owned());
+        }
+        if language::tag(&self.email.default_language).as_deref() != Some(self.email.default_language.as_str()) {
+            problem("email.default_language", "must be a language, such as \"en\" or \"pt-br\"".to_owned());
+        }
+        for (key, text) in self.sms.problems().into_iter().chain(delivery::sms::problems(&self.sms)) {
+            problem(&format!("sms.{key}"), text);
+        }
+        if self.validation.session_lifetime_secs == 0 {
+            problem("validation.session_lifetime_secs", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.validation.max_attempts == 0 {
+            problem("validation.max_attempts", "must be at least 1, or no session could be proven".to_owned());
+        }
+        if self.lookup.max_addresses == 0 {
+            problem("lookup.max_addresses", "must be at least 1, or nobody could be found".to_owned());
+        }
+        for (number, pattern) in self.validation.next_link_allowed.iter().enumerate() {
+            if crate::domain::next_link::Pattern::parse(pattern).is_none() {
+                problem(
+                    &format!("validation.next_link_allowed.{number}"),
+                    "must be an origin such as \"https://app.example.com\", or a URL that ends in `*`".to_owned(),
+                );
+            }
+        }
+        if self.invites.lifetime_days == 0 {
+            problem("invites.lifetime_days", "must be at least 1".to_owned());
+        }
+        if !matches!(self.invites.web_client_url.scheme(), "http" | "https") {
+            problem("invites.web_client_url", "must be an http or https URL".to_owned());
+        }
+        for (number, pattern) in self.invites.web_clients_allowed.iter().enumerate() {
+            if crate::domain::next_link::Pattern::parse(pattern).is_none() {
+                problem(
+                    &format!("invites.web_clients_allowed.{number}"),
+                    "must be an origin such as \"https://app.example.com\", or a URL that ends in `*`".to_owned(),
+                );
+            }
+        }
+        if self.outbox.at_once == 0 {
+            problem("outbox.at_once", "must be at least 1".to_owned());
+        }
+        for (id, policy) in &self.terms.policies {
+            if policy.version.is_empty() {
+                problem(&format!("terms.policies.{id}.version"), "is needed".to_owned());
+            }
+            if policy.languages.is_empty() {
+                problem(&format!("terms.policies.{id}.languages"), "needs a language, such as `en`".to_owned());
+            }
+            for (language, text) in &policy.languages {
+                let key = format!("terms.policies.{id}.languages.{language}");
+                let shown_here = text.file.is_some() && text.url.is_empty();
+                if language == "version" {
+                    problem(&key, "is no language: the version has that name in the list of policies".to_owned());
+                }
+                if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
+                    problem(&key, "needs a name, and a URL or a file".to_owned());
+                }
+                if text.file.is_some()
+                    && [id, &policy.version, language].iter().any(|part| matches!(part.as_str(), "." | ".."))
+                {
+                    problem(&key, "cannot be shown: `.` and `..` are no parts of an address".to_owned());
+                }
+            }
+        }
+        match self.internal_secret() {
+            Err(error) => problem("internal.secret", error.to_string()),
+            Ok(None) if self.listen.internal.is_some() => {
+                problem("internal.secret", "is needed where listen.internal is set; or set secret_file".to_owned());
+            }
+            Ok(Some(secret)) if secret.expose_secret().len() < 16 => {
+                problem("internal.secret", "must have 16 characters or more".to_owned());
+            }
+            Ok(_) => {}
+        }
+        if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
+            problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
+        }
+        for (number, name) in self.homeservers.allow.iter().enumerate() {
+            if ServerName::parse(name).is_err() {
+                problem(
+                    &format!("homeservers.allow.{number}"),
+                    "must be a server name, such as \"example.com\"".to_owned(),
+                );
+            }
+        }
+        for (name, target) in &self.homeservers.overrides {
+            let known = ServerName::parse(name).is_ok();
+            if !known || ServerName::parse(target).map_or(true, |target| target.port().is_none()) {
+                problem(
+                    &format!("homeservers.overrides.{name}"),
+                    "must be `\"server name\" = \"host:port\"`".to_owned(),
+                );
+            }
+        }
+        for (key, rate) in [
+            ("register_per_source", self.limits.register_per_source),
+            ("lookup_per_account", self.limits.lookup_per_account),
+            ("lookup_per_homeserver", self.limits.lookup_per_homeserver),
+            ("addresses_per_account", self.limits.addresses_per_account),
+            ("addresses_per_homeserver", self.limits.addresses_per_homeserver),
+            ("mail_per_address", self.limits.mail_per_address),
+            ("mail_per_account", self.limits.mail_per_account),
+            ("mail_per_source", self.limits.mail_per_source),
+            ("mail_total", self.limits.mail_total),
+            ("invite_per_address", self.limits.invite_per_address),
+            ("invite_per_account", self.limits.invite_per_account),
+            ("invite_per_source", self.limits.invite_per_source),
+            ("bind_per_account", self.limits.bind_per_account),
+            ("unbind_per_source", self.limits.unbind_per_source),
+            ("sms_per_number", self.limits.sms_per_number),
+            ("sms_per_country", self.limits.sms_per_country),
+            ("sms_per_account", self.limits.sms_per_account),
+            ("sms_per_source", self.limits.sms_per_source),
+            ("sms_total", self.limits.sms_total),
+            ("sms_codes_per_number", self.limits.sms_codes_per_number),
+            ("sms_codes_per_source", self.limits.sms_codes_per_source),
+        ] {
+            if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
+                problem(
+                    &format!("limits.{key}"),
+                    "needs refill_secs of 0.001 or more, or burst = 0 for no limit".to_owned(),
+                );
+            }
+        }
+        problems.extend(self.server.problems(source));
+        problems.extend(self.outbound.problems(source));
+        problems.extend(self.traces.problems(source));
+        problems
+    }
+}
+
+fn is_postgres(url: &str) -> bool {
+    url.starts_with("postgres://") || url.starts_with("postgresql://")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::load;
+
+    #[test]
+    fn a_mistake_is_named_by_line_and_fix() {
+        for (text, expected) in [
+            (
+                "[identity]\nserver_name = 'https://id'",
+                "waypost.toml:2: identity.server_name: must be a host name, such as \"id.example.com\"",
+            ),
+            (
+                "[database]\nurl = 'mysql://a'",
+                "waypost.toml:2: database.url: must begin with `postgres://` or `sqlite:`",
+            ),
+            (
+                "[email]\nsmtp_tls = 'ssl'",
+                "waypost.toml:2: email.smtp_tls: unknown variant `ssl`, expected one of `none`, `starttls`, `tls`",
+            ),
+            (
+                "[sms]\ncountries_allowed = ['GB', 'UK']",
+                "waypost.toml:2: sms.countries_allowed.1: must be a country, such as \"GB\", or a calling code, such as \"+44\"",
+            ),
+            (
+                "[sms]\ntransport = 'http'\n[sms.http]\nurl = 'ftp://a'\nbody = '{{ text }}'",
+                "waypost.toml:4: sms.http.url: must be an http or https URL; only its path and query may be filled in",
+            ),
+            (
+                "[email]\ndefault_language = 'English'",
+                "waypost.toml:2: email.default_language: must be a language, such as \"en\" or \"pt-br\"",
+            ),
+            (
+                "[limits]\nmail_total = { burst = 5 }",
+                "waypost.toml:2: limits.mail_total: needs refill_secs of 0.001 or more, or burst = 0 for no limit",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'",
+                "waypost.toml:1: terms.policies.privacy.languages: needs a language, such as `en`",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.en = { name = 'Privacy' }",
+                "waypost.toml:3: terms.policies.privacy.languages.en: needs a name, and a URL or a file",
+            ),
+            (
+                "[listen]\ninternal = '127.0.0.1:8092'\n[internal]",
+                "waypost.toml:3: internal.secret: is needed where listen.internal is set; or set secret_file",
+            ),
+            ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have 16 characters or more"),
+            (
+                "[v1]\nmode = 'full'",
+                "waypost.toml:1: v1.allow: is needed with mode = \"full\": the addresses of your homeservers",
+            ),
+            (
+                "[homeservers.overrides]\n'hs.test' = 'localhost'",
+                "waypost.toml:2: homeservers.overrides.hs.test: must be `\"server name\" = \"host:port\"`",
+            ),
+            (
+                "[homeservers]\nallow = ['hs.test', 'https://hs.test']",
+                "waypost.toml:2: homeservers.allow.1: must be a server name, such as \"example.com\"",
+            ),
+            (
+                "[validation]\nsession_lifetime_secs = 0",
+                "waypost.toml:2: validation.session_lifetime_secs: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[validation]\nmax_attempts = 0",
+                "waypost.toml:2: validation.max_attempts: must be at least 1, or no session could be proven",
+            ),
+            (
+                "[lookup]\nmax_addresses = 0",
+                "waypost.toml:2: lookup.max_addresses: must be at least 1, or nobody could be found",
+            ),
+            (
+                "[email]\nsmtp_username = 'waypost'",
+                "waypost.toml:2: email.smtp_username: needs smtp_password, or smtp_password_file",
+            ),
+            (
+                "[terms.policies.privacy]\nversion = '1'\nlanguages.version = { name = 'A', url = 'https://a' }",
+                "waypost.toml:3: terms.policies.privacy.languages.version: is no language: the version has that name in \
+                 the list of policies",
+            ),
+            (
+                "[traces]\notlp_endpoint = '127.0.0.1:4318'",
+                "waypost.toml:2: traces.otlp_endpoint: must be an http or https URL without a query, such as \
+                 \"http://127.0.0.1:4318\"",
+            ),
+            (
+                "[traces]\nsample_ratio = 2",
+                "waypost.toml:2: traces.sample_ratio: must be 0 to 1, such as 0.1 for a tenth",
+            ),
+            (
+                "[traces]\n[traces.header_files]\nAuthorization = '/nowhere/token'",
+                "waypost.toml:3: traces.header_files.Authorization: cannot read /nowhere/token: No such file or \
+                 directory (os error 2)",
+            ),
+            ("[server]\nmax_connections = 0", "waypost.toml:2: server.max_connections: must be 1 to 1000000"),
+            (
+                "[outbound]\nextra_ca_file = '/nowhere/ca.pem'",
+                "waypost.toml:2: outbound.extra_ca_file: cannot read /nowhere/ca.pem: No such file or directory (os error 2)",
+            ),
+            (
+                "[validation]\nnext_link_allowed = ['https://a', 'javascript:*']",
+                "waypost.toml:2: validation.next_link_allowed.1: must be an origin such as \"https://app.example.com\", or a URL that ends in `*`",
+            ),
+        ] {
+            assert_eq!(load(text).unwrap_err(), expected);
+        }
+        let postgres = load("[database]\nurl = 'postgres://a'").unwrap_err();
+        assert!(postgres.contains("keys.storage_key_file: is needed with PostgreSQL"), "{postgres}");
+    }
+}
