@@ -36,7 +36,7 @@ fn v2_routes() -> Router<App> {
         .get("/_matrix/identity/v2/pubkey/{keyId}", pubkey::pubkey)
         // Association lookup
         .get("/_matrix/identity/v2/hash_details", lookup::hash_details)
-        .post("/_matrix/identity/v2/lookup", lookup::lookup)
+        .post_large("/_matrix/identity/v2/lookup", lookup::lookup)
         // Email associations
         .post("/_matrix/identity/v2/validate/email/requestToken", validation::email::request_token_endpoint)
         .post("/_matrix/identity/v2/validate/email/submitToken", validation::email::submit_token_endpoint)

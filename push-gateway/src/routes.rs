@@ -8,5 +8,7 @@ use crate::{app::App, notify};
 
 /// The public routes.
 pub(crate) fn public() -> Router<Arc<App>> {
-    Router::new().post("/_matrix/push/v1/notify", notify::notify).get("/_matrix/push/v1/notify", notify::discovery)
+    Router::new()
+        .post_large("/_matrix/push/v1/notify", notify::notify)
+        .get("/_matrix/push/v1/notify", notify::discovery)
 }

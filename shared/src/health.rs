@@ -84,3 +84,45 @@ async fn metrics_text(operations: Operations, _request: Incoming) -> Result<Resp
     let text = metrics::text(&operations.registry);
     Ok(with_body(StatusCode::OK, "application/openmetrics-text; version=1.0.0; charset=utf-8", text))
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::{
+        io::{Read as _, Write as _},
+        net::TcpStream,
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        clock::Clock,
+        serve::{self, ServerConfig, Stop},
+    };
+
+    /// The runtime has one thread, and this test occupies it until the answer is there.
+    #[tokio::test]
+    async fn liveness_is_answered_while_nothing_else_is() {
+        let listener = serve::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = Stop::manual();
+        let operations = Operations {
+            registry: Arc::default(),
+            readiness: Readiness::default(),
+            about: About::new("test", Clock::System, || std::future::ready(status::Facts::default())),
+        };
+        let config = ServerConfig::default();
+        let served = serve::serve_apart("operations", listener, routes(), operations, &config, stopped).unwrap();
+
+        let mut stream = TcpStream::connect(address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(b"GET /health/live HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+
+        stop.send(true).unwrap();
+        served.await.unwrap();
+    }
+}

@@ -139,13 +139,25 @@ fn internal_error() -> Response {
     MatrixError::new(StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN", "Internal server error").into_response()
 }
 
+/// The bytes that a body may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodySize {
+    /// [`SMALL_BODY`] at most: what the parameters of any ordinary request fit into.
+    Small,
+    /// `server.max_body_bytes` at most: for lists and whole events.
+    Large,
+}
+
+/// Bytes of a body, unless its route is known to need more. What a stranger's body can cost grows with its size.
+pub const SMALL_BODY: usize = 64 * 1024;
+
 type BoxedFuture = Pin<Box<dyn Future<Output = Response> + Send>>;
 type Handler<S> = Box<dyn Fn(S, Incoming) -> BoxedFuture + Send + Sync>;
 
 /// The methods of one path.
 struct Endpoint<S> {
     pattern: &'static str,
-    handlers: Vec<(Method, Handler<S>)>,
+    handlers: Vec<(Method, BodySize, Handler<S>)>,
 }
 
 /// A table of routes: one line for each endpoint.
@@ -209,10 +221,15 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         E: std::error::Error + Send + 'static,
         for<'a> MatrixError: From<&'a E>,
     {
-        self.add(Method::HEAD, path, boxed(handler)).add(Method::GET, path, boxed(handler))
+        self.add(Method::HEAD, path, BodySize::Small, boxed(handler)).add(
+            Method::GET,
+            path,
+            BodySize::Small,
+            boxed(handler),
+        )
     }
 
-    /// Adds a POST endpoint.
+    /// Adds a POST endpoint for bodies of up to [`SMALL_BODY`] bytes.
     #[must_use]
     pub fn post<F, Fut, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -221,13 +238,25 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         E: std::error::Error + Send + 'static,
         for<'a> MatrixError: From<&'a E>,
     {
-        self.add(Method::POST, path, boxed(handler))
+        self.add(Method::POST, path, BodySize::Small, boxed(handler))
+    }
+
+    /// Adds a POST endpoint for bodies of up to `server.max_body_bytes` bytes.
+    #[must_use]
+    pub fn post_large<F, Fut, E>(self, path: &'static str, handler: F) -> Self
+    where
+        F: Fn(S, Incoming) -> Fut + Send + Sync + Copy + 'static,
+        Fut: Future<Output = Result<Response, E>> + Send + 'static,
+        E: std::error::Error + Send + 'static,
+        for<'a> MatrixError: From<&'a E>,
+    {
+        self.add(Method::POST, path, BodySize::Large, boxed(handler))
     }
 
     /// # Panics
     ///
     /// If two patterns contradict each other: a mistake in the table, seen at the first start.
-    fn add(mut self, method: Method, path: &'static str, handler: Handler<S>) -> Self {
+    fn add(mut self, method: Method, path: &'static str, size: BodySize, handler: Handler<S>) -> Self {
         let known = self.endpoints.iter().position(|endpoint| endpoint.pattern == path);
         let index = known.unwrap_or_else(|| {
             let index = self.endpoints.len();
@@ -235,7 +264,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
             self.endpoints.push(Endpoint { pattern: path, handlers: Vec::new() });
             index
         });
-        self.endpoints[index].handlers.push((method, handler));
+        self.endpoints[index].handlers.push((method, size, handler));
         self
     }
 
@@ -248,7 +277,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         let Ok(found) = self.paths.at(path) else { return (Matched::Unknown, Vec::new()) };
         let endpoint = *found.value;
         let handlers = &self.endpoints[endpoint].handlers;
-        match handlers.iter().position(|(known, _)| known == method) {
+        match handlers.iter().position(|(known, ..)| known == method) {
             None => (Matched::WrongMethod(endpoint), Vec::new()),
             Some(handler) => {
                 let params = found.params.iter().map(|(name, value)| (name.to_owned(), decoded(value)));
@@ -267,11 +296,20 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         }
     }
 
+    /// The body that a request may have; none if nothing would read it.
+    #[must_use]
+    pub fn body_size(&self, matched: Matched) -> Option<BodySize> {
+        match matched {
+            Matched::Handler(endpoint, handler) => Some(self.endpoints[endpoint].handlers[handler].1),
+            Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => None,
+        }
+    }
+
     /// Answers a request whose body has been read.
     pub async fn answer(&self, state: S, matched: Matched, request: Incoming) -> Response {
         let mut response = match matched {
             Matched::Handler(endpoint, handler) => {
-                let (_, handler) = &self.endpoints[endpoint].handlers[handler];
+                let (_, _, handler) = &self.endpoints[endpoint].handlers[handler];
                 let answer = AssertUnwindSafe(async { handler(state, request).await });
                 answer.catch_unwind().await.unwrap_or_else(|_| internal_error())
             }
@@ -294,7 +332,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
     }
 
     fn wrong_method(&self, endpoint: usize) -> Response {
-        let allowed: Vec<_> = self.endpoints[endpoint].handlers.iter().map(|(method, _)| method.as_str()).collect();
+        let allowed: Vec<_> = self.endpoints[endpoint].handlers.iter().map(|(method, ..)| method.as_str()).collect();
         let allowed = allowed.join(", ");
         let text = format!("This endpoint takes {allowed}");
         let mut response = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text).into_response();

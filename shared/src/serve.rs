@@ -30,7 +30,7 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, SemaphorePermit, watch},
+    sync::{Semaphore, SemaphorePermit, oneshot, watch},
     time::{Instant, timeout},
 };
 use tower_service::Service;
@@ -39,7 +39,7 @@ use warp::Filter as _;
 use crate::{
     config_file::{ConfigError, Source},
     current::Current,
-    http::{Incoming, Matched, Response, Router},
+    http::{BodySize, Incoming, Matched, Response, Router, SMALL_BODY},
     matrix_error::MatrixError,
     metrics::HttpMetrics,
     random,
@@ -57,7 +57,7 @@ pub struct ServerConfig {
     pub header_timeout_secs: u64,
     /// Seconds for a request's body to arrive. Default 30.
     pub body_timeout_secs: u64,
-    /// Bytes of a body at the most. Default 1048576.
+    /// Bytes of a body at most, for lookups and notifications; other requests take 64 KiB. Default 1048576.
     pub max_body_bytes: usize,
     /// Bytes of all bodies together at the most; requests that have no room wait. Default 67108864.
     pub max_buffered_bytes: usize,
@@ -211,6 +211,37 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
         tracing::warn!("requests were still in flight when the grace for stopping ended");
     }
     Ok(())
+}
+
+/// Serves on a thread and a runtime of its own, so that whatever the other requests do with the CPU, these are answered:
+/// an orchestrator restarts a process whose liveness probe finds nobody. The future ends when serving has.
+///
+/// # Errors
+///
+/// The thread cannot be started. The future ends with an error if the thread panics.
+pub fn serve_apart<S: Clone + Send + Sync + 'static>(
+    name: &str,
+    listener: TcpListener,
+    router: Router<S>,
+    state: S,
+    config: &ServerConfig,
+    stop: Stop,
+) -> io::Result<impl Future<Output = io::Result<()>> + use<S>> {
+    // A listener belongs to the runtime that it was made in.
+    let (listener, config) = (listener.into_std()?, config.clone());
+    let (ended, end) = oneshot::channel();
+    std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let serving = || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+            runtime.block_on(async {
+                let listener = TcpListener::from_std(listener)?;
+                serve(listener, router, state, &config, None, None, stop).await
+            })
+        };
+        // Nobody listens any more when the process is on its way out.
+        drop(ended.send(serving()));
+    })?;
+    Ok(async { end.await.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) })
 }
 
 async fn accept(
@@ -446,10 +477,10 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         path_params: Vec<(String, String)>,
         request_id: String,
     ) -> Response {
-        let body = match matched {
-            Matched::Handler(..) => self.read(&head.method, &head.headers, body).await,
+        let body = match self.router.body_size(matched) {
+            Some(size) => self.read(&head.method, &head.headers, size, body).await,
             // Whatever came with it does not matter.
-            Matched::WrongMethod(_) | Matched::Preflight | Matched::Unknown => Ok((Bytes::new(), None)),
+            None => Ok((Bytes::new(), None)),
         };
         match body {
             // The room is given back when the answer is there.
@@ -479,9 +510,13 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         &self,
         method: &Method,
         headers: &HeaderMap,
+        size: BodySize,
         body: impl Stream<Item = Result<B, warp::Error>>,
     ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), MatrixError> {
-        let limit = self.config.max_body_bytes;
+        let limit = match size {
+            BodySize::Small => self.config.max_body_bytes.min(SMALL_BODY),
+            BodySize::Large => self.config.max_body_bytes,
+        };
         let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: usize| length > limit) {
             return Err(too_large(limit));

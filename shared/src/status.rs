@@ -2,16 +2,17 @@
 
 use std::{
     fmt,
-    pin::Pin,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use http::{
-    HeaderValue,
+    HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
 use serde::Serialize;
 use serde_json::{Map, Value, json};
+use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
 
 use crate::{
     clock::Clock,
@@ -77,7 +78,8 @@ pub struct Facts {
     pub expiries: Vec<Expiry>,
 }
 
-type Asking = Pin<Box<dyn Future<Output = Facts> + Send>>;
+/// Gathering takes milliseconds, unless the service has no CPU left for it.
+const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Asks a service for its facts.
 #[derive(Clone)]
@@ -85,7 +87,7 @@ pub struct About {
     service: &'static str,
     clock: Clock,
     started_ms: i64,
-    ask: Arc<dyn Fn() -> Asking + Send + Sync>,
+    ask: Arc<dyn Fn() -> JoinHandle<Facts> + Send + Sync>,
 }
 
 impl fmt::Debug for About {
@@ -95,14 +97,30 @@ impl fmt::Debug for About {
 }
 
 impl About {
-    /// The service of this name, which starts now and tells its facts when it is asked.
+    /// The service of this name, which starts now and tells its facts when it is asked. They are gathered on the
+    /// runtime that this is called in: what they come from, such as a database's connections, belongs to it.
+    ///
+    /// # Panics
+    ///
+    /// Outside a runtime.
     pub fn new<F, Fut>(service: &'static str, clock: Clock, ask: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Facts> + Send + 'static,
     {
         let started_ms = clock.now_ms();
-        Self { service, clock, started_ms, ask: Arc::new(move || Box::pin(ask())) }
+        let runtime = Handle::current();
+        Self { service, clock, started_ms, ask: Arc::new(move || runtime.spawn(ask())) }
+    }
+
+    async fn facts(&self) -> Result<Facts, MatrixError> {
+        match timeout(FACTS_TIMEOUT, (self.ask)()).await {
+            Ok(Ok(facts)) => Ok(facts),
+            Ok(Err(_)) | Err(_) => {
+                let text = "The service does not say how it is: it is overloaded, or about to stop";
+                Err(MatrixError::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", text))
+            }
+        }
     }
 }
 
@@ -160,7 +178,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
         "default-src 'none'; style-src 'nonce-{nonce}'; script-src 'nonce-{nonce}'; connect-src 'self'; img-src data:; \
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
-    let mut response = with_body(http::StatusCode::OK, "text/html; charset=utf-8", PAGE.replace("NONCE", &nonce));
+    let mut response = with_body(StatusCode::OK, "text/html; charset=utf-8", PAGE.replace("NONCE", &nonce));
     // The nonce is base64 for URLs, which a header can hold.
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
@@ -173,7 +191,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
 /// `GET /status`: the same for programs; docs/operations.md describes the fields.
 pub(crate) async fn status(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     let about = &operations.about;
-    let Facts { neighbours, expiries } = (about.ask)().await;
+    let Facts { neighbours, expiries } = about.facts().await?;
     let mut response = json(&json!({
         "service": about.service,
         "version": env!("CARGO_PKG_VERSION"),

@@ -182,6 +182,24 @@ impl Server {
         self.child.id()
     }
 
+    /// The CPU that it has used so far. Threads that have ended are not counted.
+    pub fn cpu(&self) -> Duration {
+        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
+        // Source: Linux, Documentation/scheduler/sched-stats.rst: the first number is nanoseconds on a CPU.
+        let on_cpu = |task: std::io::Result<std::fs::DirEntry>| {
+            let text = std::fs::read_to_string(task.ok()?.path().join("schedstat")).ok()?;
+            text.split(' ').next()?.parse::<u64>().ok()
+        };
+        Duration::from_nanos(tasks.filter_map(on_cpu).sum())
+    }
+
+    /// The memory that it has in use, in bytes.
+    pub fn memory(&self) -> usize {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
+        let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
+        kib.unwrap().parse::<usize>().unwrap() * 1024
+    }
+
     /// Kills it, and leaves its folder as it is.
     pub fn kill(&mut self) {
         let _ = self.child.kill();

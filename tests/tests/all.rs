@@ -12,4 +12,5 @@ mod reload;
 mod rolling;
 mod service_manager;
 mod status_page;
+mod strangers;
 mod traces;

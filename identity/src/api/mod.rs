@@ -7,6 +7,7 @@ use serde_json::{Map, Value};
 use waypost_shared::{
     http::{Incoming, not_json},
     matrix_error::MatrixError,
+    params::{given_once, pairs},
     traces,
 };
 
@@ -31,13 +32,13 @@ pub(crate) mod validation;
 ///
 /// # Errors
 ///
-/// 400 `M_NOT_JSON`; 400 `M_INVALID_PARAM` for what is not UTF-8.
+/// 400 `M_NOT_JSON`; 400 `M_INVALID_PARAM` for what is not UTF-8, and for too many parameters.
 pub(crate) fn v1_values(request: &Incoming) -> Result<Map<String, Value>, MatrixError> {
     let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_json = content_type.is_some_and(|value| value.starts_with("application/json"));
-    let mut given = pairs(request.query.as_bytes())?;
+    let mut given = utf8_pairs(request.query.as_bytes())?;
     if !is_json {
-        given.extend(pairs(&request.body)?);
+        given.extend(utf8_pairs(&request.body)?);
     } else if !request.body.trim_ascii().is_empty() {
         match serde_json::from_slice(&request.body) {
             Ok(Value::Object(object)) => given.extend(object),
@@ -46,27 +47,16 @@ pub(crate) fn v1_values(request: &Incoming) -> Result<Map<String, Value>, Matrix
             Err(error) => return Err(not_json(&error)),
         }
     }
-
-    let mut values = Map::new();
-    let mut twice = Vec::new();
-    for (name, value) in given {
-        if values.insert(name.clone(), value).is_some() {
-            twice.push(name);
-        }
-    }
-    values.retain(|name, _| !twice.contains(name));
-    Ok(values)
+    Ok(given_once(given))
 }
 
-/// The pairs of a form or a query.
-fn pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
-    let mut pairs = Vec::new();
-    for (name, value) in url::form_urlencoded::parse(text) {
-        // Decoding puts this character in place of what is not UTF-8; nobody means to send it.
-        if name.contains(char::REPLACEMENT_CHARACTER) || value.contains(char::REPLACEMENT_CHARACTER) {
-            return Err(MatrixError::bad_request("M_INVALID_PARAM", "The parameters must be UTF-8"));
-        }
-        pairs.push((name.into_owned(), Value::from(value.into_owned())));
+/// The pairs of a form or a query, which must be UTF-8.
+fn utf8_pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
+    let pairs = pairs(text)?;
+    // Decoding puts this character in place of what is not UTF-8; nobody means to send it.
+    let is_broken = |text: &str| text.contains(char::REPLACEMENT_CHARACTER);
+    if pairs.iter().any(|(name, value)| is_broken(name) || value.as_str().is_some_and(is_broken)) {
+        return Err(MatrixError::bad_request("M_INVALID_PARAM", "The parameters must be UTF-8"));
     }
     Ok(pairs)
 }

@@ -33,7 +33,7 @@ pub(crate) async fn is_ephemeral_valid(app: App, request: Incoming) -> Result<Re
 }
 
 fn public_key(request: &Incoming) -> Result<String, MatrixError> {
-    let mut params = Params::from_pairs(&request.query);
+    let mut params = Params::from_pairs(request.query.as_bytes())?;
     let public_key = params.text("public_key");
     params.finish()?;
     Ok(public_key)

@@ -61,12 +61,8 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
     // Health and metrics are there until the end, and say "not ready" from the first moment of stopping.
     let (stop_operations, operations_stop) = Stop::manual();
-    let serving_operations = {
-        let server = server.clone();
-        tokio::spawn(async move {
-            serve::serve(operations_listener, health::routes(), shown, &server, None, None, operations_stop).await
-        })
-    };
+    let serving_operations =
+        serve::serve_apart("operations", operations_listener, health::routes(), shown, &server, operations_stop)?;
     tokio::spawn({
         let (readiness, stop) = (readiness.clone(), stop.clone());
         async move {
@@ -113,7 +109,7 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
         tracer.stop().await;
     }
     stop_operations.send_replace(true);
-    serving_operations.await??;
+    serving_operations.await?;
     app.store.close().await;
     tracing::info!("stopped");
     Ok(())

@@ -72,7 +72,7 @@ pub(super) async fn run(
         drop(until_served);
         ended
     };
-    let operations = serve::serve(operations, health::routes(), state, &config.server, None, None, served);
+    let operations = serve::serve_apart("operations", operations, health::routes(), state, &config.server, served)?;
     let unready = async {
         stop.requested().await;
         readiness.set(false);

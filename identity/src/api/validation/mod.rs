@@ -218,7 +218,7 @@ pub(crate) async fn submit_token(
 /// The page has no access token, and needs none: the session's secret and the token that was sent are the proof.
 async fn submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
     if is_form(request) {
-        let mut params = Params::from_pairs(&String::from_utf8_lossy(&request.body));
+        let mut params = Params::from_pairs(&request.body)?;
         let look = Wanted::of(request).and(&mut params).look(app);
         let submission = Submission::read(medium, &mut params);
         let submitted = async {
@@ -251,7 +251,7 @@ async fn v1_submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) 
 /// operator wants that, and HEAD never does.
 async fn token_page(app: &AppState, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
     let look = Wanted::of(request).look(app);
-    let mut params = Params::from_pairs(&request.query);
+    let mut params = Params::from_pairs(request.query.as_bytes())?;
     let submission = Submission::read(medium, &mut params);
     let opened = async {
         params.finish()?;
@@ -312,7 +312,7 @@ async fn session_to_submit_to(app: &AppState, submission: &Submission) -> Result
 /// `GET /_matrix/identity/v2/3pid/getValidated3pid`: the address of a session that was proven.
 pub(crate) async fn validated_threepid(app: App, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
-    validated(&app, Params::from_pairs(&request.query)).await
+    validated(&app, Params::from_pairs(request.query.as_bytes())?).await
 }
 
 /// `GET /_matrix/identity/api/v1/3pid/getValidated3pid`: the same for a homeserver that the operator listed.
@@ -344,7 +344,7 @@ fn submit_path(medium: Medium) -> &'static str {
 /// JSON, or the form that earlier drafts of the specification allowed.
 fn params(request: &Incoming) -> Result<Params, MatrixError> {
     if is_form(request) {
-        return Ok(Params::from_pairs(&String::from_utf8_lossy(&request.body)));
+        return Params::from_pairs(&request.body);
     }
     Ok(Params::new(request.json_object()?))
 }

@@ -1,0 +1,4 @@
+//! What somebody without an account can make the services spend: CPU, memory, places
+//! (docs/security.md, "What strangers can multiply").
+
+mod work;
