@@ -103,10 +103,10 @@ impl Deref for AppState {
 /// Budgets that each replica counts for itself.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    pub(crate) register: Limiter<std::net::IpAddr>,
+    pub(crate) register: Limiter<Option<std::net::IpAddr>>,
     pub(crate) lookup: Limiter<Arc<str>>,
     pub(crate) bind: Limiter<Arc<str>>,
-    pub(crate) unbind: Limiter<std::net::IpAddr>,
+    pub(crate) unbind: Limiter<Option<std::net::IpAddr>>,
     pub(crate) lookup_homeserver: Limiter<Arc<str>>,
     pub(crate) addresses: Limiter<Arc<str>>,
     pub(crate) addresses_homeserver: Limiter<Arc<str>>,

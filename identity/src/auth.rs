@@ -165,7 +165,8 @@ pub(crate) async fn account_with_terms(app: &AppState, request: &Incoming) -> Re
 pub(crate) fn listed_caller(app: &AppState, request: &Incoming) -> Result<(), ApiError> {
     // A page in the browser of somebody on the listed network is not a listed caller; homeservers send no Origin.
     let from_a_page = request.headers.contains_key(http::header::ORIGIN);
-    if !from_a_page && app.config.v1.allow.iter().any(|range| range.contains(&request.source)) {
+    let is_listed = |address: std::net::IpAddr| app.config.v1.allow.iter().any(|range| range.contains(&address));
+    if !from_a_page && request.source.address().is_some_and(is_listed) {
         return Ok(());
     }
     tracing::debug!(source = %request.source, "a caller is not in v1.allow");
@@ -204,8 +205,9 @@ impl AppState {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use bytes::Bytes;
     use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
+
+    use waypost_shared::{body::Body, rate_limit::RequestSource};
 
     use super::*;
     use crate::{
@@ -223,8 +225,8 @@ mod tests {
             path_params: Vec::new(),
             query: String::new(),
             headers: HeaderMap::from_iter([(AUTHORIZATION, HeaderValue::from_static("Bearer token"))]),
-            body: Bytes::new(),
-            source: [127, 0, 0, 1].into(),
+            body: Body::default(),
+            source: RequestSource::UNKNOWN,
             request_id: String::new(),
         };
         account_with_terms(&app, &request).await.unwrap();

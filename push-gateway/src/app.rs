@@ -14,7 +14,7 @@ use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
-    rate_limit::{Limiter, source_key},
+    rate_limit::{Limiter, RequestSource},
     status::{Expiry, Facts, Neighbour, State, Watch},
     telemetry::LogLevel,
     traces::TracesError,
@@ -105,7 +105,7 @@ pub(crate) struct Entry {
 /// The budgets that are looked at before any work.
 #[derive(Debug)]
 pub(crate) struct Limits {
-    sources: Limiter<IpAddr>,
+    sources: Limiter<Option<IpAddr>>,
     /// By hash: pushkeys are secrets.
     pushkeys: Limiter<u64>,
     hasher: RandomState,
@@ -123,8 +123,8 @@ impl Limits {
     }
 
     /// Takes a request from its source's budget.
-    pub(crate) fn request_from(&self, source: IpAddr) -> Result<(), ApiError> {
-        self.within(Limit::Source, self.sources.check(&source_key(source)))
+    pub(crate) fn request_from(&self, source: RequestSource) -> Result<(), ApiError> {
+        self.within(Limit::Source, self.sources.check(&source.key()))
     }
 
     /// Takes a push from its app's and its pushkey's budgets.

@@ -52,7 +52,7 @@ enum Verdict {
 }
 
 /// `POST /_matrix/push/v1/notify`: an event, or new counts, for some devices.
-pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn notify(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     app.limits.request_from(request.source)?;
     let notification = Notification::parse(request.json_object()?, &app.config)?;
     // Devices whose data cannot be understood are left out, as long as there is another one.

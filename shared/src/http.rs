@@ -3,7 +3,7 @@
 //! The path, the method, the query and the headers are matched before a byte of the body is read; after that
 //! nothing rejects, so a bad body is 400 and never 404.
 
-use std::{fmt, net::IpAddr, panic::AssertUnwindSafe, pin::Pin};
+use std::{fmt, mem, panic::AssertUnwindSafe, pin::Pin};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -17,13 +17,13 @@ use http::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::matrix_error::MatrixError;
+use crate::{body::Body, matrix_error::MatrixError, rate_limit::RequestSource};
 
 /// An answer with its whole body.
 pub type Response = http::Response<Bytes>;
 
 /// A request with its whole body.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Incoming {
     /// The method.
     pub method: Method,
@@ -35,26 +35,27 @@ pub struct Incoming {
     pub query: String,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body.
-    pub body: Bytes,
-    /// Who sent it: the peer, or whom a trusted proxy names.
-    pub source: IpAddr,
+    /// The body; empty once it was taken.
+    pub body: Body,
+    /// Where it came from.
+    pub source: RequestSource,
     /// Names this request in the log and in the answer's `X-Request-Id`.
     pub request_id: String,
 }
 
 impl Incoming {
-    /// The body as a JSON object, whatever its content type says: homeservers leave it out.
+    /// Takes the body. Its memory is free for others as soon as that is dropped.
+    pub fn take_body(&mut self) -> Body {
+        mem::take(&mut self.body)
+    }
+
+    /// Takes the body and reads it as a JSON object, whatever its content type says: homeservers leave it out.
     ///
     /// # Errors
     ///
-    /// 400 `M_NOT_JSON` for what is not JSON, 400 `M_BAD_JSON` for JSON that is not an object.
-    pub fn json_object(&self) -> Result<Map<String, Value>, MatrixError> {
-        match serde_json::from_slice(&self.body) {
-            Ok(Value::Object(object)) => Ok(object),
-            Ok(_) => Err(MatrixError::bad_request("M_BAD_JSON", "The body must be a JSON object")),
-            Err(error) => Err(not_json(&error)),
-        }
+    /// Those of [`json_object`].
+    pub fn json_object(&mut self) -> Result<Map<String, Value>, MatrixError> {
+        json_object(&self.take_body())
     }
 
     /// A parameter of the query, decoded; the first one when it is repeated.
@@ -77,6 +78,19 @@ impl Incoming {
         let value = self.headers.get(AUTHORIZATION)?.to_str().ok()?;
         let (scheme, token) = value.split_once(' ')?;
         scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+    }
+}
+
+/// A body as a JSON object.
+///
+/// # Errors
+///
+/// 400 `M_NOT_JSON` for what is not JSON, 400 `M_BAD_JSON` for JSON that is not an object.
+pub fn json_object(body: &[u8]) -> Result<Map<String, Value>, MatrixError> {
+    match serde_json::from_slice(body) {
+        Ok(Value::Object(object)) => Ok(object),
+        Ok(_) => Err(MatrixError::bad_request("M_BAD_JSON", "The body must be a JSON object")),
+        Err(error) => Err(not_json(&error)),
     }
 }
 
@@ -436,8 +450,8 @@ mod tests {
             path_params,
             query: String::new(),
             headers: HeaderMap::new(),
-            body: Bytes::new(),
-            source: IpAddr::from([127, 0, 0, 1]),
+            body: Body::default(),
+            source: RequestSource::UNKNOWN,
             request_id: "test".to_owned(),
         };
         router.answer((), matched, request).await

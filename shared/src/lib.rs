@@ -2,6 +2,7 @@
 //!
 //! Nothing here knows a threepid or a pusher, and nothing here imports another Waypost crate.
 
+pub mod body;
 pub mod clock;
 pub mod command_line;
 pub mod config_file;

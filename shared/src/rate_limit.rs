@@ -1,6 +1,7 @@
 //! Budgets that are counted in this process. Those that must hold across replicas are rows of a database.
 
 use std::{
+    fmt,
     hash::Hash,
     net::{IpAddr, Ipv6Addr},
     num::NonZeroU32,
@@ -74,14 +75,46 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     }
 }
 
-/// Whom to count for an address: one IPv6 customer has a whole /64, so its addresses are one.
-#[must_use]
-pub fn source_key(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V4(address) => address.into(),
-        IpAddr::V6(address) => {
-            let [a, b, c, d, ..] = address.segments();
-            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+/// Where a request came from: the peer's address, or the one that a trusted proxy names; unknown if such a proxy names
+/// none that can be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RequestSource(Option<IpAddr>);
+
+impl RequestSource {
+    /// Nobody in particular: never in a list of addresses, and one source to every budget.
+    pub const UNKNOWN: Self = Self(None);
+
+    /// The address, if it is known.
+    #[must_use]
+    pub fn address(self) -> Option<IpAddr> {
+        self.0
+    }
+
+    /// Whom to count for it: one IPv6 customer has a whole /64, so its addresses are one.
+    #[must_use]
+    pub fn key(self) -> Option<IpAddr> {
+        Some(match self.0? {
+            IpAddr::V4(address) => address.into(),
+            IpAddr::V6(address) => {
+                let [a, b, c, d, ..] = address.segments();
+                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+            }
+        })
+    }
+}
+
+impl From<IpAddr> for RequestSource {
+    fn from(address: IpAddr) -> Self {
+        Self(Some(address.to_canonical()))
+    }
+}
+
+impl fmt::Display for RequestSource {
+    /// The address as it is counted, or `unknown`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.key() {
+            Some(address) => address.fmt(f),
+            None => f.write_str("unknown"),
         }
     }
 }
@@ -94,11 +127,12 @@ mod tests {
 
     #[test]
     fn the_addresses_of_one_ipv6_network_are_one_source() {
-        let key = |text: &str| source_key(text.parse().unwrap());
+        let key = |text: &str| RequestSource::from(text.parse::<IpAddr>().unwrap()).key();
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
+        assert_eq!(RequestSource::UNKNOWN.key(), None);
     }
 
     #[test]

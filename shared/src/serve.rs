@@ -20,7 +20,7 @@ use futures_util::{
     Stream, StreamExt as _,
     future::{Either, Ready, ready},
 };
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header::CONTENT_LENGTH};
 use hyper_util::{
     rt::{TokioExecutor, TokioIo, TokioTimer},
     server::{conn::auto, graceful::GracefulShutdown},
@@ -30,19 +30,21 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, SemaphorePermit, oneshot, watch},
-    time::{Instant, timeout},
+    sync::{Semaphore, oneshot, watch},
+    time::{Instant, timeout, timeout_at},
 };
 use tower_service::Service;
 use warp::Filter as _;
 
 use crate::{
+    body::{Body, BodyMemory, Held, NoMemory},
     config_file::{ConfigError, Source},
     current::Current,
     http::{BodySize, Incoming, Matched, Response, Router, SMALL_BODY},
     matrix_error::MatrixError,
     metrics::HttpMetrics,
     random,
+    rate_limit::RequestSource,
     traces::{self, Span, Tracer},
 };
 
@@ -59,7 +61,8 @@ pub struct ServerConfig {
     pub body_timeout_secs: u64,
     /// Bytes of a body at most, for lookups and notifications; other requests take 64 KiB. Default 1048576.
     pub max_body_bytes: usize,
-    /// Bytes of all bodies together at the most; requests that have no room wait. Default 67108864.
+    /// Bytes of all bodies together at most, while they arrive and until they are parsed; an eighth of them for one
+    /// source. What finds no room is answered 429 or 503. Default 67108864.
     pub max_buffered_bytes: usize,
     /// Open connections at the most; further ones wait to be accepted. Default 4096.
     pub max_connections: usize,
@@ -177,8 +180,8 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     stop: Stop,
 ) -> io::Result<()> {
     let state = state.into();
-    let room = Room::new(config);
-    let service = Arc::new(Public { router, state, config: config.clone(), metrics, tracer, room });
+    let memory = BodyMemory::new(config.max_buffered_bytes, config.max_body_bytes);
+    let service = Arc::new(Public { router, state, config: config.clone(), metrics, tracer, memory });
     let header_timeout = Duration::from_secs(config.header_timeout_secs);
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
@@ -288,6 +291,13 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     }
 }
 
+/// A body that is slower than this many bytes a second is given up ...
+const LEAST_RATE: usize = 1024;
+/// ... unless it has only just begun.
+const SLOW_START: Duration = Duration::from_secs(5);
+/// What a client is asked to wait when there is no memory for its body. Bodies are parsed within milliseconds.
+const WAIT_FOR_MEMORY: Duration = Duration::from_secs(1);
+
 /// How often a connection is looked at, at the most.
 const SHORTEST_CHECK: Duration = Duration::from_millis(100);
 
@@ -369,30 +379,7 @@ struct Public<S> {
     config: ServerConfig,
     metrics: Option<HttpMetrics>,
     tracer: Option<Tracer>,
-    room: Room,
-}
-
-/// Room for bodies. Without it, connections times streams times the largest body would be the memory that strangers
-/// can take.
-struct Room {
-    kib: Semaphore,
-    largest_kib: u32,
-}
-
-impl Room {
-    fn new(config: &ServerConfig) -> Self {
-        let kib = |bytes: usize| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
-        let largest_kib = kib(config.max_body_bytes);
-        // One body must always fit.
-        let all = kib(config.max_buffered_bytes).max(largest_kib) as usize;
-        Self { kib: Semaphore::new(all.min(Semaphore::MAX_PERMITS)), largest_kib }
-    }
-
-    /// Waits until there is room for a body of `announced` bytes, or of the largest size when nothing is announced.
-    async fn take(&self, announced: Option<usize>) -> Option<SemaphorePermit<'_>> {
-        let kib = announced.map_or(self.largest_kib, |bytes| u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX));
-        self.kib.acquire_many(kib.min(self.largest_kib)).await.ok()
-    }
+    memory: Arc<BodyMemory>,
 }
 
 /// warp's service for one connection: one filter that extracts, and the table that matches.
@@ -477,16 +464,17 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         path_params: Vec<(String, String)>,
         request_id: String,
     ) -> Response {
-        let body = match self.router.body_size(matched) {
-            Some(size) => self.read(&head.method, &head.headers, size, body).await,
-            // Whatever came with it does not matter.
-            None => Ok((Bytes::new(), None)),
+        let source = source(&head.headers, head.peer, &self.config.trusted_proxies);
+        // No request of ours has a body with GET or HEAD, and what comes with a request that is refused does not matter.
+        let size = self.router.body_size(matched).filter(|_| !matches!(head.method, Method::GET | Method::HEAD));
+        let body = match size {
+            Some(size) => self.read(&head.headers, source, size, body).await,
+            None => Ok(Body::default()),
         };
         match body {
-            // The room is given back when the answer is there.
-            Ok((body, _room)) => {
+            Ok(body) => {
                 let request = Incoming {
-                    source: source(&head.headers, head.peer, &self.config.trusted_proxies),
+                    source,
                     method: head.method,
                     path: head.path,
                     path_params,
@@ -505,46 +493,52 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         }
     }
 
-    /// Reads the body within its limits of time and size, chunked or not.
+    /// Reads a body within its limits of time and size, chunked or not.
     async fn read<B: Buf>(
         &self,
-        method: &Method,
         headers: &HeaderMap,
+        source: RequestSource,
         size: BodySize,
         body: impl Stream<Item = Result<B, warp::Error>>,
-    ) -> Result<(Bytes, Option<SemaphorePermit<'_>>), MatrixError> {
+    ) -> Result<Body, MatrixError> {
         let limit = match size {
             BodySize::Small => self.config.max_body_bytes.min(SMALL_BODY),
             BodySize::Large => self.config.max_body_bytes,
         };
-        let announced = headers.get(http::header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+        let announced = headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
         if announced.is_some_and(|length: usize| length > limit) {
             return Err(too_large(limit));
         }
-        // HTTP/2 need not announce a body, so only GET and HEAD are known to have none.
-        let announced = announced.or_else(|| matches!(*method, Method::GET | Method::HEAD).then_some(0));
-        let wait = Duration::from_secs(self.config.body_timeout_secs);
-        let read = async {
-            let room = self.room.take(announced).await;
-            Ok((collect(body, limit).await?, room))
-        };
-        timeout(wait, read).await.unwrap_or_else(|_| {
-            let text = format!("The body did not arrive within {} seconds", wait.as_secs());
-            Err(MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", text))
-        })
+        let mut held = self.memory.hold(source);
+        let bytes = collect(body, limit, Duration::from_secs(self.config.body_timeout_secs), &mut held).await?;
+        Ok(Body::new(bytes, held))
     }
 }
 
-async fn collect<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>>, limit: usize) -> Result<Bytes, MatrixError> {
+/// Gathers a body that arrives within `longest`, and at [`LEAST_RATE`] after a while.
+async fn collect<B: Buf>(
+    body: impl Stream<Item = Result<B, warp::Error>>,
+    limit: usize,
+    longest: Duration,
+    held: &mut Held,
+) -> Result<Bytes, MatrixError> {
     let mut body = pin!(body);
+    let begun = Instant::now();
     let mut first = Bytes::new();
     let mut all = BytesMut::new();
-    while let Some(chunk) = body.next().await {
+    loop {
+        let arrived = first.len() + all.len();
+        let Ok(next) = timeout_at(begun + due(arrived, longest), body.next()).await else {
+            let text = format!("The body did not arrive within {} seconds, or too slowly", longest.as_secs());
+            return Err(MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", text));
+        };
+        let Some(chunk) = next else { break };
         let mut chunk = chunk.map_err(|_| MatrixError::bad_request("M_UNKNOWN", "The body broke off"))?;
-        let chunk = chunk.copy_to_bytes(chunk.remaining());
-        if first.len() + all.len() + chunk.len() > limit {
+        if arrived + chunk.remaining() > limit {
             return Err(too_large(limit));
         }
+        held.grow(chunk.remaining()).map_err(no_memory)?;
+        let chunk = chunk.copy_to_bytes(chunk.remaining());
         // Most bodies are one chunk, and one chunk need not be copied.
         if first.is_empty() && all.is_empty() {
             first = chunk;
@@ -554,6 +548,21 @@ async fn collect<B: Buf>(body: impl Stream<Item = Result<B, warp::Error>>, limit
         }
     }
     Ok(if all.is_empty() { first } else { all.freeze() })
+}
+
+/// When, counted from a body's beginning, more of it must have come if so many bytes have arrived.
+fn due(arrived: usize, longest: Duration) -> Duration {
+    (SLOW_START + Duration::from_secs((arrived / LEAST_RATE) as u64)).min(longest)
+}
+
+/// Refused at once, and not made to wait: bodies that are read to a half and wait for each other's memory would wait
+/// until they time out.
+fn no_memory(reason: NoMemory) -> MatrixError {
+    let (status, text) = match reason {
+        NoMemory::Source => (StatusCode::TOO_MANY_REQUESTS, "Too many large requests at once"),
+        NoMemory::All => (StatusCode::SERVICE_UNAVAILABLE, "No memory for another request"),
+    };
+    MatrixError::new(status, "M_LIMIT_EXCEEDED", text).retry_after(WAIT_FOR_MEMORY)
 }
 
 fn too_large(limit: usize) -> MatrixError {
@@ -572,28 +581,37 @@ fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-/// Who sent a request: the last address of `X-Forwarded-For` that no trusted proxy has, if the peer is one.
-fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> IpAddr {
+/// Where a request came from: the last address of `X-Forwarded-For` that no trusted proxy has, if the peer is one.
+///
+/// What a trusted proxy says and cannot be read makes the source unknown. It must not make it the proxy: that may be on
+/// a network that more is allowed to.
+fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> RequestSource {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|range| range.contains(address));
     let peer = peer.to_canonical();
     if !is_trusted(&peer) {
-        return peer;
+        return peer.into();
     }
-    let mut source = peer;
-    let forwarded: Vec<_> = headers
-        .get_all("x-forwarded-for")
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .collect();
-    for hop in forwarded.iter().rev() {
-        let Ok(hop) = hop.trim().parse::<IpAddr>() else { break };
-        source = hop.to_canonical();
-        if !is_trusted(&source) {
-            break;
+    let mut source = RequestSource::UNKNOWN;
+    for value in headers.get_all("x-forwarded-for").iter().rev() {
+        let Ok(value) = value.to_str() else { return RequestSource::UNKNOWN };
+        for hop in value.rsplit(',') {
+            let Some(address) = hop_address(hop) else { return RequestSource::UNKNOWN };
+            source = address.into();
+            if !is_trusted(&address) {
+                return source;
+            }
         }
     }
     source
+}
+
+/// An address as proxies write it: bare, with a port, in brackets or in quotation marks.
+fn hop_address(hop: &str) -> Option<IpAddr> {
+    let hop = hop.trim().trim_matches('"');
+    let address = hop.parse::<IpAddr>().ok();
+    let with_port = || hop.parse::<SocketAddr>().ok().map(|address| address.ip());
+    let in_brackets = || hop.strip_prefix('[')?.strip_suffix(']')?.parse().ok();
+    address.or_else(with_port).or_else(in_brackets).map(|address| address.to_canonical())
 }
 
 #[cfg(test)]
@@ -604,6 +622,9 @@ mod tests {
 
     use super::*;
     use crate::http::json;
+
+    /// What takes longer will never end.
+    const PATIENCE: Duration = Duration::from_secs(20);
 
     async fn length(_state: (), request: Incoming) -> Result<Response, MatrixError> {
         Ok(json(&request.body.len()))
@@ -649,7 +670,7 @@ mod tests {
         let (address, _stop, _served) = start(config).await;
         for begun in ["", "P", "POST /length HTTP/1.1\r\nHos"] {
             // Reading ends only because the server cut the connection.
-            drop(exchange(address, begun).await);
+            timeout(PATIENCE, exchange(address, begun)).await.unwrap();
         }
     }
 
@@ -660,7 +681,8 @@ mod tests {
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".repeat(1000);
         // Writing fails only because the server cut the connection.
-        while stream.write_all(&request).await.is_ok() {}
+        let writing = async { while stream.write_all(&request).await.is_ok() {} };
+        timeout(PATIENCE, writing).await.unwrap();
     }
 
     #[tokio::test]
@@ -671,14 +693,21 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn bodies_wait_for_room_and_all_get_it() {
-        let config = ServerConfig { max_body_bytes: 2048, max_buffered_bytes: 1024, ..ServerConfig::default() };
+    async fn a_body_is_given_up_that_does_not_arrive() {
+        let config = ServerConfig { body_timeout_secs: 1, ..ServerConfig::default() };
         let (address, _stop, _served) = start(config).await;
-        let body = "a".repeat(2048);
-        let request =
-            format!("POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 2048\r\n\r\n{body}");
-        let answers = futures_util::future::join_all((0..20).map(|_| exchange(address, &request))).await;
-        assert!(answers.iter().all(|answer| answer.ends_with("2048")), "{answers:?}");
+        let head = "POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 100\r\n\r\na";
+        let answer = exchange(address, head).await;
+        assert!(answer.starts_with("HTTP/1.1 408"), "{answer}");
+    }
+
+    #[test]
+    fn a_body_must_arrive_at_a_least_rate() {
+        let secs = Duration::from_secs;
+        assert_eq!(due(0, secs(30)), SLOW_START);
+        assert_eq!(due(20 * LEAST_RATE, secs(30)), SLOW_START + secs(20));
+        assert_eq!(due(1 << 20, secs(30)), secs(30));
+        assert_eq!(due(0, secs(1)), secs(1));
     }
 
     #[test]
@@ -712,17 +741,66 @@ mod tests {
         assert!(TcpStream::connect(address).await.is_err());
     }
 
+    fn forwarded(values: &[&str], peer: &str) -> RequestSource {
+        let trusted = ["10.0.0.0/8".parse().unwrap()];
+        let name = HeaderName::from_static("x-forwarded-for");
+        let mut headers = HeaderMap::new();
+        for value in values {
+            headers.append(&name, HeaderValue::from_str(value).unwrap());
+        }
+        source(&headers, peer.parse().unwrap(), &trusted)
+    }
+
+    fn known(address: &str) -> RequestSource {
+        address.parse::<IpAddr>().unwrap().into()
+    }
+
     #[test]
     fn only_a_trusted_proxy_may_say_who_sent_a_request() {
-        let trusted = ["10.0.0.0/8".parse().unwrap()];
-        let forwarded = |value: &str| {
-            HeaderMap::from_iter([(HeaderName::from_static("x-forwarded-for"), HeaderValue::from_str(value).unwrap())])
-        };
-        let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-        let headers = forwarded("1.1.1.1, 203.0.113.7, 10.0.0.9");
-        assert_eq!(source(&headers, ip("10.0.0.1"), &trusted), ip("203.0.113.7"));
-        assert_eq!(source(&headers, ip("::ffff:10.0.0.1"), &trusted), ip("203.0.113.7"));
-        assert_eq!(source(&headers, ip("198.51.100.1"), &trusted), ip("198.51.100.1"));
-        assert_eq!(source(&forwarded("nonsense"), ip("10.0.0.1"), &trusted), ip("10.0.0.1"));
+        let hops = "1.1.1.1, 203.0.113.7, 10.0.0.9";
+        assert_eq!(forwarded(&[hops], "10.0.0.1"), known("203.0.113.7"));
+        assert_eq!(forwarded(&[hops], "::ffff:10.0.0.1"), known("203.0.113.7"));
+        assert_eq!(forwarded(&[hops], "198.51.100.1"), known("198.51.100.1"));
+        // Somebody on the proxies' own network.
+        assert_eq!(forwarded(&["10.0.0.9"], "10.0.0.1"), known("10.0.0.9"));
+        // The header may be there several times, the last one being the nearest.
+        assert_eq!(forwarded(&["1.1.1.1", "203.0.113.7", "10.0.0.9"], "10.0.0.1"), known("203.0.113.7"));
+    }
+
+    #[test]
+    fn a_hop_may_have_a_port_and_brackets() {
+        for (hop, address) in [
+            ("6.6.6.6:1234", "6.6.6.6"),
+            ("\"6.6.6.6\"", "6.6.6.6"),
+            ("\"6.6.6.6:1234\"", "6.6.6.6"),
+            ("::ffff:6.6.6.6", "6.6.6.6"),
+            ("2001:db8::1", "2001:db8::1"),
+            ("[2001:db8::1]", "2001:db8::1"),
+            ("[2001:db8::1]:99", "2001:db8::1"),
+            ("\"[2001:db8::1]:99\"", "2001:db8::1"),
+        ] {
+            assert_eq!(forwarded(&[hop], "10.0.0.1"), known(address), "{hop}");
+        }
+    }
+
+    #[test]
+    fn what_a_trusted_proxy_says_and_cannot_be_read_is_nobody() {
+        for values in [
+            &["nonsense"][..],
+            &["unknown"],
+            &["_hidden"],
+            &[""],
+            &["6.6.6.6,"],
+            &["6.6.6.6, unknown"],
+            &["6.6.6.6", "\u{e9}"],
+            &["6.6.6.6:99999"],
+            &["[6.6.6.6"],
+            &["fe80::1%eth0"],
+            &[],
+        ] {
+            assert_eq!(forwarded(values, "10.0.0.1"), RequestSource::UNKNOWN, "{values:?}");
+        }
+        // It names a hop that can be read first.
+        assert_eq!(forwarded(&["unknown, 6.6.6.6"], "10.0.0.1"), known("6.6.6.6"));
     }
 }

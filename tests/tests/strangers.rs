@@ -1,4 +1,5 @@
 //! What somebody without an account can make the services spend: CPU, memory, places
 //! (docs/security.md, "What strangers can multiply").
 
+mod bodies;
 mod work;

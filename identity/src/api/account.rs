@@ -6,7 +6,6 @@ use waypost_shared::{
     matrix_error::MatrixError,
     params::Params,
     random,
-    rate_limit::source_key,
 };
 
 use crate::{app::App, auth, error::ApiError};
@@ -15,7 +14,7 @@ use crate::{app::App, auth, error::ApiError};
 const MAX_OPENID_TOKEN: usize = 8192;
 
 /// `POST /_matrix/identity/v2/account/register`: an OpenID token of a homeserver for an access token of ours.
-pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn register(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let mut params = Params::new(request.json_object()?);
     let openid_token = params.text("access_token");
     let server_name = params.text("matrix_server_name");
@@ -24,7 +23,7 @@ pub(crate) async fn register(app: App, request: Incoming) -> Result<Response, Ap
         return Err(MatrixError::invalid_param("access_token", "must be an OpenID token").into());
     }
 
-    app.limits.register.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
+    app.limits.register.check(&request.source.key()).map_err(ApiError::LimitExceeded)?;
     if !app.config.homeservers.allows(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);
     }

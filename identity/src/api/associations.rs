@@ -5,7 +5,6 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
     params::Params,
-    rate_limit::source_key,
 };
 
 use crate::{
@@ -22,7 +21,7 @@ use crate::{
 const UNBIND_PATH: &str = "/_matrix/identity/v2/3pid/unbind";
 
 /// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
-pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn bind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let binding = Binding::read(request.json_object()?)?;
     if binding.mxid != *account.mxid {
@@ -34,9 +33,9 @@ pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiErr
 
 /// `POST /_matrix/identity/api/v1/3pid/bind`: the same for a homeserver that the operator listed, whose word is enough
 /// for any `mxid`.
-pub(crate) async fn v1_bind(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_bind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let binding = Binding::read(super::v1_values(&request)?)?;
+    let binding = Binding::read(super::v1_values(&mut request)?)?;
     if !is_user_id(&binding.mxid) {
         return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
     }
@@ -73,7 +72,7 @@ impl Binding {
 /// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
 /// reads what is sent to the address, or by the user's homeserver; neither needs an access token. What is not bound is
 /// no mistake.
-pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn unbind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let content = request.json_object()?;
     let mut params = Params::new(content.clone());
     let mxid = params.text("mxid");
@@ -145,7 +144,7 @@ async fn signed_by_homeserver(
         return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.
-    app.limits.unbind.check(&source_key(request.source)).map_err(ApiError::LimitExceeded)?;
+    app.limits.unbind.check(&request.source.key()).map_err(ApiError::LimitExceeded)?;
     let signed = SignedRequest {
         method: request.method.as_str(),
         uri: UNBIND_PATH,

@@ -19,15 +19,15 @@ use crate::{
 };
 
 /// `POST /_matrix/identity/internal/bind`: publish that `mxid` owns an address, on the operator's word.
-pub(crate) async fn bind(app: App, request: Incoming) -> Result<Response, ApiError> {
-    let (threepid, mxid) = read(&app, &request)?;
+pub(crate) async fn bind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    let (threepid, mxid) = read(&app, &mut request)?;
     let signed = super::to_the_end(async move { super::publish(&app, threepid, mxid).await }).await?;
     Ok(json(&signed))
 }
 
 /// `POST /_matrix/identity/internal/unbind`: `mxid` owns that address no more. If it did not, nothing changes.
-pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiError> {
-    let (threepid, mxid) = read(&app, &request)?;
+pub(crate) async fn unbind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    let (threepid, mxid) = read(&app, &mut request)?;
     super::to_the_end(async move { super::withdraw(&app, &threepid, &mxid).await }).await?;
     Ok(json(&Map::new()))
 }
@@ -37,7 +37,7 @@ pub(crate) async fn unbind(app: App, request: Incoming) -> Result<Response, ApiE
 /// Validation sessions are not linked to a Matrix id: those of the addresses that were bound are removed, others end
 /// by themselves. The row of an address stays for an hour without its owner, so that other replicas learn of it. Letters
 /// of the outbox to others that name `mxid` as the one who invited stay too: they are sealed, and nobody is found in them.
-pub(crate) async fn erase(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn erase(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     authorise(&app, &request)?;
     let mut params = Params::new(request.json_object()?);
     let mxid = params.text("mxid");
@@ -66,7 +66,7 @@ pub(crate) async fn erase(app: App, request: Incoming) -> Result<Response, ApiEr
     })))
 }
 
-fn read(app: &AppState, request: &Incoming) -> Result<(Threepid, String), ApiError> {
+fn read(app: &AppState, request: &mut Incoming) -> Result<(Threepid, String), ApiError> {
     authorise(app, request)?;
     let mut params = Params::new(request.json_object()?);
     let medium = params.text("medium");

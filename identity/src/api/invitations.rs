@@ -12,7 +12,6 @@ use waypost_shared::{
     matrix_error::MatrixError,
     params::Params,
     random,
-    rate_limit::source_key,
 };
 use zeroize::Zeroizing;
 
@@ -64,7 +63,7 @@ struct Ephemeral {
 }
 
 /// `POST /_matrix/identity/v2/store-invite`: keep an invite until its address is bound, and write to the address.
-pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn store_invite(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let object = request.json_object()?;
     let invitation = Invitation::read(&app, object.clone())?;
@@ -76,9 +75,9 @@ pub(crate) async fn store_invite(app: App, request: Incoming) -> Result<Response
 
 /// `POST /_matrix/identity/api/v1/store-invite`: the same for a homeserver that the operator listed, whose word is enough
 /// for any `sender`.
-pub(crate) async fn v1_store_invite(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_store_invite(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let object = super::v1_values(&request)?;
+    let object = super::v1_values(&mut request)?;
     let invitation = Invitation::read(&app, object.clone())?;
     if !is_user_id(&invitation.sender) {
         return Err(MatrixError::invalid_param("sender", "must be a Matrix user id").into());
@@ -193,7 +192,7 @@ fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
 /// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
 async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
-    let source = source_key(request.source).to_string();
+    let source = request.source.to_string();
     for (bucket, key, rate) in [
         ("invite_per_account", app.keys.budget_hash(&invitation.sender), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
@@ -278,7 +277,7 @@ fn answer(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Val
 ///
 /// Element Web and iOS POST the mail's `signurl` as it is, with `mxid` added and without a token: who has the private
 /// key needs no other proof. With the key in the body it is a call of the present specification, with a token.
-pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn sign_ed25519(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let mut values = Map::new();
     if request.query_param("private_key").is_none() {
         auth::account_with_terms(&app, &request).await?;
@@ -294,8 +293,8 @@ pub(crate) async fn sign_ed25519(app: App, request: Incoming) -> Result<Response
 
 /// `POST /_matrix/identity/api/v1/sign-ed25519`: the same as Android calls it, with everything in the query, or in a
 /// form or JSON; without a token, since v1 has none.
-pub(crate) async fn v1_sign_ed25519(app: App, request: Incoming) -> Result<Response, ApiError> {
-    sign(&app, super::v1_values(&request)?).await
+pub(crate) async fn v1_sign_ed25519(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    sign(&app, super::v1_values(&mut request)?).await
 }
 
 async fn sign(app: &AppState, values: Map<String, Value>) -> Result<Response, ApiError> {

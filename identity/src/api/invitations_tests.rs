@@ -2,10 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
-use bytes::Bytes;
 use http::{HeaderMap, Method};
+use waypost_shared::{body::Body, rate_limit::RequestSource};
 
 use super::*;
 use crate::{
@@ -22,8 +22,8 @@ fn request(query: String) -> Incoming {
         path_params: Vec::new(),
         query,
         headers: HeaderMap::new(),
-        body: Bytes::new(),
-        source: IpAddr::from([127, 0, 0, 1]),
+        body: Body::default(),
+        source: RequestSource::UNKNOWN,
         request_id: "test".to_owned(),
     }
 }

@@ -9,9 +9,8 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, json};
 use waypost_shared::{
-    http::{Incoming, Response, json, with_body},
+    http::{Incoming, Response, json, json_object, with_body},
     params::Params,
-    rate_limit::source_key,
 };
 
 use crate::{
@@ -58,7 +57,7 @@ pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiE
     // serde would also take a list of the three values.
     let is_object = request.body.trim_ascii_start().starts_with(b"{");
     let Some(lookup) = serde_json::from_slice::<LookupRequest<'_>>(&request.body).ok().filter(|_| is_object) else {
-        return Err(explain(&request));
+        return Err(explain(&request.body));
     };
     if !(lookup.algorithm.0 == SHA256 || lookup.algorithm.0 == NONE && app.config.lookup.allow_none) {
         return Err(ApiError::UnknownAlgorithm);
@@ -76,13 +75,13 @@ pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiE
 
 /// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a homeserver that the operator
 /// listed; an empty object if the address is nobody's.
-pub(crate) async fn v1_lookup(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_lookup(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let mut params = Params::new(super::v1_values(&request)?);
+    let mut params = Params::new(super::v1_values(&mut request)?);
     let medium = params.text("medium");
     let address = params.text("address");
     params.finish()?;
-    let caller: Arc<str> = source_key(request.source).to_string().into();
+    let caller: Arc<str> = request.source.to_string().into();
     app.limits.lookup_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
     app.limits.addresses_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
 
@@ -109,9 +108,9 @@ fn charge(app: &AppState, account: &Account, addresses: usize) -> Result<(), Api
 }
 
 /// What is wrong with a body that is not as it should be; the fast way of reading does not tell it well.
-fn explain(request: &Incoming) -> ApiError {
+fn explain(body: &[u8]) -> ApiError {
     let read = || {
-        let mut params = Params::new(request.json_object()?);
+        let mut params = Params::new(json_object(body)?);
         params.texts("addresses");
         params.text("algorithm");
         params.text("pepper");

@@ -33,7 +33,7 @@ pub(crate) mod validation;
 /// # Errors
 ///
 /// 400 `M_NOT_JSON`; 400 `M_INVALID_PARAM` for what is not UTF-8, and for too many parameters.
-pub(crate) fn v1_values(request: &Incoming) -> Result<Map<String, Value>, MatrixError> {
+pub(crate) fn v1_values(request: &mut Incoming) -> Result<Map<String, Value>, MatrixError> {
     let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     let is_json = content_type.is_some_and(|value| value.starts_with("application/json"));
     let mut given = utf8_pairs(request.query.as_bytes())?;

@@ -19,7 +19,7 @@ pub(crate) async fn terms(app: App, _request: Incoming) -> Result<Response, ApiE
 }
 
 /// `POST /_matrix/identity/v2/terms`: the user accepts these URLs, beside those accepted before.
-pub(crate) async fn accept(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn accept(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account(&app, &request).await?;
     let mut object = request.json_object()?;
     // Some clients send one URL as a string.

@@ -5,7 +5,6 @@ use url::form_urlencoded;
 use waypost_shared::{
     http::{Incoming, Response, json},
     params::Params,
-    rate_limit::source_key,
 };
 
 use super::{Budgeted, Charge, Opening, Wanted, to_the_end, v1_values};
@@ -18,9 +17,9 @@ use crate::{
 };
 
 /// `POST /_matrix/identity/v2/validate/email/requestToken`: sends a token to an address.
-pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let (params, wanted, source) = (super::params(&request)?, Wanted::of(&request), Some(request.source));
+    let (params, wanted, source) = (super::params(&mut request)?, Wanted::of(&request), Some(request.source));
     let sid = to_the_end(async move {
         let charge = Charge { account: Some(&account.mxid), source };
         request_token(&app, params, charge, wanted).await
@@ -30,21 +29,21 @@ pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Resul
 }
 
 /// `POST /_matrix/identity/v2/validate/email/submitToken`.
-pub(crate) async fn submit_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::submit_endpoint(&app, Medium::Email, &request).await
+pub(crate) async fn submit_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    super::submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
 /// `POST /_matrix/identity/api/v1/validate/email/requestToken`: the same for a homeserver that the operator listed.
-pub(crate) async fn v1_request_token(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let (params, wanted) = (Params::new(v1_values(&request)?), Wanted::of(&request));
+    let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
     let sid = to_the_end(async move { request_token(&app, params, Charge::default(), wanted).await }).await?;
     Ok(json(&json!({ "sid": sid })))
 }
 
 /// `POST /_matrix/identity/api/v1/validate/email/submitToken`.
-pub(crate) async fn v1_submit_token(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::v1_submit_endpoint(&app, Medium::Email, &request).await
+pub(crate) async fn v1_submit_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    super::v1_submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
 /// `GET /_matrix/identity/v2/validate/email/submitToken`: the page behind the link in the mail.
@@ -87,7 +86,7 @@ fn budgets(app: &AppState, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budge
         budgets.push(("mail_per_account", app.keys.budget_hash(account), limits.mail_per_account));
     }
     if let Some(source) = charge.source {
-        let source = app.keys.budget_hash(&source_key(source).to_string());
+        let source = app.keys.budget_hash(&source.to_string());
         budgets.push(("mail_per_source", source, limits.mail_per_source));
     }
     budgets.push(("mail_per_address", app.keys.fingerprint(threepid), limits.mail_per_address));

@@ -6,7 +6,7 @@ pub(crate) mod email;
 pub(crate) mod msisdn;
 mod page;
 
-use std::{net::IpAddr, time::Duration};
+use std::time::Duration;
 
 use http::{
     Method,
@@ -20,6 +20,7 @@ use waypost_shared::{
     matrix_error::MatrixError,
     params::Params,
     random,
+    rate_limit::RequestSource,
 };
 
 use super::{to_the_end, v1_values};
@@ -47,7 +48,7 @@ pub(crate) struct Charge<'a> {
     /// The user that asks; none where no token is needed.
     pub(crate) account: Option<&'a str>,
     /// Where the request came from; none for a homeserver that the operator listed, which asks for all its users.
-    pub(crate) source: Option<IpAddr>,
+    pub(crate) source: Option<RequestSource>,
 }
 
 /// What a request says about how people are to be spoken to.
@@ -200,7 +201,7 @@ pub(crate) async fn submit_token(
     app: &AppState,
     medium: Medium,
     mut params: Params,
-    source: Option<IpAddr>,
+    source: Option<RequestSource>,
 ) -> Result<(), ApiError> {
     let submission = Submission::read(medium, &mut params);
     let submitted = async {
@@ -216,7 +217,7 @@ pub(crate) async fn submit_token(
 /// `POST …/submitToken`: by a client (JSON), or by the button on the page (a form).
 ///
 /// The page has no access token, and needs none: the session's secret and the token that was sent are the proof.
-async fn submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
+async fn submit_endpoint(app: &AppState, medium: Medium, request: &mut Incoming) -> Result<Response, ApiError> {
     if is_form(request) {
         let mut params = Params::from_pairs(&request.body)?;
         let look = Wanted::of(request).and(&mut params).look(app);
@@ -240,7 +241,7 @@ async fn submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> 
 }
 
 /// `POST …/submitToken` of the older API: by a homeserver that the operator listed.
-async fn v1_submit_endpoint(app: &AppState, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
+async fn v1_submit_endpoint(app: &AppState, medium: Medium, request: &mut Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(app, request)?;
     let values = v1_values(request).map_err(|error| error.with("success", false))?;
     submit_token(app, medium, Params::new(values), None).await?;
@@ -272,7 +273,7 @@ async fn token_page(app: &AppState, medium: Medium, request: &Incoming) -> Resul
 }
 
 /// Validates the session if the token is its own. Doing it again is no mistake: people press twice.
-async fn submit(app: &AppState, submission: &Submission, source: Option<IpAddr>) -> Result<Session, ApiError> {
+async fn submit(app: &AppState, submission: &Submission, source: Option<RequestSource>) -> Result<Session, ApiError> {
     let session = session_to_submit_to(app, submission).await?;
     let expected = match submission.medium {
         Medium::Email => app.keys.validation_token(&session.sid),
@@ -316,9 +317,9 @@ pub(crate) async fn validated_threepid(app: App, request: Incoming) -> Result<Re
 }
 
 /// `GET /_matrix/identity/api/v1/3pid/getValidated3pid`: the same for a homeserver that the operator listed.
-pub(crate) async fn v1_validated_threepid(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_validated_threepid(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    validated(&app, Params::new(v1_values(&request)?)).await
+    validated(&app, Params::new(v1_values(&mut request)?)).await
 }
 
 async fn validated(app: &AppState, mut params: Params) -> Result<Response, ApiError> {
@@ -342,7 +343,7 @@ fn submit_path(medium: Medium) -> &'static str {
 }
 
 /// JSON, or the form that earlier drafts of the specification allowed.
-fn params(request: &Incoming) -> Result<Params, MatrixError> {
+fn params(request: &mut Incoming) -> Result<Params, MatrixError> {
     if is_form(request) {
         return Params::from_pairs(&request.body);
     }

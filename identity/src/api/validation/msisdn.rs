@@ -1,12 +1,10 @@
 //! Source: Identity Service API, "Phone number associations".
 
-use std::net::IpAddr;
-
 use serde_json::{Value, json};
 use waypost_shared::{
     http::{Incoming, Response, json},
     params::Params,
-    rate_limit::source_key,
+    rate_limit::RequestSource,
 };
 
 use super::{Budgeted, Charge, Opening, Wanted, to_the_end, v1_values};
@@ -22,9 +20,9 @@ use crate::{
 };
 
 /// `POST /_matrix/identity/v2/validate/msisdn/requestToken`: sends a code to a phone number.
-pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let (params, wanted, source) = (super::params(&request)?, Wanted::of(&request), Some(request.source));
+    let (params, wanted, source) = (super::params(&mut request)?, Wanted::of(&request), Some(request.source));
     let answer = to_the_end(async move {
         let charge = Charge { account: Some(&account.mxid), source };
         request_token(&app, params, charge, wanted).await
@@ -33,21 +31,21 @@ pub(crate) async fn request_token_endpoint(app: App, request: Incoming) -> Resul
 }
 
 /// `POST /_matrix/identity/v2/validate/msisdn/submitToken`.
-pub(crate) async fn submit_token_endpoint(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::submit_endpoint(&app, Medium::Msisdn, &request).await
+pub(crate) async fn submit_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    super::submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
 /// `POST /_matrix/identity/api/v1/validate/msisdn/requestToken`: the same for a homeserver that the operator listed.
-pub(crate) async fn v1_request_token(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let (params, wanted) = (Params::new(v1_values(&request)?), Wanted::of(&request));
+    let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
     let answer = to_the_end(async move { request_token(&app, params, Charge::default(), wanted).await });
     Ok(json(&answer.await?))
 }
 
 /// `POST /_matrix/identity/api/v1/validate/msisdn/submitToken`.
-pub(crate) async fn v1_submit_token(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::v1_submit_endpoint(&app, Medium::Msisdn, &request).await
+pub(crate) async fn v1_submit_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+    super::v1_submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
 /// `GET /_matrix/identity/v2/validate/msisdn/submitToken`: the page of a link that a client made.
@@ -109,7 +107,7 @@ fn budgets(app: &AppState, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
         budgets.push(("sms_per_account", keys.budget_hash(account), limits.sms_per_account));
     }
     if let Some(source) = charge.source {
-        budgets.push(("sms_per_source", keys.budget_hash(&source_key(source).to_string()), limits.sms_per_source));
+        budgets.push(("sms_per_source", keys.budget_hash(&source.to_string()), limits.sms_per_source));
     }
     budgets.push(("sms_per_number", keys.fingerprint(&phone.threepid), limits.sms_per_number));
     budgets.push(("sms_per_country", keys.budget_hash(&phone.country()), limits.sms_per_country));
@@ -118,10 +116,10 @@ fn budgets(app: &AppState, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
 }
 
 /// The budgets that one try at a code is taken from.
-pub(super) fn guesses(app: &AppState, threepid: &Threepid, source: Option<IpAddr>) -> Vec<Budgeted> {
+pub(super) fn guesses(app: &AppState, threepid: &Threepid, source: Option<RequestSource>) -> Vec<Budgeted> {
     let (keys, limits) = (&app.keys, &app.config.limits);
-    let of_source = |source| {
-        ("sms_codes_per_source", keys.budget_hash(&source_key(source).to_string()), limits.sms_codes_per_source)
+    let of_source = |source: RequestSource| {
+        ("sms_codes_per_source", keys.budget_hash(&source.to_string()), limits.sms_codes_per_source)
     };
     let of_number = ("sms_codes_per_number", keys.fingerprint(threepid), limits.sms_codes_per_number);
     source.map(of_source).into_iter().chain([of_number]).collect()
