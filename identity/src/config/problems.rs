@@ -149,6 +149,17 @@ impl Config {
         if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
             problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
         }
+        // A proxy that says nothing of its client must not be taken for a listed homeserver.
+        let is_proxy = |range: &&ipnet::IpNet| {
+            self.server.trusted_proxies.iter().any(|proxies| proxies.contains(*range) || range.contains(proxies))
+        };
+        if let Some(range) = self.v1.allow.iter().find(is_proxy) {
+            let text = format!(
+                "{range} overlaps server.trusted_proxies: whoever comes through such a proxy could be taken for a listed \
+                 homeserver; list the homeservers' own addresses, and narrow trusted_proxies to the proxies'"
+            );
+            problem("v1.allow", text);
+        }
         for (number, name) in self.homeservers.allow.iter().enumerate() {
             if ServerName::parse(name).is_err() {
                 problem(
@@ -258,6 +269,12 @@ mod tests {
             (
                 "[v1]\nmode = 'full'",
                 "waypost.toml:1: v1.allow: is needed with mode = \"full\": the addresses of your homeservers",
+            ),
+            (
+                "[v1]\nallow = ['10.1.2.0/24']\n[server]\ntrusted_proxies = ['192.0.2.1/32', '10.0.0.0/8']",
+                "waypost.toml:2: v1.allow: 10.1.2.0/24 overlaps server.trusted_proxies: whoever comes through such a \
+                 proxy could be taken for a listed homeserver; list the homeservers' own addresses, and narrow \
+                 trusted_proxies to the proxies'",
             ),
             (
                 "[homeservers.overrides]\n'hs.test' = 'localhost'",
