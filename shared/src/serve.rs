@@ -184,11 +184,15 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     let service = Arc::new(Public { router, state, config: config.clone(), metrics, tracer, memory });
     let header_timeout = Duration::from_secs(config.header_timeout_secs);
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout);
+    builder.http1().timer(TokioTimer::new()).header_read_timeout(header_timeout).max_buf_size(MAX_BUFFER);
     builder
         .http2()
         .timer(TokioTimer::new())
         .max_concurrent_streams(250)
+        .max_header_list_size(MAX_HEADERS)
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(MAX_BUFFER)
         .keep_alive_interval(header_timeout)
         .keep_alive_timeout(header_timeout);
     let builder = Arc::new(builder);
@@ -291,6 +295,14 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     }
 }
 
+/// Bytes that hyper buffers for a connection: a request's line and headers, or an answer that is not taken. Its own
+/// default is 400 KiB, which strangers could have on each of thousands of connections.
+const MAX_BUFFER: usize = 64 * 1024;
+/// Bytes of the headers of a request of HTTP/2.
+const MAX_HEADERS: u32 = 64 * 1024;
+/// Bytes that a client may send on one stream, and on all streams of its connection, before somebody reads them.
+const WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
 /// A body that is slower than this many bytes a second is given up ...
 const LEAST_RATE: usize = 1024;
 /// ... unless it has only just begun.

@@ -2,4 +2,5 @@
 //! (docs/security.md, "What strangers can multiply").
 
 mod bodies;
+mod memory;
 mod work;

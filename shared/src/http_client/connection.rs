@@ -35,6 +35,14 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 /// A peer says what it allows as the first thing on a new connection: after this it should have arrived.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 
+/// Bytes of an answer's line and headers, which peers that strangers choose may send without end.
+const MAX_BUFFER: usize = 16 * 1024;
+const MAX_HEADERS: u32 = 16 * 1024;
+/// Bytes that a peer may send for one answer, and for all on its connection, before somebody reads them. The answers of
+/// push services and homeservers are smaller.
+const WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
 type Body = Full<Bytes>;
 type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
 pub(super) type Http1 = http1::SendRequest<Body>;
@@ -60,12 +68,14 @@ pub(super) async fn open(
     let stream: Stream = connector.call(uri).await?;
     if stream.connected().is_negotiated_h2() {
         let mut builder = http2::Builder::new(TokioExecutor::new());
-        builder.timer(TokioTimer::new()).initial_max_send_streams(streams);
+        builder.timer(TokioTimer::new()).initial_max_send_streams(streams).max_header_list_size(MAX_HEADERS);
+        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(CONNECTION_WINDOW);
         builder.keep_alive_interval(PING_AFTER).keep_alive_timeout(PING_TIMEOUT).keep_alive_while_idle(warm);
         let (sender, connection): (Http2, Http2Connection) = builder.handshake(stream).await?;
         return Ok(Opened::Multiplexed(sender, connection));
     }
-    let (sender, connection): (Http1, http1::Connection<Stream, Body>) = http1::handshake(stream).await?;
+    let (sender, connection): (Http1, http1::Connection<Stream, Body>) =
+        http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(stream).await?;
     // What breaks it is told to who uses it.
     tokio::spawn(async move { drop(connection.await) });
     Ok(Opened::Single(sender))
