@@ -15,6 +15,11 @@ from tools import run, until
 VERSION = "0.1.0"
 
 
+def pytest_collection_modifyitems(items):
+    """What is slow and changes seldom comes last: the packages, and the charts by the older of two Helms."""
+    items.sort(key=lambda item: "test_debian" in item.nodeid or "helm3" in item.nodeid)
+
+
 def driver(folder: pathlib.Path) -> str:
     """How images are stored: as layers over each other where the kernel can do so here, else as whole copies."""
     trial = folder / "trial"

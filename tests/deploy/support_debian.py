@@ -3,15 +3,13 @@
 import contextlib
 import os
 import pathlib
-import shutil
 import subprocess
-import time
+import tempfile
 
 import pytest
 
-from support_waypost import ROOT, run, tool, wait_for
+from support_waypost import run, tool, wait_for
 
-CACHE = pathlib.Path(os.environ.get("XDG_CACHE_HOME", pathlib.Path.home() / ".cache")) / "waypost-tests/deploy"
 ENVIRONMENT = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C.UTF-8"}
 
 # Runs as process 1 of new namespaces: makes the folder $1 its root and becomes systemd. Both kinds of control groups
@@ -54,22 +52,35 @@ def need_root():
         pytest.fail("this test boots a Debian of its own, which needs root: sudo --preserve-env=WAYPOST_BIN_DIR …")
 
 
-def base_system():
-    """A tar file with a small Debian that has systemd, which tests/deploy/install-debian makes."""
-    found = sorted(CACHE.glob("debian-systemd-????-??.tar"))
-    if not found:
-        pytest.fail(f"there is no Debian in {CACHE}. Type: sudo {ROOT / 'tests' / 'deploy' / 'install-debian'}")
-    return found[-1]
+@contextlib.contextmanager
+def in_memory():
+    """A folder in memory, which is gone at the end of the block."""
+    need_root()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="waypost-debian."))
+    run("mount", "-t", "tmpfs", "-o", "mode=755", "waypost-debian", folder)
+    try:
+        yield folder
+    finally:
+        # Lazily, since the processes of a machine end a moment after their first one.
+        run("umount", "--recursive", "--lazy", folder)
+        folder.rmdir()
 
 
 def unpacked(folder):
-    """A new Debian in `folder`, without the services that are nothing to these tests."""
-    need_root()
-    folder.mkdir(parents=True)
-    run("tar", "-C", folder, "--exclude=./dev/*", "-xf", base_system())
+    """Unpacks a Debian into `folder`, without the services that are nothing to these tests."""
+    run("tar", "-C", folder, "--exclude=./dev/*", "-xf", os.environ["DEPLOY_DEBIAN"])
     for unit in ("systemd-resolved", "systemd-networkd", "systemd-logind", "e2scrub_reap", "getty@tty1"):
         (folder / "etc" / "systemd" / "system" / f"{unit}.service").symlink_to("/dev/null")
-    return folder
+
+
+def copied(original, folder):
+    """A copy of a Debian that may be changed: a layer over it, or all its files where the kernel has no overlays."""
+    for name in ("changes", "work", "root"):
+        (folder / name).mkdir()
+    layers = f"lowerdir={original},upperdir={folder}/changes,workdir={folder}/work"
+    if run("mount", "-t", "overlay", "overlay", "-o", layers, folder / "root", check=False).returncode != 0:
+        run("cp", "--archive", f"{original}/.", folder / "root")
+    return folder / "root"
 
 
 def inside(folder, *command, check=True):
@@ -126,13 +137,3 @@ def booted(folder):
     finally:
         process.kill()
         process.wait()
-
-
-def removed(folder):
-    """Removes a Debian. Its processes are ended by the kernel a moment after their first one."""
-    for attempt in range(50):
-        with contextlib.suppress(OSError):
-            shutil.rmtree(folder)
-            return
-        time.sleep(0.1)
-    shutil.rmtree(folder)

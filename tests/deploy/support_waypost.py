@@ -26,10 +26,10 @@ def program(name):
 
 
 def tool(name):
-    """The path of a program of Debian. Fails where it is missing: tests/deploy/install-debian has to run before."""
+    """The path of a program of Debian. Fails where it is missing: tests/install has to run before."""
     found = shutil.which(name, path=os.environ["PATH"] + ":/usr/sbin:/sbin")
     if not found:
-        pytest.fail(f"{name} is missing. Type: sudo {ROOT / 'tests' / 'deploy' / 'install-debian'}")
+        pytest.fail(f"{name} is missing. Type: sudo {ROOT / 'tests' / 'install'} deployment")
     return found
 
 

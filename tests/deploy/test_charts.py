@@ -22,6 +22,8 @@ from tools import (
     values_options,
 )
 
+COMMON = HELM_FOLDER / "common"
+
 # What the least of a chart is, so that a mistake beside it is the only one.
 LEAST = {"identity": {"serverName": "id.example.com"}, "push-gateway": {}}
 KEYS = {
@@ -31,21 +33,25 @@ KEYS = {
 }
 
 
-def test_copies_and_tables_are_as_they_would_be_made():
+def test_the_tables_of_the_readmes_are_up_to_date():
     done = run(sys.executable, HELM_FOLDER / "generate", "--check", check=False)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("chart", CHARTS)
-def test_copies_are_those_of_the_originals(chart):
-    """The same again without the script that makes them."""
-    for source in (HELM_FOLDER / "common/templates").rglob("*.*"):
-        made = HELM_FOLDER / chart / source.relative_to(HELM_FOLDER / "common")
-        assert made.read_bytes() == source.read_bytes(), made
-    deploy = REPO / "deploy"
-    assert (HELM_FOLDER / chart / "files/alerts.yaml").read_bytes() == (deploy / f"alerts/{chart}.yaml").read_bytes()
-    dashboard = HELM_FOLDER / chart / "files/dashboard.json"
-    assert dashboard.read_bytes() == (deploy / f"dashboards/{chart}.json").read_bytes()
+def test_what_charts_share_stands_once(chart):
+    """A file that differs in one chart only would be changed in the other and forgotten here."""
+    links = {
+        "templates/common": HELM_FOLDER / "common",
+        "files/alerts.yaml": REPO / f"deploy/alerts/{chart}.yaml",
+        "files/dashboard.json": REPO / f"deploy/dashboards/{chart}.json",
+    }
+    folder = HELM_FOLDER / chart
+    assert {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_symlink()} == set(links)
+    for link, target in links.items():
+        # Relative, so that it leads to the same place in every checkout.
+        assert not (folder / link).readlink().is_absolute()
+        assert (folder / link).resolve() == target
 
 
 @pytest.mark.parametrize("chart", CHARTS)
@@ -173,14 +179,28 @@ def test_helm_3_and_4_render_the_same(chart, values, ci):
 @pytest.mark.parametrize("version", HELMS)
 @pytest.mark.parametrize("chart", CHARTS)
 def test_a_package_holds_the_chart_and_not_its_tests(chart, version, tmp_path):
+    """With files in the place of links, since a package is installed where there is nothing to link to."""
     helm(version, "package", HELM_FOLDER / chart, "--destination", tmp_path)
     (package,) = tmp_path.glob("*.tgz")
     with tarfile.open(package) as archive:
-        names = {name.split("/", 1)[1] for name in archive.getnames()}
-    wanted = {"Chart.yaml", "README.md", "values.schema.json", "templates/_service.tpl", "files/alerts.yaml"}
-    assert wanted <= names
-    assert not any(name.startswith("ci/") for name in names)
+        assert all(member.isfile() for member in archive)
+        packed = {name.split("/", 1)[1]: archive.extractfile(name).read() for name in archive.getnames()}
+    # Helm writes Chart.yaml anew.
+    assert {"Chart.yaml", "README.md", "values.schema.json", "templates/_service.tpl"} <= set(packed)
+    shared = {
+        **{f"templates/common/{path.relative_to(COMMON)}": path for path in COMMON.rglob("*") if path.is_file()},
+        "files/alerts.yaml": REPO / f"deploy/alerts/{chart}.yaml",
+        "files/dashboard.json": REPO / f"deploy/dashboards/{chart}.json",
+    }
+    assert len(shared) > 15
+    for name, source in shared.items():
+        assert packed[name] == source.read_bytes(), name
+    assert not any(name.startswith("ci/") for name in packed)
     assert ci_values(chart)
+    # And what is packed renders as the folder does.
+    more = [LEAST[chart], {"prometheusRule.enabled": True, "dashboard.enabled": True}]
+    folder, archive = (template(chart, *more, version=version, folder=f).stdout for f in (None, package))
+    assert documents(archive) == documents(folder)
 
 
 @pytest.mark.parametrize("chart", CHARTS)
@@ -200,7 +220,8 @@ def test_nothing_is_drawn_by_chance_or_looked_up(chart):
     chance = re.compile(
         r"\b(rand\w*|gen[A-Z]\w*|lookup|uuidv4|now|date\w*|derivePassword|htpasswd|bcrypt|encryptAES)\b"
     )
-    for path in (HELM_FOLDER / chart / "templates").rglob("*.*"):
+    own = (HELM_FOLDER / chart / "templates").glob("*.*")
+    for path in [*own, *COMMON.rglob("*.*")]:
         for code in re.findall(r"\{\{(.*?)\}\}", path.read_text(), re.S):
             if not code.lstrip("- ").startswith("/*"):
                 quoted = re.sub(r'"[^"]*"|`[^`]*`', "", code)
@@ -229,7 +250,8 @@ def test_an_upgrade_changes_no_key(chart, values, version, ci):
 
 def notes(chart: str, folder, *values) -> str:
     """What Helm would say after an install: it prints that only with a cluster, so it is put into a ConfigMap here."""
-    run("cp", "-r", HELM_FOLDER / chart, folder / "chart")
+    # The links are followed, as they would lead nowhere from there.
+    run("cp", "-rL", HELM_FOLDER / chart, folder / "chart")
     templates = folder / "chart/templates"
     text = (templates / "NOTES.txt").read_text()
     (templates / "NOTES.txt").unlink()

@@ -329,7 +329,10 @@ def test_a_wrong_expectation_is_noticed(service, tmp_path):
     (tmp_path / f"{service}.yaml").write_text(changed)
     (tmp_path / "tests").mkdir()
     tests = tmp_path / "tests" / "tests.yaml"
-    tests.write_text((ROOT / "deploy" / "alerts" / "tests" / f"{service}.yaml").read_text())
+    about = yaml.safe_load((ROOT / "deploy" / "alerts" / "tests" / f"{service}.yaml").read_text())
+    # The others would hold as before, which takes its time.
+    about["tests"] = [case for case in about["tests"] if "FilesRunOut" in json.dumps(case["alert_rule_test"])]
+    tests.write_text(yaml.safe_dump(about))
     done = subprocess.run([promtool, "test", "rules", tests], capture_output=True, text=True, timeout=300)
     assert done.returncode != 0
     assert "FilesRunOut" in done.stdout + done.stderr

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from support_debian import booted, inside, removed, unpacked
+from support_debian import booted, copied, in_memory, inside, unpacked
 from support_waypost import ROOT, program, run, tool, wait_for
 
 NAMES = ["waypost-identity", "waypost-push-gateway"]
@@ -138,17 +138,24 @@ def test_lintian_would_find_something(packages, tmp_path):
 # --- Installed, and run by systemd ------------------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def original(packages):
+    """A Debian with both packages, which no test changes."""
+    with in_memory() as folder:
+        unpacked(folder)
+        for path in packages.values():
+            shutil.copy(path, folder / "root")
+        said = inside(folder, "dpkg", "--install", *[f"/root/{path.name}" for path in packages.values()]).stdout
+        for name in NAMES:
+            assert f"systemctl enable --now {name}" in said
+        yield folder
+
+
 @pytest.fixture
-def installed(packages, tmp_path):
-    """A Debian with both packages, not booted."""
-    folder = unpacked(tmp_path / "debian")
-    for path in packages.values():
-        shutil.copy(path, folder / "root")
-    said = inside(folder, "dpkg", "--install", *[f"/root/{path.name}" for path in packages.values()]).stdout
-    for name in NAMES:
-        assert f"systemctl enable --now {name}" in said
-    yield folder
-    removed(folder)
+def installed(original):
+    """A copy of it, not booted."""
+    with in_memory() as folder:
+        yield copied(original, folder)
 
 
 @pytest.fixture

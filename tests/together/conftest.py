@@ -26,17 +26,6 @@ from neighbours.synapse import Synapse  # noqa: E402
 from neighbours.waypost import Gateway, Identity  # noqa: E402
 
 
-def pytest_addoption(parser):
-    parser.addoption("--name", action="append", default=[], help="only tests with this in their name or file")
-
-
-def pytest_collection_modifyitems(config, items):
-    names = config.getoption("--name")
-    chosen = [item for item in items if not names or any(name in item.nodeid for name in names)]
-    config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
-    items[:] = chosen
-
-
 def pytest_configure(config):
     # So that fixtures end, and with them the programs, when the run is asked to stop.
     signal.signal(signal.SIGTERM, lambda *_: pytest.exit("asked to stop", 143))

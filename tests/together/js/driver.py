@@ -9,15 +9,16 @@ from pathlib import Path
 from neighbours import processes
 
 HERE = Path(__file__).parent
+PACKAGES_VARIABLE = "WAYPOST_NODE_PACKAGES"
 # Seconds for one answer. A browser on a busy machine takes its time to start.
 PATIENCE = 90.0
 
 
 def installed_packages():
-    """The folder with `node_modules`, after `js/install` has made it. Fails with what is missing."""
-    done = subprocess.run([HERE / "install"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert done.returncode == 0, f"js/install failed:\n{done.stderr}{done.stdout}"
-    return Path(done.stdout.strip().splitlines()[-1])
+    """The folder with `node_modules`, which tests/install made."""
+    folder = os.environ.get(PACKAGES_VARIABLE)
+    assert folder, f"{PACKAGES_VARIABLE} is not set; tests/together/run installs the packages and sets it"
+    return Path(folder)
 
 
 def scripts_beside(packages, folder):

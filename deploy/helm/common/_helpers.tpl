@@ -1,7 +1,4 @@
-{{/*
-What both charts share. Change it in deploy/helm/common and run deploy/helm/generate; what is a service's own is in
-_service.tpl.
-*/}}
+{{- /* What both charts share: each links this folder as templates/common. What is its own is in its _service.tpl. */}}
 
 {{- define "waypost.name" -}}
 {{- default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" -}}
