@@ -43,9 +43,9 @@ WORDS = {
         "done": "Thank you, your email address is confirmed",
         "done number": "Thank you, your phone number is confirmed",
         "expired": "This link has expired",
-        "failed": "This link does not work",
+        "failed": "This link doesn't work",
         "too often": "Wait a while",
-        "missing": "This text is not here",
+        "missing": "Document not found",
     },
     "de": {
         "confirm": "Bestätigen Sie Ihre E-Mail-Adresse",
@@ -56,7 +56,7 @@ WORDS = {
         "expired": "Dieser Link ist abgelaufen",
         "failed": "Dieser Link funktioniert nicht",
         "too often": "Warten Sie eine Weile",
-        "missing": "Dieser Text ist nicht hier",
+        "missing": "Dokument nicht gefunden",
     },
 }
 

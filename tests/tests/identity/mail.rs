@@ -185,7 +185,7 @@ on_each_database! {
         let token = t.register(ALICE).await;
         let english = mail(&t, &token, "", "en", json!({})).await;
         let german = mail(&t, &token, "", "de", json!({})).await;
-        for (mail, not_you) in [(english, "It was not you?"), (german, "Sie waren es nicht?")] {
+        for (mail, not_you) in [(english, "Wasn't you?"), (german, "Sie waren es nicht?")] {
             for part in ["text/plain", "text/html"] {
                 let words = mail.message().find(part).unwrap();
                 for expected in ["id.test", EMAIL, not_you, "24"] {

@@ -57,7 +57,7 @@ on_each_database! {
         let page = open(&t, &link.path_and_query, "fr").await;
         check(&page, 200, "en");
         // What is confirmed, how, and what if it was not them.
-        for expected in [EMAIL, "<button type=\"submit\">Confirm</button>", "You did not ask for this?"] {
+        for expected in [EMAIL, "<button type=\"submit\">Confirm</button>", "Didn't ask for this?"] {
             assert!(page.text.contains(expected), "{expected}: {}", page.text);
         }
         let done = t.press_button(&link).await;
