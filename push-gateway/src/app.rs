@@ -26,6 +26,7 @@ use crate::{
         ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
         NotifyConfig, ProviderConfig, PushType, Rate,
     },
+    deliveries::{Replicas, Seen, Target},
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
@@ -33,7 +34,6 @@ use crate::{
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
     provider::{Provider, Shared, TeamTokens},
     redis::Redis,
-    seen::{Replicas, Seen, Target},
 };
 
 /// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.

@@ -8,6 +8,7 @@ mod arbitrary;
 mod certificate;
 mod cli;
 mod config;
+mod deliveries;
 mod encoding;
 mod encryption;
 mod endpoint;
@@ -23,7 +24,6 @@ mod notify;
 mod provider;
 mod redis;
 mod routes;
-mod seen;
 mod vapid;
 
 use std::process::ExitCode;

@@ -17,12 +17,12 @@ use waypost_shared::{
 use crate::{
     app::{App, Entry},
     config::UnknownApp,
+    deliveries::{Begun, Target},
     error::ApiError,
     hold::{Change, Said},
     metrics::Ended,
     notification::{Device, Notification},
     provider::{Fault, Outcome, Refusal, Unsent},
-    seen::{Begun, Target},
 };
 
 /// Waits between attempts where the provider names none.
