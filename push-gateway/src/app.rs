@@ -26,7 +26,7 @@ use crate::{
         ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
         NotifyConfig, ProviderConfig, PushType, Rate,
     },
-    deliveries::{Replicas, Seen, Target},
+    deliveries::{Deliveries, Replicas, Target},
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
@@ -64,7 +64,7 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: NotifyConfig,
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Metrics,
     /// Counts the pushes that no entry takes.
@@ -159,8 +159,8 @@ impl App {
             let redis = Redis::new(replicas.address, outbound.clone(), up);
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
-        let seen = Arc::new(Seen::new(&config.seen, clock.clone(), replicas));
-        Self::configured(loaded, apps, outbound, Parts { clock, metrics, seen, before: None })
+        let deliveries = Arc::new(Deliveries::new(&config.seen, clock.clone(), replicas));
+        Self::configured(loaded, apps, outbound, Parts { clock, metrics, deliveries, before: None })
     }
 
     /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
@@ -173,9 +173,10 @@ impl App {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
         let apps = loaded.config.validate(&loaded.source)?;
         let outbound = Outbound::new(&loaded.config.outbound)?;
-        let (clock, metrics, seen) = (self.clock.clone(), self.metrics.clone(), self.seen.clone());
-        let renewed = Self::configured(&loaded, apps, outbound, Parts { clock, metrics, seen, before: Some(self) })?;
-        self.seen.takes_at_most(renewed.config.budget());
+        let (clock, metrics, deliveries) = (self.clock.clone(), self.metrics.clone(), self.deliveries.clone());
+        let renewed =
+            Self::configured(&loaded, apps, outbound, Parts { clock, metrics, deliveries, before: Some(self) })?;
+        self.deliveries.set_budget(renewed.config.budget());
         Ok((renewed, waiting))
     }
 
@@ -185,7 +186,7 @@ impl App {
         outbound: Outbound,
         parts: Parts<'_>,
     ) -> Result<Arc<Self>, StartError> {
-        let Parts { clock, metrics, seen, before } = parts;
+        let Parts { clock, metrics, deliveries, before } = parts;
         let config = &loaded.config;
         let mut shared = Shared::new(outbound, clock.clone());
         if let Some(before) = before {
@@ -231,7 +232,7 @@ impl App {
         }
         Ok(Arc::new(Self {
             config: config.notify.clone(),
-            seen,
+            deliveries,
             limits: limits(before, config, &metrics),
             unmatched: metrics.of_unmatched(),
             metrics,
@@ -321,7 +322,7 @@ impl App {
 struct Parts<'a> {
     clock: Clock,
     metrics: Metrics,
-    seen: Arc<Seen>,
+    deliveries: Arc<Deliveries>,
     /// The gateway whose place it takes.
     before: Option<&'a App>,
 }

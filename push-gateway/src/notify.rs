@@ -210,7 +210,7 @@ async fn deliver(
     let target = target(Some(entry), device);
     // Should another replica that has it fail, there must be time for an attempt of our own.
     let until = deadline - least_attempt(app.config.budget());
-    match app.seen.begin(event_id, target, until).await {
+    match app.deliveries.begin(event_id, target, until).await {
         Begun::Delivered => (Outcome::Delivered, Ended::Suppressed),
         Begun::Elsewhere => (Outcome::unreachable(), Ended::Busy),
         Begun::Send(ticket) => {
@@ -241,7 +241,7 @@ async fn deliver(
 /// Whether a pushkey is known to be dead, from a time when deaths could be believed.
 async fn is_dead(app: &App, entry: &Entry, device: &Device) -> bool {
     let believes = |found_ms| entry.hold.believes(found_ms);
-    app.seen.is_dead(target(Some(entry), device), device.pushkey_ts_ms, believes).await
+    app.deliveries.is_dead(target(Some(entry), device), device.pushkey_ts_ms, believes).await
 }
 
 /// Prepares the push and sends it, again and again while its provider is busy and there is time.
@@ -289,14 +289,14 @@ async fn judged(app: &App, entry: &Entry, notification: &Notification, device: &
             take_note(entry, device, Said::Alive);
             if notification.is_test() {
                 // Nothing else is sent to a pushkey that is known to be dead.
-                app.seen.found_alive(target).await;
+                app.deliveries.found_alive(target).await;
             }
             Outcome::Delivered
         }
         Outcome::Gone => {
             let outcome = believed(entry, device);
             if outcome == Outcome::Gone {
-                app.seen.found_dead(target).await;
+                app.deliveries.found_dead(target).await;
             }
             outcome
         }

@@ -1,5 +1,5 @@
 //! A client of Redis and Valkey: one connection that all share, commands in a row, and hardly a wait for a server that
-//! is away. It knows what `seen` needs, and no more (docs/decisions/0006).
+//! is away. It knows what `deliveries` needs, and no more (docs/decisions/0006).
 //!
 //! Source: Redis, "Redis serialization protocol specification" (RESP 2).
 

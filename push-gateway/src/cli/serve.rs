@@ -39,7 +39,7 @@ pub(super) async fn run(
     let readiness = Readiness::default();
     let tracer = Tracer::start(&config.traces, &config.outbound, NAME, app.metrics.traces.clone(), Clock::System)
         .map_err(StartError::from)?;
-    app.seen.connect();
+    app.deliveries.connect();
     let current = Current::new(app);
     let about = About::new(NAME, Clock::System, {
         let current = current.clone();

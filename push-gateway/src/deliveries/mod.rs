@@ -55,7 +55,7 @@ pub(crate) struct Target<'d> {
 
 /// The memory of past pushes.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Deliveries {
     key: hmac::Key,
     clock: Clock,
     state: Mutex<State>,
@@ -87,7 +87,7 @@ pub(crate) enum Begun {
 /// The right to send one push, until it is finished or dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    seen: Arc<Seen>,
+    deliveries: Arc<Deliveries>,
     fingerprint: Fingerprint,
     outcome: watch::Sender<Option<Outcome>>,
     /// The same right among replicas.
@@ -96,7 +96,7 @@ pub(crate) struct Ticket {
     was_elsewhere: bool,
 }
 
-impl Seen {
+impl Deliveries {
     /// An empty memory. Replicas that share theirs hash with the same secret.
     pub(crate) fn new(config: &SeenConfig, clock: Clock, shared: Option<(Replicas, SecretString)>) -> Self {
         let state = State {
@@ -122,9 +122,9 @@ impl Seen {
 
     /// From now on no sending takes longer than `budget`: where replicas share their memory, none takes over a push that
     /// another one may still be sending.
-    pub(crate) fn takes_at_most(&self, budget: Duration) {
+    pub(crate) fn set_budget(&self, budget: Duration) {
         if let Some(replicas) = &self.replicas {
-            replicas.takes_at_most(budget);
+            replicas.set_budget(budget);
         }
     }
 
@@ -148,7 +148,7 @@ impl Seen {
         }
         let (outcome, receiver) = watch::channel(None);
         state.under_way.insert(fingerprint, receiver);
-        Begun::Send(Ticket { seen: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
+        Begun::Send(Ticket { deliveries: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
     }
 
     /// Remembers that the provider called a pushkey dead.
@@ -260,7 +260,7 @@ impl Ticket {
     /// Ends the push. Only a delivery is remembered: everything else may be tried again.
     pub(crate) async fn finish(mut self, outcome: &Outcome) {
         self.settle(outcome);
-        let Some(replicas) = &self.seen.replicas else { return };
+        let Some(replicas) = &self.deliveries.replicas else { return };
         let key = self.fingerprint.hex();
         let lease = self.lease.take();
         match (outcome, lease) {
@@ -273,8 +273,8 @@ impl Ticket {
     /// Tells this replica.
     fn settle(&self, outcome: &Outcome) {
         if *outcome == Outcome::Delivered {
-            let now_ms = self.seen.clock.now_ms();
-            self.seen.lock().delivered.insert(self.fingerprint, (), now_ms);
+            let now_ms = self.deliveries.clock.now_ms();
+            self.deliveries.lock().delivered.insert(self.fingerprint, (), now_ms);
         }
         self.outcome.send_replace(Some(outcome.clone()));
     }
@@ -283,8 +283,8 @@ impl Ticket {
 impl Drop for Ticket {
     /// Also when the sending was cut short: who waits then sees the channel closed.
     fn drop(&mut self) {
-        self.seen.lock().under_way.remove(&self.fingerprint);
-        if let (Some(replicas), Some(lease)) = (&self.seen.replicas, self.lease.take()) {
+        self.deliveries.lock().under_way.remove(&self.fingerprint);
+        if let (Some(replicas), Some(lease)) = (&self.deliveries.replicas, self.lease.take()) {
             replicas.release(&self.fingerprint.hex(), &lease);
         }
     }
