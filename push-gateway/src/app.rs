@@ -1,13 +1,6 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
-use std::{
-    fmt,
-    hash::{BuildHasher as _, RandomState},
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
@@ -26,14 +19,16 @@ use crate::{
         ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
         NotifyConfig, ProviderConfig, PushType, Rate,
     },
-    deliveries::{Deliveries, Replicas, Target},
+    deliveries::{Deliveries, Fingerprint, Replicas, Target},
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
     in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
-    provider::{Provider, Shared, TeamTokens},
+    notification::Device,
+    provider::{Provider, TeamTokens},
     redis::Redis,
+    upstream::Upstream,
 };
 
 /// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
@@ -106,20 +101,13 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Limits {
     sources: Limiter<IpAddr>,
-    /// By hash: pushkeys are secrets.
-    pushkeys: Limiter<u64>,
-    hasher: RandomState,
+    pushkeys: Limiter<Fingerprint>,
     metrics: LimitMetrics,
 }
 
 impl Limits {
     fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
-        Self {
-            sources: limiter(config.per_source),
-            pushkeys: limiter(config.per_pushkey),
-            hasher: RandomState::new(),
-            metrics,
-        }
+        Self { sources: limiter(config.per_source), pushkeys: limiter(config.per_pushkey), metrics }
     }
 
     /// Takes a request from its source's budget.
@@ -132,7 +120,7 @@ impl Limits {
         if let Some(entry) = entry {
             self.within(Limit::App, entry.budget.check(&()))?;
         }
-        self.within(Limit::Pushkey, self.pushkeys.check(&self.hasher.hash_one(target)))
+        self.within(Limit::Pushkey, self.pushkeys.check(&target.fingerprint()))
     }
 
     fn within(&self, limit: Limit, checked: Result<(), Duration>) -> Result<(), ApiError> {
@@ -188,10 +176,9 @@ impl App {
     ) -> Result<Arc<Self>, StartError> {
         let Parts { clock, metrics, deliveries, before } = parts;
         let config = &loaded.config;
-        let mut shared = Shared::new(outbound, clock.clone());
-        if let Some(before) = before {
-            shared.team_tokens = before.team_tokens.clone();
-        }
+        let upstream = Upstream::new(outbound, clock.clone());
+        // Apple punishes those who make new tokens too often.
+        let mut team_tokens = before.map_or_else(TeamTokens::default, |before| before.team_tokens.clone());
         let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for app in apps {
             lines.push(line(&app));
@@ -199,15 +186,16 @@ impl App {
             let name = provider.name();
             let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
             expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
-            match Provider::new(provider, &mut shared) {
+            match Provider::new(provider, &upstream, &mut team_tokens) {
                 Ok(provider) => {
+                    let metrics = metrics.of_app(&id, name);
                     let entry = Entry {
                         content,
                         provider,
-                        hold: hold(before, config, &id, &clock),
+                        hold: hold(before, config, &id, &metrics, &clock),
                         in_flight: in_flight(before, &id, max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
-                        metrics: metrics.of_app(&id, name),
+                        metrics,
                         expires_at_ms,
                         watch: watch(before, &id, &clock),
                         budget: budget(before, config, &id),
@@ -224,7 +212,7 @@ impl App {
         // The hold of an app that is left out, or whose rules are others, is over.
         for before in before.into_iter().flat_map(|before| before.entries.iter()) {
             let now = entries.iter().find(|(id, _)| *id == before.id);
-            before.metrics.holds(now.is_some_and(|(_, entry)| entry.hold.is_on()));
+            before.metrics.set_held(now.is_some_and(|(_, entry)| entry.hold.is_on()));
         }
         metrics.certificates_expire(&expiries);
         for (app, _, at_ms) in &expiries {
@@ -240,7 +228,7 @@ impl App {
             entries: ByGlob::new(entries),
             lines,
             clock,
-            team_tokens: shared.team_tokens,
+            team_tokens,
             whole: config.clone(),
         }))
     }
@@ -263,6 +251,12 @@ impl App {
     /// The entry for an `app_id`: the exact one, else the longest pattern that matches.
     pub(crate) fn entry(&self, app_id: &str) -> Option<&Entry> {
         self.entries.find(app_id)
+    }
+
+    /// Where a push goes that `entry`, if there is one, sends.
+    pub(crate) fn target<'d>(&self, entry: Option<&Entry>, device: &'d Device) -> Target<'d> {
+        let endpoint = entry.map_or("", |entry| entry.provider.endpoint(device));
+        self.deliveries.target(&device.app_id, &device.pushkey, endpoint)
     }
 
     /// All configured apps, by their ids.
@@ -328,9 +322,10 @@ struct Parts<'a> {
 }
 
 /// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
-fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<Hold> {
+fn hold(before: Option<&App>, config: &Config, id: &str, metrics: &AppMetrics, clock: &Clock) -> Arc<Hold> {
     let same = before.filter(|before| same(&before.whole.hold, &config.hold));
-    known(same, id).map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
+    let new = || Arc::new(Hold::new(id, &config.hold, metrics.clone(), clock.clone()));
+    known(same, id).map_or_else(new, |entry| entry.hold.clone())
 }
 
 /// What is known of an app's push service.

@@ -21,9 +21,13 @@ mod jwt;
 mod metrics;
 mod notification;
 mod notify;
+mod outcome;
 mod provider;
+mod push;
+mod pushkey;
 mod redis;
 mod routes;
+mod upstream;
 mod vapid;
 
 use std::process::ExitCode;

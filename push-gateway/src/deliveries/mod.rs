@@ -29,14 +29,14 @@ use self::{
     expiring::Expiring,
     replicas::{Claim, Lease},
 };
-use crate::{config::SeenConfig, encoding::to_hex, provider::Outcome};
+use crate::{config::SeenConfig, encoding::to_hex, outcome::Outcome, pushkey::PushKey};
 
 /// How often a push that another replica is sending is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// A hash of the texts that make an entry.
+/// A keyed hash of the texts that make an entry.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-struct Fingerprint([u8; 16]);
+pub(crate) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     fn hex(self) -> String {
@@ -44,13 +44,20 @@ impl Fingerprint {
     }
 }
 
-/// Where a push goes, as its push service knows it: what is remembered is remembered of this.
-#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+/// The destination of a push as the push service identifies it; the key under which results are remembered.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'d> {
-    pub(crate) app_id: &'d str,
-    pub(crate) pushkey: &'d str,
-    /// What the service goes by beside the pushkey; empty where that is all.
-    pub(crate) endpoint: &'d str,
+    app_id: &'d str,
+    pushkey: &'d PushKey,
+    endpoint: &'d str,
+    fingerprint: Fingerprint,
+}
+
+impl Target<'_> {
+    /// Tells two destinations apart without naming them.
+    pub(crate) fn fingerprint(self) -> Fingerprint {
+        self.fingerprint
+    }
 }
 
 /// The memory of past pushes.
@@ -128,9 +135,16 @@ impl Deliveries {
         }
     }
 
+    /// The destination of a push. `endpoint` is what the service goes by beside the pushkey; empty where that is all.
+    pub(crate) fn target<'d>(&self, app_id: &'d str, pushkey: &'d PushKey, endpoint: &'d str) -> Target<'d> {
+        let fingerprint = self.fingerprint(&[app_id, pushkey.expose(), endpoint]);
+        Target { app_id, pushkey, endpoint, fingerprint }
+    }
+
     /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
     pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
-        let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);
+        let Target { app_id, pushkey, endpoint, .. } = target;
+        let fingerprint = self.fingerprint(&[event_id, app_id, pushkey.expose(), endpoint]);
         match (self.begin_here(fingerprint), &self.replicas) {
             (Begun::Send(ticket), Some(replicas)) => ticket.claim(replicas, deadline).await,
             (begun, _) => begun,
@@ -153,17 +167,16 @@ impl Deliveries {
 
     /// Remembers that the provider called a pushkey dead.
     pub(crate) async fn found_dead(&self, target: Target<'_>) {
-        let fingerprint = self.of_target(target);
         let now_ms = self.clock.now_ms();
-        self.lock().dead.insert(fingerprint, now_ms, now_ms);
+        self.lock().dead.insert(target.fingerprint, now_ms, now_ms);
         if let Some(replicas) = &self.replicas {
-            replicas.found_dead(&fingerprint.hex(), now_ms).await;
+            replicas.found_dead(&target.fingerprint.hex(), now_ms).await;
         }
     }
 
     /// Forgets that the pushkey was dead, for the provider took a push for it.
     pub(crate) async fn found_alive(&self, target: Target<'_>) {
-        self.forget_dead(self.of_target(target)).await;
+        self.forget_dead(target.fingerprint).await;
     }
 
     /// Whether the pushkey is known to be dead, since a time that can be believed. One that was set again since then is
@@ -174,12 +187,11 @@ impl Deliveries {
         pushkey_ts_ms: Option<i64>,
         believes: impl Fn(i64) -> bool,
     ) -> bool {
-        let fingerprint = self.of_target(target);
-        let since_ms = self.dead_since(fingerprint).await.filter(|since_ms| believes(*since_ms));
+        let since_ms = self.dead_since(target.fingerprint).await.filter(|since_ms| believes(*since_ms));
         let Some(since_ms) = since_ms else { return false };
         let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms > since_ms);
         if set_again {
-            self.forget_dead(fingerprint).await;
+            self.forget_dead(target.fingerprint).await;
         }
         !set_again
     }
@@ -202,10 +214,6 @@ impl Deliveries {
         if let Some(replicas) = &self.replicas {
             replicas.found_alive(&fingerprint.hex()).await;
         }
-    }
-
-    fn of_target(&self, target: Target<'_>) -> Fingerprint {
-        self.fingerprint(&[target.app_id, target.pushkey, target.endpoint])
     }
 
     /// Each text with its length before it, so that no two lists look alike.

@@ -21,7 +21,7 @@ use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, traces
 
 use crate::{
     config::FcmCredentials,
-    provider::{is_transient, limits},
+    upstream::{is_transient, limits},
 };
 
 /// What the tokens may be used for.
