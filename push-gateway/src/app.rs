@@ -8,7 +8,7 @@ use waypost_shared::{
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
     rate_limit::{Limiter, source_key},
-    status::{Expiry, Facts, Neighbour, State, Watch},
+    status::{Dependency, Expiry, Facts, HealthProbe, State},
     telemetry::LogLevel,
     traces::TracesError,
 };
@@ -92,7 +92,7 @@ pub(crate) struct Entry {
     /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
     pub(crate) expires_at_ms: Option<i64>,
     /// Whether its push service did what it was last asked to.
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) probe: Arc<HealthProbe>,
     /// What a push for it takes a little of.
     budget: Arc<Limiter<()>>,
 }
@@ -197,7 +197,7 @@ impl App {
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics,
                         expires_at_ms,
-                        watch: watch(before, &id, &clock),
+                        probe: probe(before, &id, &clock),
                         budget: budget(before, config, &id),
                         id: id.clone(),
                     };
@@ -271,9 +271,9 @@ impl App {
         let entries = self.entries();
         let of_entry = |entry: &&Entry| {
             let what = if entry.hold.is_on() { "dead pushkeys are held" } else { entry.provider.title() };
-            entry.watch.neighbour(&entry.id, entry.provider.name(), what)
+            entry.probe.dependency(&entry.id, entry.provider.name(), what)
         };
-        let shared = self.metrics.shared_memory_up.get().map(|up| Neighbour {
+        let shared = self.metrics.shared_memory_up.get().map(|up| Dependency {
             name: "shared memory".to_owned(),
             kind: "redis",
             state: if up.get() == 1 { State::Up } else { State::Down },
@@ -285,7 +285,7 @@ impl App {
             entry.expires_at_ms.map(|at_ms| Expiry { name, at_ms: Some(at_ms), since_ms: None })
         };
         Facts {
-            neighbours: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
+            dependencies: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
             expiries: entries.iter().filter_map(expiry).collect(),
         }
     }
@@ -329,8 +329,8 @@ fn hold(before: Option<&App>, config: &Config, id: &str, metrics: &AppMetrics, c
 }
 
 /// What is known of an app's push service.
-fn watch(before: Option<&App>, id: &str, clock: &Clock) -> Arc<Watch> {
-    known(before, id).map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
+fn probe(before: Option<&App>, id: &str, clock: &Clock) -> Arc<HealthProbe> {
+    known(before, id).map_or_else(|| Arc::new(HealthProbe::new(clock.clone())), |entry| entry.probe.clone())
 }
 
 /// An app's pushes that are under way: each reading of the configuration would let in as many again.

@@ -137,7 +137,7 @@ impl Push<'_> {
         if let Some(span) = &mut span {
             span.set("waypost.outcome", outcome.label());
         }
-        probe(entry, request, &outcome);
+        note_health(entry, request, &outcome);
         outcome
     }
 }
@@ -164,14 +164,14 @@ fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
 }
 
 /// Notes for the status page whether the push service works.
-fn probe(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
+fn note_health(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
     match outcome {
         // One of many servers, which says nothing about the app.
         Outcome::Busy { .. } if entry.provider.server(request).is_some() => {}
-        Outcome::Busy { .. } => entry.watch.is_down(|| "busy or away".to_owned()),
-        Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.watch.is_down(|| why.to_string()),
+        Outcome::Busy { .. } => entry.probe.mark_down(|| "busy or away".to_owned()),
+        Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.probe.mark_down(|| why.to_string()),
         Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {
-            entry.watch.is_up();
+            entry.probe.mark_up();
         }
     }
 }
