@@ -20,7 +20,7 @@ use crate::{
     storage::{StoreError, outbox::Letter},
 };
 
-use servers::{Later, Servers};
+use servers::{Deferral, Servers};
 
 /// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -102,8 +102,8 @@ async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
         // However old the letter is: it will be its turn.
-        Err(Later::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
-        Err(Later::Away(again_ms)) => postpone(app, letter, again_ms).await,
+        Err(Deferral::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
+        Err(Deferral::Away(again_ms)) => postpone(app, letter, again_ms).await,
     };
     if let Err(error) = noted {
         tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");

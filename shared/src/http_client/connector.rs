@@ -71,9 +71,9 @@ pub(super) enum ConnectError {
     Tunnel(#[from] TunnelError),
 }
 
-/// What kept a connection from coming about, for who has to mend it.
+/// Why a connection could not be made, for whoever has to fix it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ConnectFailure {
     /// The name has no address, or nobody could say which.
     Name,
     /// The name has no address that may be reached.
@@ -88,7 +88,7 @@ pub enum Trouble {
     Tls,
 }
 
-impl Trouble {
+impl ConnectFailure {
     fn of(error: &(dyn StdError + 'static)) -> Self {
         // Those of TCP are a `ConnectError`'s, so that one on the outside is of the handshake.
         let fallback = if error.is::<io::Error>() { Self::Tls } else { Self::Network };
@@ -119,13 +119,13 @@ impl Trouble {
 /// Why there is no connection. Those that waited for it share the reason.
 #[derive(Clone, Debug)]
 pub(super) struct NoConnection {
-    pub(super) trouble: Trouble,
+    pub(super) failure: ConnectFailure,
     error: Arc<dyn StdError + Send + Sync>,
 }
 
 impl NoConnection {
     pub(super) fn new(error: Box<dyn StdError + Send + Sync>) -> Self {
-        Self { trouble: Trouble::of(&*error), error: error.into() }
+        Self { failure: ConnectFailure::of(&*error), error: error.into() }
     }
 }
 

@@ -252,8 +252,8 @@ impl Origin {
         self.freed.notify_one();
     }
 
-    /// Takes note of how many requests at once a peer allows.
-    pub(super) fn allows(self: &Arc<Self>, streams: usize) {
+    /// Sets how many requests at once the peer allows.
+    pub(super) fn set_stream_limit(self: &Arc<Self>, streams: usize) {
         let mut state = self.lock();
         (state.expected, state.is_known) = (streams.min(self.limits.streams).max(1), true);
         self.go_on(state);

@@ -14,7 +14,7 @@ const MAX_KNOWN: usize = 10_000;
 
 /// Why a call does not begin, and when to ask again, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Later {
+pub(super) enum Deferral {
     /// The homeserver has its share of calls under way.
     Busy(i64),
     /// It was away.
@@ -44,21 +44,21 @@ impl Servers {
     ///
     /// # Errors
     ///
-    /// [`Later`].
-    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), Later> {
+    /// [`Deferral`].
+    pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), Deferral> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_KNOWN {
             known.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
         }
         let server = known.entry(name.to_owned()).or_default();
         if server.away_until_ms > now_ms {
-            return Err(Later::Away(server.away_until_ms));
+            return Err(Deferral::Away(server.away_until_ms));
         }
         // One call shows whether it is back.
         let share = if server.failures > 0 { 1 } else { share };
         if server.under_way >= share {
             server.full = true;
-            return Err(Later::Busy(now_ms.saturating_add(BUSY_MS)));
+            return Err(Deferral::Busy(now_ms.saturating_add(BUSY_MS)));
         }
         server.under_way += 1;
         Ok(())
@@ -110,7 +110,7 @@ mod tests {
     fn a_homeserver_gets_its_share_of_the_calls() {
         let servers = Servers::default();
         assert_eq!([servers.begin("a", SHARE, 0), servers.begin("a", SHARE, 0)], [Ok(()), Ok(())]);
-        assert_eq!(servers.begin("a", SHARE, 0), Err(Later::Busy(1000)));
+        assert_eq!(servers.begin("a", SHARE, 0), Err(Deferral::Busy(1000)));
         assert_eq!(servers.begin("b", SHARE, 0), Ok(()));
         assert_eq!(servers.full(), ["a"]);
         servers.end("a", SHARE, None, 0);
@@ -125,12 +125,12 @@ mod tests {
         servers.end("a", SHARE, Some(BACKOFF), 0);
         servers.end("a", SHARE, Some(BACKOFF), 0);
         // Two calls that failed together are one failure: between half of 8 seconds and all of them.
-        let Err(Later::Away(until_ms)) = servers.begin("a", SHARE, 0) else { panic!("it was away") };
+        let Err(Deferral::Away(until_ms)) = servers.begin("a", SHARE, 0) else { panic!("it was away") };
         assert!((4000..=8000).contains(&until_ms), "{until_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms), Ok(()));
-        assert_eq!(servers.begin("a", SHARE, until_ms), Err(Later::Busy(until_ms + 1000)));
+        assert_eq!(servers.begin("a", SHARE, until_ms), Err(Deferral::Busy(until_ms + 1000)));
         servers.end("a", SHARE, Some(BACKOFF), until_ms);
-        let Err(Later::Away(again_ms)) = servers.begin("a", SHARE, until_ms) else { panic!("it is still away") };
+        let Err(Deferral::Away(again_ms)) = servers.begin("a", SHARE, until_ms) else { panic!("it is still away") };
         let again_ms = again_ms - until_ms;
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
