@@ -28,7 +28,7 @@ const WAIT_FOR_ROOM: Duration = Duration::from_secs(2);
 const LEAST_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// A push to a device of a configured app.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Push<'a> {
     pub(crate) app: &'a App,
     pub(crate) entry: &'a Entry,
@@ -41,7 +41,7 @@ pub(crate) struct Push<'a> {
 
 impl Push<'_> {
     /// Sends an event once, however many copies of it arrive; a test and mere counts each time.
-    pub(crate) async fn deliver(self) -> Ended {
+    pub(crate) async fn deliver(&self) -> Ended {
         // Someone who presses "test" wants to know how it is now.
         if self.notification.is_test() {
             return self.send().await;
@@ -71,14 +71,14 @@ impl Push<'_> {
     }
 
     /// Whether the pushkey is known to be dead, from a time when deaths could be believed.
-    async fn is_dead(self) -> bool {
+    async fn is_dead(&self) -> bool {
         let believes = |found_ms| self.entry.hold.believes(found_ms);
         self.app.deliveries.is_dead(self.target, self.device.pushkey_ts_ms, believes).await
     }
 
     /// Prepares the request and sends it, if there is something to send and room to send it.
-    async fn send(self) -> Ended {
-        let Self { entry, notification, device, .. } = self;
+    async fn send(&self) -> Ended {
+        let Self { entry, notification, device, .. } = *self;
         let ended = match entry.provider.prepare(notification, device, entry.content) {
             Ok(request) => self.attempts(&request).await.into(),
             // Not remembered: it costs nothing to find out again, and the pusher's data may be fixed under the same key.
@@ -93,7 +93,7 @@ impl Push<'_> {
 
     /// Sends the request, again and again while the provider is busy and there is time, and remembers what that says of
     /// the pushkey.
-    async fn attempts(self, request: &Request<Bytes>) -> Outcome {
+    async fn attempts(&self, request: &Request<Bytes>) -> Outcome {
         let Some(_permit) = self.entry.in_flight.enter(self.entry.provider.server(request)) else {
             // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
             if self.entry.told_full.check(&()).is_ok() {
@@ -126,7 +126,7 @@ impl Push<'_> {
     }
 
     /// Sends the request once.
-    async fn attempt(self, request: &Request<Bytes>, failures: u32) -> Outcome {
+    async fn attempt(&self, request: &Request<Bytes>, failures: u32) -> Outcome {
         let entry = self.entry;
         let started = Instant::now();
         let time = self.deadline.saturating_duration_since(started).min(self.app.config.attempt_timeout());
