@@ -11,10 +11,10 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
+use parking_lot::Mutex;
 use waypost_shared::clock::Clock;
 
 use crate::{
@@ -139,7 +139,7 @@ impl Hold {
         }
         let now_ms = self.clock.now_ms();
         let pushkey = self.hasher.hash_one(pushkey);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let ended = self.end_in_time(&mut state, now_ms);
         let window_ms = secs_to_ms(self.config.window_secs);
         if !matches!(state.phase, Phase::Holding { .. }) {
@@ -176,13 +176,13 @@ impl Hold {
 
     /// Whether the dead are not believed right now.
     pub(crate) fn is_on(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         matches!(state.phase, Phase::Holding { since_ms } if !self.is_over(since_ms, self.clock.now_ms()))
     }
 
     /// Whether a death that was found at this time, and remembered, can be believed.
     pub(crate) fn believes(&self, found_ms: i64) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         match state.phase {
             Phase::Holding { since_ms } if self.is_over(since_ms, self.clock.now_ms()) => true,
             Phase::Watching | Phase::Holding { .. } | Phase::Believing { .. } => !state.doubtful_ms.contains(&found_ms),
@@ -229,11 +229,6 @@ impl Hold {
 
     fn is_over(&self, since_ms: i64, now_ms: i64) -> bool {
         now_ms.saturating_sub(since_ms) >= secs_to_ms(self.config.hold_secs)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // What a panic left behind is at most a count that is off by one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -476,7 +471,7 @@ mod tests {
     fn the_window_is_bounded() {
         let (hold, _clock) = hold(|config| config.share_percent = 99);
         saw(&hold, Said::Alive, 0..MOST_IN_WINDOW + 500);
-        let state = hold.lock();
+        let state = hold.state.lock();
         let window = &state.window;
         assert_eq!((window.last.len(), window.ages.len(), window.dead), (MOST_IN_WINDOW, MOST_IN_WINDOW, 0));
         assert_eq!((state.latest.answers.len(), state.latest.dead), (LATEST, 0));

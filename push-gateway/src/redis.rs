@@ -5,13 +5,9 @@
 
 mod address;
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -86,7 +82,7 @@ impl Redis {
     }
 
     fn enqueue(&self, command: &[&[u8]]) -> Option<oneshot::Receiver<Reply>> {
-        if let Some(link) = self.link.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(link) = self.link.lock().take() {
             tokio::spawn(Box::pin(link.run()));
         }
         let (reply, answer) = oneshot::channel();

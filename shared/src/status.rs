@@ -1,15 +1,12 @@
 //! How the service is, for people: a page on the operations listener, and the same as JSON.
 
-use std::{
-    fmt,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{fmt, pin::Pin, sync::Arc};
 
 use http::{
     HeaderValue,
     header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
@@ -131,7 +128,7 @@ impl HealthProbe {
     }
 
     fn saw(&self, state: State, detail: impl FnOnce() -> String) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match last.as_mut() {
             // While all goes well this costs nothing.
             Some((State::Up, ..)) if state == State::Up => {}
@@ -143,7 +140,7 @@ impl HealthProbe {
     /// The state so far, as a dependency of this name and kind. `what` stands before the latest failure.
     #[must_use]
     pub fn dependency(&self, name: impl Into<String>, kind: &'static str, what: &str) -> Dependency {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let last = self.last.lock().clone();
         let (state, detail, since_ms) = match last {
             Some((state, detail, since_ms)) => (state, detail, Some(since_ms)),
             None => (State::Unknown, String::new(), None),

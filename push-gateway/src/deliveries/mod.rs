@@ -7,12 +7,9 @@
 mod expiring;
 mod replicas;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use ring::hmac;
 use tokio::{
     sync::watch,
@@ -153,7 +150,7 @@ impl Deliveries {
 
     fn begin_here(self: &Arc<Self>, fingerprint: Fingerprint) -> Begun {
         let now_ms = self.clock.now_ms();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.delivered.get(fingerprint, now_ms).is_some() {
             return Begun::Delivered;
         }
@@ -168,7 +165,7 @@ impl Deliveries {
     /// Remembers that the provider called a pushkey dead.
     pub(crate) async fn found_dead(&self, target: Target<'_>) {
         let now_ms = self.clock.now_ms();
-        self.lock().dead.insert(target.fingerprint, now_ms, now_ms);
+        self.state.lock().dead.insert(target.fingerprint, now_ms, now_ms);
         if let Some(replicas) = &self.replicas {
             replicas.found_dead(&target.fingerprint.hex(), now_ms).await;
         }
@@ -202,15 +199,15 @@ impl Deliveries {
         {
             if since_ms.is_none() {
                 // Another replica may have found it alive.
-                self.lock().dead.remove(fingerprint);
+                self.state.lock().dead.remove(fingerprint);
             }
             return since_ms;
         }
-        self.lock().dead.get(fingerprint, self.clock.now_ms()).copied()
+        self.state.lock().dead.get(fingerprint, self.clock.now_ms()).copied()
     }
 
     async fn forget_dead(&self, fingerprint: Fingerprint) {
-        self.lock().dead.remove(fingerprint);
+        self.state.lock().dead.remove(fingerprint);
         if let Some(replicas) = &self.replicas {
             replicas.found_alive(&fingerprint.hex()).await;
         }
@@ -227,11 +224,6 @@ impl Deliveries {
         let mut fingerprint = [0; 16];
         fingerprint.copy_from_slice(&context.sign().as_ref()[..16]);
         Fingerprint(fingerprint)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // What a panic left behind is complete: each change is one insertion or removal.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -282,7 +274,7 @@ impl Ticket {
     fn settle(&self, outcome: &Outcome) {
         if *outcome == Outcome::Delivered {
             let now_ms = self.deliveries.clock.now_ms();
-            self.deliveries.lock().delivered.insert(self.fingerprint, (), now_ms);
+            self.deliveries.state.lock().delivered.insert(self.fingerprint, (), now_ms);
         }
         self.outcome.send_replace(Some(outcome.clone()));
     }
@@ -291,7 +283,7 @@ impl Ticket {
 impl Drop for Ticket {
     /// Also when the sending was cut short: who waits then sees the channel closed.
     fn drop(&mut self) {
-        self.deliveries.lock().under_way.remove(&self.fingerprint);
+        self.deliveries.state.lock().under_way.remove(&self.fingerprint);
         if let (Some(replicas), Some(lease)) = (&self.deliveries.replicas, self.lease.take()) {
             replicas.release(&self.fingerprint.hex(), &lease);
         }

@@ -122,5 +122,5 @@ async fn the_oldest_make_room() {
     assert!(matches!(begin(&deliveries, "$1", to.one).await, Begun::Send(_)));
     assert!(matches!(begin(&deliveries, "$2", to.one).await, Begun::Delivered));
     assert!(matches!(begin(&deliveries, "$3", to.one).await, Begun::Delivered));
-    assert!(deliveries.lock().under_way.is_empty());
+    assert!(deliveries.state.lock().under_way.is_empty());
 }

@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, RwLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use std::{
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service;
 
@@ -41,7 +42,7 @@ impl Targets {
 
     /// Sends connections for `authority` to the first of `targets` (host and port) that accepts.
     pub fn set(&self, authority: &str, targets: Vec<HostPort>) {
-        let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = self.0.write();
         if all.len() >= Self::MOST {
             all.clear();
         }
@@ -49,7 +50,7 @@ impl Targets {
     }
 
     fn get(&self, authority: &str) -> Option<Vec<HostPort>> {
-        let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let all = self.0.read();
         all.get(&authority.to_ascii_lowercase()).cloned()
     }
 }
