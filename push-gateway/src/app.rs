@@ -14,7 +14,7 @@ use waypost_shared::{
 };
 
 use crate::{
-    certificate::expires_at_ms,
+    certificate::{Standing, Validity},
     config::{
         ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
         NotifyConfig, ProviderConfig, PushType, Rate,
@@ -36,10 +36,6 @@ const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// How often it is logged that an app has too many pushes under way.
 const ONE_LINE_EACH: Duration = Duration::from_secs(60);
-
-/// An app's certificate is called for when it is good for fewer days than this.
-pub(crate) const EXPIRY_WARNED_DAYS: i64 = 30;
-pub(crate) const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -89,8 +85,8 @@ pub(crate) struct Entry {
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
-    /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
-    pub(crate) expires_at_ms: Option<i64>,
+    /// When the app's client certificate is valid, if it has one.
+    pub(crate) certificate: Option<Validity>,
     /// Whether its push service did what it was last asked to.
     pub(crate) probe: Arc<HealthProbe>,
     /// What a push for it takes a little of.
@@ -184,8 +180,11 @@ impl App {
             lines.push(line(&app));
             let AppConfig { position, id, content, max_in_flight, provider } = app;
             let name = provider.name();
-            let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
-            expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
+            let certificate = certificate(&provider).and_then(Validity::from_pem);
+            if let Some(validity) = certificate {
+                warn_of_certificate(&id, validity.at(clock.now_ms()));
+                expiries.push((id.clone(), name, validity.not_after_ms));
+            }
             match Provider::new(provider, &upstream, &mut team_tokens) {
                 Ok(provider) => {
                     let metrics = metrics.of_app(&id, name);
@@ -196,7 +195,7 @@ impl App {
                         in_flight: in_flight(before, &id, max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
                         metrics,
-                        expires_at_ms,
+                        certificate,
                         probe: probe(before, &id, &clock),
                         budget: budget(before, config, &id),
                         id: id.clone(),
@@ -215,9 +214,6 @@ impl App {
             before.metrics.set_held(now.is_some_and(|(_, entry)| entry.hold.is_on()));
         }
         metrics.certificates_expire(&expiries);
-        for (app, _, at_ms) in &expiries {
-            warn_of_expiry(app, at_ms - clock.now_ms());
-        }
         Ok(Arc::new(Self {
             config: config.notify.clone(),
             deliveries,
@@ -282,7 +278,11 @@ impl App {
         });
         let expiry = |entry: &&Entry| {
             let name = format!("certificate of {}", entry.id);
-            entry.expires_at_ms.map(|at_ms| Expiry { name, at_ms: Some(at_ms), since_ms: None })
+            entry.certificate.map(|validity| Expiry {
+                name,
+                at_ms: Some(validity.not_after_ms),
+                since_ms: Some(validity.not_before_ms),
+            })
         };
         Facts {
             dependencies: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
@@ -372,12 +372,16 @@ fn certificate(provider: &ProviderConfig) -> Option<&str> {
     }
 }
 
-fn warn_of_expiry(app: &str, left_ms: i64) {
-    let days = left_ms / MS_PER_DAY;
-    if left_ms <= 0 {
-        tracing::error!(app, "the app's certificate has expired: renew it, or set key_file");
-    } else if days < EXPIRY_WARNED_DAYS {
-        tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
+fn warn_of_certificate(app: &str, standing: Standing) {
+    match standing {
+        Standing::NotYetValid => {
+            tracing::error!(app, "the app's certificate is not valid yet: check it and this machine's clock");
+        }
+        Standing::Expired => tracing::error!(app, "the app's certificate has expired: renew it, or set key_file"),
+        Standing::ExpiresSoon { days } => {
+            tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
+        }
+        Standing::Valid { .. } => {}
     }
 }
 

@@ -60,7 +60,7 @@ pub struct Expiry {
     /// When it ends, in milliseconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<i64>,
-    /// Since when it is there, likewise.
+    /// Since when it has existed or been valid, likewise; in the future for a certificate that is not valid yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_ms: Option<i64>,
 }
