@@ -27,6 +27,7 @@ mod push;
 mod pushkey;
 mod redis;
 mod routes;
+mod run_error;
 mod upstream;
 mod vapid;
 

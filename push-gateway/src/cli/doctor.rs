@@ -6,10 +6,10 @@ use waypost_shared::{
     doctor::{Finding, Report},
 };
 
-use super::RunError;
 use crate::{
     app::{App, Entry},
     certificate::Standing,
+    run_error::RunError,
 };
 
 /// Checks all apps at once and prints what was found, a line for each.

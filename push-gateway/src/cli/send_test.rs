@@ -6,12 +6,12 @@ use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::RunError;
 use crate::{
     app::App,
     encoding::{from_base64, path_segment, to_hex},
     notification::{Device, Notification},
     outcome::{Ended, Fault, Outcome},
+    run_error::RunError,
     upstream::Attempt,
 };
 
