@@ -1,10 +1,8 @@
 //! Which homeservers may be called now, so that one that is away or slow holds up no other.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
+use parking_lot::Mutex;
 use waypost_shared::{clock::millis, retry::Backoff};
 
 /// How long a call waits whose homeserver has its share of calls under way.
@@ -46,7 +44,7 @@ impl Servers {
     ///
     /// [`Deferral`].
     pub(super) fn begin(&self, name: &str, share: usize, now_ms: i64) -> Result<(), Deferral> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.len() >= MAX_KNOWN {
             known.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
         }
@@ -66,14 +64,14 @@ impl Servers {
 
     /// Those that get no more calls for now; there is no use in looking for any.
     pub(super) fn full(&self) -> Vec<String> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         known.iter().filter(|(_, server)| server.full).map(|(name, _)| name.clone()).collect()
     }
 
     /// Ends a call. `away` is given if the homeserver itself was away and not only this call in vain: how long it is
     /// then left alone.
     pub(super) fn end(&self, name: &str, share: usize, away: Option<Backoff>, now_ms: i64) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         let Some(server) = known.get_mut(name) else { return };
         server.under_way = server.under_way.saturating_sub(1);
         if server.under_way * 2 <= share {
@@ -135,6 +133,6 @@ mod tests {
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
         assert_eq!(servers.begin("a", SHARE, until_ms + again_ms), Ok(()));
         servers.end("a", SHARE, None, until_ms + again_ms);
-        assert!(servers.known.lock().is_ok_and(|known| known.is_empty()));
+        assert!(servers.known.lock().is_empty());
     }
 }
