@@ -10,7 +10,7 @@ use waypost_shared::{
     http_client::{Outbound, OutboundError},
     rate_limit::Limiter,
     secret::SecretString,
-    status::Watch,
+    status::HealthProbe,
 };
 
 use crate::{
@@ -89,7 +89,7 @@ pub(crate) struct Lasting {
     pub(crate) outbox_filled: Notify,
     binding: [Mutex<()>; 64],
     /// Whether the database answered when the status page last asked.
-    database: Watch,
+    database: HealthProbe,
 }
 
 impl Deref for AppState {
@@ -205,7 +205,7 @@ impl AppState {
             peppers_changed: Notify::new(),
             outbox_filled: Notify::new(),
             binding: std::array::from_fn(|_| Mutex::new(())),
-            database: Watch::new(clock.clone()),
+            database: HealthProbe::new(clock.clone()),
             clock,
             store,
             keys,

@@ -1,11 +1,8 @@
 //! Who sends a request and what they have proven: access tokens, accepted terms, validated sessions.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, PoisonError, RwLock},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::RwLock;
 use waypost_shared::{clock::millis, http::Incoming};
 
 use crate::{
@@ -59,18 +56,18 @@ impl TokenCache {
     }
 
     fn get(&self, token_hash: &Fingerprint, now_ms: i64) -> Option<Account> {
-        let known = self.known.read().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.read();
         known.tokens.get(token_hash).filter(|(_, until_ms)| *until_ms > now_ms).map(|(account, _)| account.clone())
     }
 
     fn forgotten(&self) -> u64 {
-        self.known.read().unwrap_or_else(PoisonError::into_inner).forgotten
+        self.known.read().forgotten
     }
 
     /// Keeps what was read under a `configuration` when `forgotten` was the count, unless something was forgotten since
     /// or there is a newer configuration.
     fn put(&self, account: Account, now_ms: i64, forgotten: u64, configuration: u64) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         if known.forgotten != forgotten || known.configuration != configuration {
             return;
         }
@@ -84,21 +81,21 @@ impl TokenCache {
 
     /// Forgets a token that ended.
     pub(crate) fn forget(&self, token_hash: &Fingerprint) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.forgotten += 1;
         known.tokens.remove(token_hash);
     }
 
     /// Forgets all tokens of somebody who was erased.
     pub(crate) fn forget_user(&self, mxid: &str) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.forgotten += 1;
         known.tokens.retain(|_, (account, _)| *account.mxid != *mxid);
     }
 
     /// Forgets all tokens: one of them may have ended at another replica while nobody listened.
     pub(crate) fn forget_all(&self) {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.forgotten += 1;
         known.tokens.clear();
     }
@@ -106,7 +103,7 @@ impl TokenCache {
     /// Forgets all tokens, and keeps only what is read under a new configuration, whose number this gives: with a token
     /// it is remembered that its owner accepted the terms, and they may be others now.
     pub(crate) fn begin_anew(&self) -> u64 {
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.write();
         known.configuration += 1;
         known.forgotten += 1;
         known.tokens.clear();
@@ -217,7 +214,7 @@ mod tests {
 
     #[tokio::test]
     async fn who_accepted_the_terms_of_before_has_not_accepted_the_new_ones() {
-        let (app, clock, folder) = app(|_| {}).await;
+        let (app, clock, _folder) = app(|_| {}).await;
         app.store.add_token("@alice:hs.test", &app.keys.token_hash("token"), clock.now_ms()).await.unwrap();
         let request = Incoming {
             method: Method::GET,
@@ -239,7 +236,5 @@ mod tests {
         // One that began before the new configuration was in its place must not answer for those that begin after.
         account_with_terms(&app, &request).await.unwrap();
         assert!(matches!(account_with_terms(&renewed, &request).await, Err(ApiError::TermsNotSigned)));
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

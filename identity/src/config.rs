@@ -179,14 +179,14 @@ pub(super) mod tests {
 
     /// Reads and checks a configuration, as a file of the name `waypost.toml`.
     pub(crate) fn load(text: &str) -> Result<Config, String> {
-        let path = std::env::temp_dir().join(format!("waypost-{}.toml", waypost_shared::random::token()));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("waypost.toml");
         std::fs::write(&path, text).unwrap();
         let loaded = config_file::load::<Config>(Some(&path), []).map_err(|error| error.to_string());
         let checked = loaded.and_then(|loaded| {
             let problems = loaded.config.problems(&loaded.source);
             if problems.is_empty() { Ok(loaded.config) } else { Err(ConfigError::merge(problems).to_string()) }
         });
-        std::fs::remove_file(&path).unwrap();
         checked.map_err(|error| error.replace(&path.display().to_string(), "waypost.toml"))
     }
 

@@ -136,9 +136,10 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::{path::PathBuf, sync::Arc};
+    use std::sync::Arc;
 
     use prometheus_client::registry::Registry;
+    use tempfile::TempDir;
     use waypost_shared::{clock::Clock, params::Params};
 
     use super::*;
@@ -150,10 +151,10 @@ pub(crate) mod tests {
     };
 
     /// A server's state on a new SQLite database, with a clock that stands still, and its folder.
-    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (App, Clock, PathBuf) {
+    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (App, Clock, TempDir) {
         let mut config = Config::default();
-        let folder = std::env::temp_dir().join(format!("waypost-{}", waypost_shared::random::token()));
-        config.identity.data_dir.clone_from(&folder);
+        let folder = tempfile::tempdir().unwrap();
+        config.identity.data_dir = folder.path().to_owned();
         change(&mut config);
         let clock = Clock::manual(1_000_000_000_000);
         let app = Arc::new(AppState::build(config, clock.clone(), &mut Registry::default()).await.unwrap());
@@ -163,7 +164,7 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn unused_tokens_end_and_are_removed_in_batches() {
-        let (app, clock, folder) = app(|config| config.tokens.unused_days = 10).await;
+        let (app, clock, _folder) = app(|config| config.tokens.unused_days = 10).await;
         let hash = |number: i64| app.keys.token_hash(&format!("token{number}"));
         for number in 0..=CLEAN_BATCH {
             app.store.add_token("@alice:hs.test", &hash(number), clock.now_ms()).await.unwrap();
@@ -185,13 +186,11 @@ pub(crate) mod tests {
             assert!(app.store.token(&hash(number), 0).await.unwrap().is_none(), "{number}");
         }
         assert!(known(0, clock.now_ms()).await, "used meanwhile");
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
     async fn sessions_are_removed_when_they_are_over_and_budgets_stay_until_they_are_full() {
-        let (app, clock, folder) = app(|_| {}).await;
+        let (app, clock, _folder) = app(|_| {}).await;
         let ask = async |address: &str| {
             let object = serde_json::json!({"client_secret": "secret", "email": address, "send_attempt": 1});
             let params = Params::new(object.as_object().unwrap().clone());
@@ -213,13 +212,11 @@ pub(crate) mod tests {
         }
         clean_once(&app).await.unwrap();
         assert!(app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().is_err());
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
     async fn what_is_over_is_removed_and_nothing_else() {
-        let (app, clock, folder) = app(|_| {}).await;
+        let (app, clock, _folder) = app(|_| {}).await;
         let bound_ms = clock.now_ms();
         for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {
             let threepid = Threepid::email(address).unwrap();
@@ -245,7 +242,5 @@ pub(crate) mod tests {
         clean_once(&app).await.unwrap();
         assert_eq!(left().await, (1, 1));
         assert_eq!(app.store.peppers().await.unwrap(), [pepper]);
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

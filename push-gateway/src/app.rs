@@ -1,13 +1,6 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
-use std::{
-    fmt,
-    hash::{BuildHasher as _, RandomState},
-    net::IpAddr,
-    path::PathBuf,
-    sync::Arc,
-    time::Duration,
-};
+use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
@@ -15,25 +8,27 @@ use waypost_shared::{
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
     rate_limit::{Limiter, RequestSource},
-    status::{Expiry, Facts, Neighbour, State, Watch},
+    status::{Dependency, Expiry, Facts, HealthProbe, State},
     telemetry::LogLevel,
     traces::TracesError,
 };
 
 use crate::{
-    certificate::expires_at_ms,
+    certificate::{Standing, Validity},
     config::{
         ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
         NotifyConfig, ProviderConfig, PushType, Rate,
     },
+    deliveries::{Deliveries, Fingerprint, Replicas, Target},
     error::ApiError,
     glob::{ByGlob, Glob},
     hold::Hold,
     in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
-    provider::{Provider, Shared, TeamTokens},
+    notification::Device,
+    provider::{Provider, TeamTokens},
     redis::Redis,
-    seen::{Replicas, Seen, Target},
+    upstream::Upstream,
 };
 
 /// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
@@ -41,10 +36,6 @@ const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
 /// How often it is logged that an app has too many pushes under way.
 const ONE_LINE_EACH: Duration = Duration::from_secs(60);
-
-/// An app's certificate is called for when it is good for fewer days than this.
-pub(crate) const EXPIRY_WARNED_DAYS: i64 = 30;
-pub(crate) const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
@@ -64,7 +55,7 @@ pub(crate) enum StartError {
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: NotifyConfig,
-    pub(crate) seen: Arc<Seen>,
+    pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Metrics,
     /// Counts the pushes that no entry takes.
@@ -94,10 +85,10 @@ pub(crate) struct Entry {
     /// Lets a line through to the log when there are too many.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
-    /// When the app's client certificate expires, if it has one, in milliseconds since the epoch.
-    pub(crate) expires_at_ms: Option<i64>,
+    /// When the app's client certificate is valid, if it has one.
+    pub(crate) certificate: Option<Validity>,
     /// Whether its push service did what it was last asked to.
-    pub(crate) watch: Arc<Watch>,
+    pub(crate) probe: Arc<HealthProbe>,
     /// What a push for it takes a little of.
     budget: Arc<Limiter<()>>,
 }
@@ -106,20 +97,13 @@ pub(crate) struct Entry {
 #[derive(Debug)]
 pub(crate) struct Limits {
     sources: Limiter<Option<IpAddr>>,
-    /// By hash: pushkeys are secrets.
-    pushkeys: Limiter<u64>,
-    hasher: RandomState,
+    pushkeys: Limiter<Fingerprint>,
     metrics: LimitMetrics,
 }
 
 impl Limits {
     fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
-        Self {
-            sources: limiter(config.per_source),
-            pushkeys: limiter(config.per_pushkey),
-            hasher: RandomState::new(),
-            metrics,
-        }
+        Self { sources: limiter(config.per_source), pushkeys: limiter(config.per_pushkey), metrics }
     }
 
     /// Takes a request from its source's budget.
@@ -132,7 +116,7 @@ impl Limits {
         if let Some(entry) = entry {
             self.within(Limit::App, entry.budget.check(&()))?;
         }
-        self.within(Limit::Pushkey, self.pushkeys.check(&self.hasher.hash_one(target)))
+        self.within(Limit::Pushkey, self.pushkeys.check(&target.fingerprint()))
     }
 
     fn within(&self, limit: Limit, checked: Result<(), Duration>) -> Result<(), ApiError> {
@@ -159,8 +143,8 @@ impl App {
             let redis = Redis::new(replicas.address, outbound.clone(), up);
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
-        let seen = Arc::new(Seen::new(&config.seen, clock.clone(), replicas));
-        Self::configured(loaded, apps, outbound, Parts { clock, metrics, seen, before: None })
+        let deliveries = Arc::new(Deliveries::new(&config.seen, clock.clone(), replicas));
+        Self::configured(loaded, apps, outbound, Parts { clock, metrics, deliveries, before: None })
     }
 
     /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
@@ -173,9 +157,10 @@ impl App {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
         let apps = loaded.config.validate(&loaded.source)?;
         let outbound = Outbound::new(&loaded.config.outbound)?;
-        let (clock, metrics, seen) = (self.clock.clone(), self.metrics.clone(), self.seen.clone());
-        let renewed = Self::configured(&loaded, apps, outbound, Parts { clock, metrics, seen, before: Some(self) })?;
-        self.seen.takes_at_most(renewed.config.budget());
+        let (clock, metrics, deliveries) = (self.clock.clone(), self.metrics.clone(), self.deliveries.clone());
+        let renewed =
+            Self::configured(&loaded, apps, outbound, Parts { clock, metrics, deliveries, before: Some(self) })?;
+        self.deliveries.set_budget(renewed.config.budget());
         Ok((renewed, waiting))
     }
 
@@ -185,30 +170,33 @@ impl App {
         outbound: Outbound,
         parts: Parts<'_>,
     ) -> Result<Arc<Self>, StartError> {
-        let Parts { clock, metrics, seen, before } = parts;
+        let Parts { clock, metrics, deliveries, before } = parts;
         let config = &loaded.config;
-        let mut shared = Shared::new(outbound, clock.clone());
-        if let Some(before) = before {
-            shared.team_tokens = before.team_tokens.clone();
-        }
+        let upstream = Upstream::new(outbound, clock.clone());
+        // Apple punishes those who make new tokens too often.
+        let mut team_tokens = before.map_or_else(TeamTokens::default, |before| before.team_tokens.clone());
         let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
         for app in apps {
             lines.push(line(&app));
             let AppConfig { position, id, content, max_in_flight, provider } = app;
             let name = provider.name();
-            let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
-            expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
-            match Provider::new(provider, &mut shared) {
+            let certificate = certificate(&provider).and_then(Validity::from_pem);
+            if let Some(validity) = certificate {
+                warn_of_certificate(&id, validity.at(clock.now_ms()));
+                expiries.push((id.clone(), name, validity.not_after_ms));
+            }
+            match Provider::new(provider, &upstream, &mut team_tokens) {
                 Ok(provider) => {
+                    let metrics = metrics.of_app(&id, name);
                     let entry = Entry {
                         content,
                         provider,
-                        hold: hold(before, config, &id, &clock),
+                        hold: hold(before, config, &id, &metrics, &clock),
                         in_flight: in_flight(before, &id, max_in_flight),
                         told_full: Limiter::new(1, ONE_LINE_EACH),
-                        metrics: metrics.of_app(&id, name),
-                        expires_at_ms,
-                        watch: watch(before, &id, &clock),
+                        metrics,
+                        certificate,
+                        probe: probe(before, &id, &clock),
                         budget: budget(before, config, &id),
                         id: id.clone(),
                     };
@@ -223,15 +211,12 @@ impl App {
         // The hold of an app that is left out, or whose rules are others, is over.
         for before in before.into_iter().flat_map(|before| before.entries.iter()) {
             let now = entries.iter().find(|(id, _)| *id == before.id);
-            before.metrics.holds(now.is_some_and(|(_, entry)| entry.hold.is_on()));
+            before.metrics.set_held(now.is_some_and(|(_, entry)| entry.hold.is_on()));
         }
         metrics.certificates_expire(&expiries);
-        for (app, _, at_ms) in &expiries {
-            warn_of_expiry(app, at_ms - clock.now_ms());
-        }
         Ok(Arc::new(Self {
             config: config.notify.clone(),
-            seen,
+            deliveries,
             limits: limits(before, config, &metrics),
             unmatched: metrics.of_unmatched(),
             metrics,
@@ -239,7 +224,7 @@ impl App {
             entries: ByGlob::new(entries),
             lines,
             clock,
-            team_tokens: shared.team_tokens,
+            team_tokens,
             whole: config.clone(),
         }))
     }
@@ -264,6 +249,12 @@ impl App {
         self.entries.find(app_id)
     }
 
+    /// Where a push goes that `entry`, if there is one, sends.
+    pub(crate) fn target<'d>(&self, entry: Option<&Entry>, device: &'d Device) -> Target<'d> {
+        let endpoint = entry.map_or("", |entry| entry.provider.endpoint(device));
+        self.deliveries.target(&device.app_id, &device.pushkey, endpoint)
+    }
+
     /// All configured apps, by their ids.
     pub(crate) fn entries(&self) -> Vec<&Entry> {
         let mut entries: Vec<_> = self.entries.iter().collect();
@@ -276,9 +267,9 @@ impl App {
         let entries = self.entries();
         let of_entry = |entry: &&Entry| {
             let what = if entry.hold.is_on() { "dead pushkeys are held" } else { entry.provider.title() };
-            entry.watch.neighbour(&entry.id, entry.provider.name(), what)
+            entry.probe.dependency(&entry.id, entry.provider.name(), what)
         };
-        let shared = self.metrics.shared_memory_up.get().map(|up| Neighbour {
+        let shared = self.metrics.shared_memory_up.get().map(|up| Dependency {
             name: "shared memory".to_owned(),
             kind: "redis",
             state: if up.get() == 1 { State::Up } else { State::Down },
@@ -287,10 +278,14 @@ impl App {
         });
         let expiry = |entry: &&Entry| {
             let name = format!("certificate of {}", entry.id);
-            entry.expires_at_ms.map(|at_ms| Expiry { name, at_ms: Some(at_ms), since_ms: None })
+            entry.certificate.map(|validity| Expiry {
+                name,
+                at_ms: Some(validity.not_after_ms),
+                since_ms: Some(validity.not_before_ms),
+            })
         };
         Facts {
-            neighbours: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
+            dependencies: shared.into_iter().chain(entries.iter().map(of_entry)).collect(),
             expiries: entries.iter().filter_map(expiry).collect(),
         }
     }
@@ -321,20 +316,21 @@ impl App {
 struct Parts<'a> {
     clock: Clock,
     metrics: Metrics,
-    seen: Arc<Seen>,
+    deliveries: Arc<Deliveries>,
     /// The gateway whose place it takes.
     before: Option<&'a App>,
 }
 
 /// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
-fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<Hold> {
+fn hold(before: Option<&App>, config: &Config, id: &str, metrics: &AppMetrics, clock: &Clock) -> Arc<Hold> {
     let same = before.filter(|before| same(&before.whole.hold, &config.hold));
-    known(same, id).map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
+    let new = || Arc::new(Hold::new(id, &config.hold, metrics.clone(), clock.clone()));
+    known(same, id).map_or_else(new, |entry| entry.hold.clone())
 }
 
 /// What is known of an app's push service.
-fn watch(before: Option<&App>, id: &str, clock: &Clock) -> Arc<Watch> {
-    known(before, id).map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
+fn probe(before: Option<&App>, id: &str, clock: &Clock) -> Arc<HealthProbe> {
+    known(before, id).map_or_else(|| Arc::new(HealthProbe::new(clock.clone())), |entry| entry.probe.clone())
 }
 
 /// An app's pushes that are under way: each reading of the configuration would let in as many again.
@@ -376,12 +372,16 @@ fn certificate(provider: &ProviderConfig) -> Option<&str> {
     }
 }
 
-fn warn_of_expiry(app: &str, left_ms: i64) {
-    let days = left_ms / MS_PER_DAY;
-    if left_ms <= 0 {
-        tracing::error!(app, "the app's certificate has expired: renew it, or set key_file");
-    } else if days < EXPIRY_WARNED_DAYS {
-        tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
+fn warn_of_certificate(app: &str, standing: Standing) {
+    match standing {
+        Standing::NotYetValid => {
+            tracing::error!(app, "the app's certificate is not valid yet: check it and this machine's clock");
+        }
+        Standing::Expired => tracing::error!(app, "the app's certificate has expired: renew it, or set key_file"),
+        Standing::ExpiresSoon { days } => {
+            tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
+        }
+        Standing::Valid { .. } => {}
     }
 }
 

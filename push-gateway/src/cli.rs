@@ -4,19 +4,14 @@ mod doctor;
 mod send_test;
 mod serve;
 
-use std::{
-    io,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::path::PathBuf;
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
-    command_line::{self, Shell, Unhealthy},
-    config_file::{self, CONFIG_VARIABLE, ConfigError, Loaded},
-    http::causes,
+    command_line::{self, Shell},
+    config_file::{self, CONFIG_VARIABLE},
     secret::ExposeSecret as _,
     telemetry,
 };
@@ -25,6 +20,7 @@ use crate::{
     app::{App, StartError},
     config::Config,
     jwt::Es256Key,
+    run_error::RunError,
 };
 
 /// A Matrix push gateway: APNs, FCM, web push and UnifiedPush.
@@ -66,50 +62,6 @@ enum Command {
     },
 }
 
-/// Why the process ends without success.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum RunError {
-    /// The configuration, or what it names.
-    #[error(transparent)]
-    Start(#[from] StartError),
-    /// Listening or signals.
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    /// An option of the command line that cannot be understood.
-    #[error("{0}")]
-    Usage(String),
-    /// `doctor` found something.
-    #[error("{0} of the checks failed")]
-    Unhealthy(usize),
-    /// `send-test` did not get through.
-    #[error("the push was not delivered")]
-    Undelivered,
-    /// `health` asked.
-    #[error(transparent)]
-    Health(#[from] Unhealthy),
-    /// The machine gives no randomness.
-    #[error("no key could be made")]
-    NoKey,
-}
-
-impl RunError {
-    /// 2 for the configuration, 1 for all else.
-    pub(crate) fn exit_code(&self) -> ExitCode {
-        match self {
-            Self::Start(_) | Self::Usage(_) => ExitCode::from(2),
-            Self::Io(_) | Self::Unhealthy(_) | Self::Undelivered | Self::Health(_) | Self::NoKey => ExitCode::FAILURE,
-        }
-    }
-
-    /// What is wrong, with its causes, for standard error.
-    pub(crate) fn text(&self) -> String {
-        match causes(self) {
-            causes if causes.is_empty() => self.to_string(),
-            causes => format!("{self}: {causes}"),
-        }
-    }
-}
-
 /// Does what the command line asks.
 pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
     match &cli.command {
@@ -129,7 +81,7 @@ pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
 
 async fn with_configuration(cli: Cli) -> Result<(), RunError> {
     let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
-    let loaded = load(path.as_deref()).map_err(StartError::from)?;
+    let loaded = config_file::load::<Config>(path.as_deref(), config_file::environment()).map_err(StartError::from)?;
     if matches!(cli.command, Command::Health) {
         return Ok(command_line::health(loaded.config.listen.operations).await?);
     }
@@ -150,10 +102,6 @@ async fn with_configuration(cli: Cli) -> Result<(), RunError> {
             Ok(())
         }
     }
-}
-
-fn load(path: Option<&Path>) -> Result<Loaded<Config>, ConfigError> {
-    config_file::load(path, config_file::environment())
 }
 
 /// Standard output is the file, so that `vapid > vapid.pem` makes one.

@@ -4,43 +4,35 @@
 
 use std::{fs, path::Path};
 
-use waypost_shared::{
-    config_file::{self, Loaded},
-    random,
-};
+use tempfile::TempDir;
+use waypost_shared::config_file::{self, Loaded};
 
 use super::*;
 
 /// A folder of its own for each test, with a key of each kind.
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
     fn new() -> Self {
-        let folder = std::env::temp_dir().join(format!("waypost-{}", random::token()));
-        fs::create_dir(&folder).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
         fs::write(folder.join("key.p8"), crate::jwt::tests::p8()).unwrap();
         fs::write(folder.join("other-key.p8"), crate::jwt::tests::p8()).unwrap();
         fs::write(folder.join("no-key.p8"), "hello").unwrap();
         fs::write(folder.join("rsa.p8"), crate::jwt::tests::RSA_PEM).unwrap();
         let account = serde_json::json!({"client_email": "a@b", "private_key": crate::jwt::tests::RSA_PEM});
         fs::write(folder.join("account.json"), account.to_string()).unwrap();
-        Self(folder)
+        Self(temporary)
     }
 
     /// The checked apps, or what is wrong, with the folder's name left out.
     fn validate(&self, toml: &str) -> Result<Vec<AppConfig>, String> {
-        let folder = self.0.display().to_string();
-        let file = self.0.join("waypost.toml");
+        let folder = self.0.path().display().to_string();
+        let file = self.0.path().join("waypost.toml");
         fs::write(&file, toml.replace("DIR", &folder)).unwrap();
         let loaded: Loaded<Config> = config_file::load(Some(&file), []).unwrap();
         let checked = loaded.config.validate(&loaded.source);
         checked.map_err(|error| error.to_string().replace(&format!("{folder}/"), ""))
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
     }
 }
 
@@ -111,7 +103,7 @@ fn limits_and_holds_must_be_possible() {
 #[test]
 fn replicas_share_a_memory_and_a_secret() {
     let folder = Folder::new();
-    fs::write(folder.0.join("secret"), "0123456789abcdef\n").unwrap();
+    fs::write(folder.0.path().join("secret"), "0123456789abcdef\n").unwrap();
     for (toml, expected) in [
         (
             "[seen]\nredis_url = 'redis://cache'\n",

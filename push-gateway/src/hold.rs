@@ -11,22 +11,30 @@ use std::{
     collections::{HashMap, VecDeque},
     hash::{BuildHasher as _, RandomState},
     ops::Range,
-    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
+use parking_lot::Mutex;
 use waypost_shared::clock::Clock;
 
-use crate::config::{HoldConfig, MOST_IN_WINDOW};
+use crate::{
+    config::{HoldConfig, MOST_IN_WINDOW},
+    metrics::AppMetrics,
+    outcome::Outcome,
+    pushkey::PushKey,
+};
 
 /// So many dead begin a hold, if `min_gone` is not less, while no push was taken yet: nothing says then that the
 /// credentials are good.
 const UNPROVEN_GONE: usize = 5;
 /// Among so many of the latest answers, or twice `min_gone` if that is more, the dead must not be too many either.
 const LATEST: usize = 100;
+/// What a homeserver is asked to wait while dead pushkeys are held: the operator has to look at it first.
+const WAIT_WHILE_HELD: Duration = Duration::from_secs(15 * 60);
 
 /// What the push service said of a pushkey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Said {
+enum Said {
     /// It took a push for it.
     Alive,
     /// It called it dead.
@@ -35,7 +43,7 @@ pub(crate) enum Said {
 
 /// What one answer changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Change {
+enum Change {
     /// A hold began, with so many dead among so many.
     Began { dead: usize, of: usize },
     /// A hold ended: the share has fallen, or its time is over.
@@ -45,6 +53,9 @@ pub(crate) enum Change {
 /// The recent answers about one app's pushkeys.
 #[derive(Debug)]
 pub(crate) struct Hold {
+    /// As configured, for the log.
+    app: String,
+    metrics: AppMetrics,
     config: HoldConfig,
     clock: Clock,
     /// Pushkeys are kept as hashes: they are secrets, and only their number matters.
@@ -75,18 +86,60 @@ enum Phase {
 }
 
 impl Hold {
-    pub(crate) fn new(config: &HoldConfig, clock: Clock) -> Self {
-        Self { config: config.clone(), clock, hasher: RandomState::new(), state: Mutex::default() }
+    pub(crate) fn new(app: &str, config: &HoldConfig, metrics: AppMetrics, clock: Clock) -> Self {
+        Self {
+            app: app.to_owned(),
+            metrics,
+            config: config.clone(),
+            clock,
+            hasher: RandomState::new(),
+            state: Mutex::default(),
+        }
+    }
+
+    /// Counts a verdict and returns what it is taken for: while a hold is on, a dead pushkey is not to be rejected.
+    pub(crate) fn judge(&self, pushkey: &PushKey, outcome: Outcome) -> Outcome {
+        let said = match outcome {
+            Outcome::Delivered => Said::Alive,
+            Outcome::Gone => Said::Dead,
+            Outcome::Busy { .. } | Outcome::Refused(_) => return outcome,
+        };
+        if let Some(change) = self.saw(pushkey, said) {
+            self.report(change);
+        }
+        if said == Said::Dead && self.is_on() {
+            return Outcome::Busy { retry_after: Some(WAIT_WHILE_HELD) };
+        }
+        outcome
+    }
+
+    fn report(&self, change: Change) {
+        match change {
+            Change::Began { dead, of } => {
+                self.metrics.set_held(true);
+                tracing::error!(
+                    app = self.app,
+                    dead,
+                    of,
+                    "too many pushkeys reported dead; rejections held. Check this app's credentials, environment and \
+                     project"
+                );
+            }
+            Change::Ended { in_time } => {
+                self.metrics.set_held(false);
+                tracing::warn!(app = self.app, in_time, "the hold has ended; dead pushkeys are rejected again");
+            }
+        }
     }
 
     /// Takes note of an answer.
-    pub(crate) fn saw(&self, pushkey: &str, said: Said) -> Option<Change> {
+    fn saw(&self, pushkey: &PushKey, said: Said) -> Option<Change> {
         if self.config.min_gone == 0 {
             return None;
         }
         let now_ms = self.clock.now_ms();
         let pushkey = self.hasher.hash_one(pushkey);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let ended = self.end_in_time(&mut state, now_ms);
         let window_ms = secs_to_ms(self.config.window_secs);
         if !matches!(state.phase, Phase::Holding { .. }) {
@@ -123,13 +176,13 @@ impl Hold {
 
     /// Whether the dead are not believed right now.
     pub(crate) fn is_on(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         matches!(state.phase, Phase::Holding { since_ms } if !self.is_over(since_ms, self.clock.now_ms()))
     }
 
     /// Whether a death that was found at this time, and remembered, can be believed.
     pub(crate) fn believes(&self, found_ms: i64) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         match state.phase {
             Phase::Holding { since_ms } if self.is_over(since_ms, self.clock.now_ms()) => true,
             Phase::Watching | Phase::Holding { .. } | Phase::Believing { .. } => !state.doubtful_ms.contains(&found_ms),
@@ -176,11 +229,6 @@ impl Hold {
 
     fn is_over(&self, since_ms: i64, now_ms: i64) -> bool {
         now_ms.saturating_sub(since_ms) >= secs_to_ms(self.config.hold_secs)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // What a panic left behind is at most a count that is off by one.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -266,9 +314,10 @@ impl Latest {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use prometheus_client::registry::Registry;
 
     use super::*;
+    use crate::metrics::Metrics;
 
     const NONE: [Change; 0] = [];
 
@@ -276,11 +325,15 @@ mod tests {
         let clock = Clock::manual(1_700_000_000_000);
         let mut config = HoldConfig { min_gone: 3, share_percent: 50, window_secs: 60, hold_secs: 600 };
         change(&mut config);
-        (Hold::new(&config, clock.clone()), clock)
+        (Hold::new("app", &config, metrics(), clock.clone()), clock)
+    }
+
+    fn metrics() -> AppMetrics {
+        Metrics::register(&mut Registry::default(), &Clock::System, false).of_app("app", "apns")
     }
 
     fn saw(hold: &Hold, said: Said, pushkeys: std::ops::Range<usize>) -> Vec<Change> {
-        pushkeys.filter_map(|pushkey| hold.saw(&pushkey.to_string(), said)).collect()
+        pushkeys.filter_map(|pushkey| hold.saw(&pushkey.to_string().into(), said)).collect()
     }
 
     #[test]
@@ -418,7 +471,7 @@ mod tests {
     fn the_window_is_bounded() {
         let (hold, _clock) = hold(|config| config.share_percent = 99);
         saw(&hold, Said::Alive, 0..MOST_IN_WINDOW + 500);
-        let state = hold.lock();
+        let state = hold.state.lock();
         let window = &state.window;
         assert_eq!((window.last.len(), window.ages.len(), window.dead), (MOST_IN_WINDOW, MOST_IN_WINDOW, 0));
         assert_eq!((state.latest.answers.len(), state.latest.dead), (LATEST, 0));

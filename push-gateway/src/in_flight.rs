@@ -1,11 +1,9 @@
 //! How many pushes of one app are under way, and how many of them to each server that strangers chose: one that hangs
 //! must leave room for the others.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
+use parking_lot::Mutex;
 /// The pushes of one app that are under way.
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -42,7 +40,7 @@ impl InFlight {
 
     /// One more push, to a `server` (host and port) where each device may have another one. None when there is no room.
     pub(crate) fn enter(&self, server: Option<&str>) -> Option<Permit<'_>> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.all >= self.most {
             return None;
         }
@@ -55,16 +53,11 @@ impl InFlight {
         state.all += 1;
         Some(Permit { in_flight: self, server: server.map(str::to_owned) })
     }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here can fail half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl Drop for Permit<'_> {
     fn drop(&mut self) {
-        let mut state = self.in_flight.lock();
+        let mut state = self.in_flight.state.lock();
         state.all -= 1;
         let Some(server) = &self.server else { return };
         if let Some(count) = state.to_servers.get_mut(server) {
@@ -92,7 +85,7 @@ mod tests {
         drop(others);
         assert!(in_flight.enter(Some("a.example")).is_none());
         drop(hanging);
-        assert!(in_flight.lock().to_servers.is_empty() && in_flight.lock().all == 0);
+        assert!(in_flight.state.lock().to_servers.is_empty() && in_flight.state.lock().all == 0);
         assert!(in_flight.enter(Some("a.example")).is_some());
     }
 

@@ -14,41 +14,10 @@ use waypost_shared::{
     traces::{TraceId, TraceMetrics},
 };
 
+use crate::outcome::{Ended, Outcome};
+
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
 const UNMATCHED: &str = "unmatched";
-
-/// How a push ended. Each push ends in exactly one of these.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Ended {
-    /// The provider took it.
-    Delivered,
-    /// The pushkey is dead; the homeserver is told so.
-    Gone,
-    /// The provider was busy or away until the budget was used up; the homeserver will send it again.
-    Busy,
-    /// The provider or the configuration will not have it.
-    Refused,
-    /// It had been delivered before.
-    Suppressed,
-    /// There was nothing to send, or the pusher's data cannot be understood.
-    Dropped,
-}
-
-impl Ended {
-    const ALL: [Self; 6] = [Self::Delivered, Self::Gone, Self::Busy, Self::Refused, Self::Suppressed, Self::Dropped];
-
-    /// For people and their metrics.
-    pub(crate) fn label(self) -> &'static str {
-        match self {
-            Self::Delivered => "delivered",
-            Self::Gone => "gone",
-            Self::Busy => "busy",
-            Self::Refused => "refused",
-            Self::Suppressed => "suppressed",
-            Self::Dropped => "dropped",
-        }
-    }
-}
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PushLabels {
@@ -189,12 +158,14 @@ impl Metrics {
     /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
     /// an app before its first push.
     pub(crate) fn of_app(&self, app: &str, provider: &'static str) -> AppMetrics {
-        let counter = |ended: Ended| {
-            let labels = PushLabels { app: app.to_owned(), provider, outcome: ended.label() };
-            self.pushes.get_or_create_owned(&labels)
-        };
+        let counter = |outcome| self.pushes.get_or_create_owned(&PushLabels { app: app.to_owned(), provider, outcome });
         AppMetrics {
-            ended: Ended::ALL.map(counter),
+            delivered: counter("delivered"),
+            gone: counter("gone"),
+            busy: counter("busy"),
+            refused: counter("refused"),
+            suppressed: counter("suppressed"),
+            dropped: counter("dropped"),
             seconds: self.seconds.get_or_create_owned(&ProviderLabels { app: app.to_owned(), provider }),
             holding: self.holding.get_or_create_owned(&AppLabels { app: app.to_owned() }),
         }
@@ -209,16 +180,28 @@ impl Metrics {
 /// The metrics of one app.
 #[derive(Clone, Debug)]
 pub(crate) struct AppMetrics {
-    /// In the order of [`Ended::ALL`].
-    ended: [Counter; 6],
+    delivered: Counter,
+    gone: Counter,
+    busy: Counter,
+    refused: Counter,
+    suppressed: Counter,
+    dropped: Counter,
     seconds: Seconds,
     holding: Gauge,
 }
 
 impl AppMetrics {
-    /// Counts a push.
-    pub(crate) fn ended(&self, ended: Ended) {
-        self.ended[ended as usize].inc();
+    /// Counts a push. Each push ends in exactly one way.
+    pub(crate) fn count(&self, ended: &Ended) {
+        let counter = match ended {
+            Ended::With(Outcome::Delivered) => &self.delivered,
+            Ended::With(Outcome::Gone) => &self.gone,
+            Ended::With(Outcome::Busy { .. }) => &self.busy,
+            Ended::With(Outcome::Refused(_)) => &self.refused,
+            Ended::Suppressed => &self.suppressed,
+            Ended::Dropped => &self.dropped,
+        };
+        counter.inc();
     }
 
     /// Measures a call of the provider, which `trace` tells more about.
@@ -226,9 +209,9 @@ impl AppMetrics {
         self.seconds.observe(seconds, trace);
     }
 
-    /// Says whether the app's dead pushkeys are held.
-    pub(crate) fn holds(&self, is_on: bool) {
-        self.holding.set(i64::from(is_on));
+    /// Sets whether the app's dead pushkeys are held.
+    pub(crate) fn set_held(&self, is_held: bool) {
+        self.holding.set(i64::from(is_held));
     }
 }
 
@@ -251,14 +234,22 @@ mod tests {
     fn each_end_has_its_own_counter() {
         let mut registry = Registry::default();
         let app = Metrics::register(&mut registry, &Clock::System, false).of_app("org.example.*", "apns");
-        for (times, ended) in Ended::ALL.into_iter().enumerate() {
+        let ends = [
+            ("delivered", Outcome::Delivered.into()),
+            ("gone", Outcome::Gone.into()),
+            ("busy", Outcome::unreachable().into()),
+            ("refused", Outcome::refused_push("").into()),
+            ("suppressed", Ended::Suppressed),
+            ("dropped", Ended::Dropped),
+        ];
+        for (times, (_, ended)) in ends.iter().enumerate() {
             for _ in 0..=times {
-                app.ended(ended);
+                app.count(ended);
             }
         }
         let text = waypost_shared::metrics::text(&registry);
-        for (times, ended) in Ended::ALL.into_iter().enumerate() {
-            let labels = format!("app=\"org.example.*\",provider=\"apns\",outcome=\"{}\"", ended.label());
+        for (times, (label, _)) in ends.iter().enumerate() {
+            let labels = format!("app=\"org.example.*\",provider=\"apns\",outcome=\"{label}\"");
             let line = format!("pushes_total{{{labels}}} {}\n", times + 1);
             assert!(text.contains(&line), "{line} not in {text}");
         }

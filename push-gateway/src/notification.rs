@@ -5,7 +5,10 @@
 
 use serde_json::{Map, Value};
 
-use crate::config::{Content, NotifyConfig};
+use crate::{
+    config::{Content, NotifyConfig},
+    pushkey::PushKey,
+};
 
 /// Element X sends this each time its user presses "test"; Sygnal's name for an event that does not exist.
 const TEST_EVENT_ID: &str = "$THIS_IS_A_FAKE_EVENT_ID";
@@ -115,8 +118,7 @@ pub(crate) enum Kind {
 pub(crate) struct Device {
     /// Chooses the app's configuration.
     pub(crate) app_id: String,
-    /// The provider's address of the device, byte for byte as it came. A secret.
-    pub(crate) pushkey: String,
+    pub(crate) pushkey: PushKey,
     /// The latest moment at which the pushkey may have been set, in milliseconds since the epoch: homeservers tell
     /// whole seconds.
     pub(crate) pushkey_ts_ms: Option<i64>,
@@ -299,7 +301,7 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
         // No pattern is tried on a text that may be as long as the body.
         app_id.clear();
     }
-    Ok(Device { app_id, pushkey, pushkey_ts_ms, data, fault })
+    Ok(Device { app_id, pushkey: pushkey.into(), pushkey_ts_ms, data, fault })
 }
 
 /// A device whose names are too long. Its homeserver is told in a 400, tries for a while and gives the event up; that

@@ -1,17 +1,13 @@
 //! A client of Redis and Valkey: one connection that all share, commands in a row, and hardly a wait for a server that
-//! is away. It knows what `seen` needs, and no more (docs/decisions/0006).
+//! is away. It knows what `deliveries` needs, and no more (docs/decisions/0006).
 //!
 //! Source: Redis, "Redis serialization protocol specification" (RESP 2).
 
 mod address;
 
-use std::{
-    fmt, io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use prometheus_client::metrics::gauge::Gauge;
 use rustls::pki_types::ServerName;
 use tokio::{
@@ -86,7 +82,7 @@ impl Redis {
     }
 
     fn enqueue(&self, command: &[&[u8]]) -> Option<oneshot::Receiver<Reply>> {
-        if let Some(link) = self.link.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        if let Some(link) = self.link.lock().take() {
             tokio::spawn(Box::pin(link.run()));
         }
         let (reply, answer) = oneshot::channel();

@@ -2,12 +2,10 @@
 //!
 //! Source: RFC 8292, "Voluntary Application Server Identification (VAPID) for Web Push".
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-};
+use std::collections::HashMap;
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use ring::error::Unspecified;
 use serde_json::json;
 use waypost_shared::clock::Clock;
@@ -50,7 +48,7 @@ impl Vapid {
     pub(crate) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         let is_fresh = |signed_ms: i64| (signed_ms..signed_ms + REUSED_MS).contains(&now_ms);
-        let mut signed = self.signed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut signed = self.signed.lock();
         if let Some((value, signed_ms)) = signed.get(origin)
             && is_fresh(*signed_ms)
         {

@@ -305,13 +305,12 @@ mod tests {
 
     use std::{io::Write as _, path::PathBuf};
 
+    use tempfile::NamedTempFile;
+
     use serde::Deserialize;
 
     use super::*;
-    use crate::{
-        random,
-        secret::{ExposeSecret as _, SecretString},
-    };
+    use crate::secret::{ExposeSecret as _, SecretString};
 
     #[derive(Debug, Default, Deserialize)]
     #[serde(deny_unknown_fields, default)]
@@ -335,25 +334,17 @@ mod tests {
         key_file: Option<PathBuf>,
     }
 
-    struct File(PathBuf);
-
-    impl Drop for File {
-        fn drop(&mut self) {
-            drop(fs::remove_file(&self.0));
-        }
-    }
-
-    fn file(text: &str) -> File {
-        let path = std::env::temp_dir().join(format!("waypost-{}.toml", random::token()));
-        fs::File::create(&path).unwrap().write_all(text.as_bytes()).unwrap();
-        File(path)
+    fn file(text: &str) -> NamedTempFile {
+        let mut file = NamedTempFile::with_suffix(".toml").unwrap();
+        file.write_all(text.as_bytes()).unwrap();
+        file
     }
 
     fn load_text(text: &str, environment: &[(&str, &str)]) -> Result<Loaded<Config>, String> {
         let file = file(text);
         let environment = environment.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
-        load(Some(&file.0), environment)
-            .map_err(|error| error.to_string().replace(&file.0.display().to_string(), "waypost.toml"))
+        load(Some(file.path()), environment)
+            .map_err(|error| error.to_string().replace(&file.path().display().to_string(), "waypost.toml"))
     }
 
     #[test]
@@ -434,8 +425,8 @@ mod tests {
     #[test]
     fn a_problem_with_a_missing_key_points_at_its_table() {
         let file = file("[database]\nurl = 'a'\n\n[[apps]]\nid = 'x'\n");
-        let loaded: Loaded<Config> = load(Some(&file.0), []).unwrap();
-        let name = file.0.display();
+        let loaded: Loaded<Config> = load(Some(file.path()), []).unwrap();
+        let name = file.path().display();
         let error = loaded.source.error("apps.0.key_file", "is needed").to_string();
         assert_eq!(error, format!("{name}:4: apps.0.key_file: is needed"));
         assert_eq!(

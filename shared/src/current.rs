@@ -1,7 +1,8 @@
 //! What requests share, and what takes its place when the configuration is read again.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
+use parking_lot::RwLock;
 /// The state of a service as it is now. Copies see the same one; whoever works with a state that was got goes on with
 /// it, so a request sees one configuration from its beginning to its end.
 #[derive(Debug)]
@@ -30,11 +31,11 @@ impl<S: Clone> Current<S> {
     /// The state as it is now.
     #[must_use]
     pub fn get(&self) -> S {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.0.read().clone()
     }
 
     /// Puts `state` in its place, for what begins from now on.
     pub fn set(&self, state: S) {
-        *self.0.write().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.0.write() = state;
     }
 }

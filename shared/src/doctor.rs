@@ -2,7 +2,7 @@
 
 use crate::{
     http::causes,
-    http_client::{HttpClientError, Trouble},
+    http_client::{ConnectFailure, HttpClientError},
 };
 
 /// What a check came to.
@@ -59,27 +59,29 @@ pub fn unreached(error: &HttpClientError) -> String {
         causes if causes.is_empty() => error.to_string(),
         causes => causes,
     };
-    format!("{} ({reason})", advice(error.trouble()))
+    format!("{} ({reason})", advice(error.connect_failure()))
 }
 
-fn advice(trouble: Option<Trouble>) -> &'static str {
-    match trouble {
-        Some(Trouble::Name) => {
+fn advice(failure: Option<ConnectFailure>) -> &'static str {
+    match failure {
+        Some(ConnectFailure::Name) => {
             "DNS does not know the name, or does not answer: look at its spelling, at its A and AAAA records and at \
              outbound.dns_servers"
         }
-        Some(Trouble::Blocked) => {
+        Some(ConnectFailure::Blocked) => {
             "its address is not a public one: if it is yours, add its range to outbound.allowed_ranges"
         }
-        Some(Trouble::Network) => {
+        Some(ConnectFailure::Network) => {
             "no connection: look at its address and port, whether it runs, and at the firewalls on the way"
         }
-        Some(Trouble::Proxy) => "no way through the proxy: look at outbound.proxy_url and outbound.no_proxy",
-        Some(Trouble::Certificate) => {
+        Some(ConnectFailure::Proxy) => "no way through the proxy: look at outbound.proxy_url and outbound.no_proxy",
+        Some(ConnectFailure::Certificate) => {
             "its certificate is not trusted: it must be valid, be for this name, come with its intermediates, and lead \
              to a root that is known here (ca-certificates, or outbound.extra_ca_file)"
         }
-        Some(Trouble::Tls) => "no TLS: what listens there speaks another protocol or version, so look at the port",
+        Some(ConnectFailure::Tls) => {
+            "no TLS: what listens there speaks another protocol or version, so look at the port"
+        }
         None => "it gave no whole answer in time: look at its log, and at the firewalls on the way",
     }
 }

@@ -199,8 +199,8 @@ mod tests {
 
     #[test]
     fn a_file_that_was_replaced_is_told_once() {
-        let folder = std::env::temp_dir().join(format!("waypost-{}", crate::random::token()));
-        fs::create_dir(&folder).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
         let [a, b] = ["a", "b"].map(|name| folder.join(name));
         fs::write(&a, "one").unwrap();
         let mut files = Files::new(vec![a.clone(), b.clone()]);
@@ -220,13 +220,12 @@ mod tests {
 
         fs::write(&b, "").unwrap();
         assert_eq!(files.changed(), Some(b));
-        fs::remove_dir_all(folder).unwrap();
     }
 
     #[test]
     fn what_changes_while_it_is_read_is_told_and_what_was_missing_then_when_it_is_back() {
-        let folder = std::env::temp_dir().join(format!("waypost-{}", crate::random::token()));
-        fs::create_dir(&folder).unwrap();
+        let temporary = tempfile::tempdir().unwrap();
+        let folder = temporary.path();
         let [a, b, c] = ["a", "b", "c"].map(|name| folder.join(name));
         for path in [&a, &b, &c] {
             fs::write(path, "one").unwrap();
@@ -242,6 +241,5 @@ mod tests {
         fs::write(&b, "one").unwrap();
         assert_eq!(files.changed(), Some(b));
         assert_eq!(files.changed(), None);
-        fs::remove_dir_all(folder).unwrap();
     }
 }

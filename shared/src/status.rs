@@ -1,15 +1,12 @@
 //! How the service is, for people: a page on the operations listener, and the same as JSON.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{
     HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 use tokio::{runtime::Handle, task::JoinHandle, time::timeout};
@@ -43,7 +40,7 @@ pub enum State {
 
 /// Something that a service depends on, as it is now.
 #[derive(Clone, Debug, Serialize)]
-pub struct Neighbour {
+pub struct Dependency {
     /// What it is called; for an app its id in the configuration.
     pub name: String,
     /// `database`, `mail`, `sms`, `homeservers`, `redis`, or the type of a push service.
@@ -64,7 +61,7 @@ pub struct Expiry {
     /// When it ends, in milliseconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<i64>,
-    /// Since when it is there, likewise.
+    /// Since when it has existed or been valid, likewise; in the future for a certificate that is not valid yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_ms: Option<i64>,
 }
@@ -73,7 +70,7 @@ pub struct Expiry {
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
     /// What it depends on.
-    pub neighbours: Vec<Neighbour>,
+    pub dependencies: Vec<Dependency>,
     /// What ends or has an age.
     pub expiries: Vec<Expiry>,
 }
@@ -124,32 +121,32 @@ impl About {
     }
 }
 
-/// How something that is called was the last time, and since when it is so.
+/// The health of a dependency as the latest calls of it showed, and since when it has been so.
 #[derive(Debug)]
-pub struct Watch {
+pub struct HealthProbe {
     clock: Clock,
     last: Mutex<Option<(State, String, i64)>>,
 }
 
-impl Watch {
-    /// Nothing is known yet.
+impl HealthProbe {
+    /// Starts as unknown.
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, last: Mutex::default() }
     }
 
-    /// It did what it was asked to.
-    pub fn is_up(&self) {
+    /// Notes that a call succeeded.
+    pub fn mark_up(&self) {
         self.saw(State::Up, String::new);
     }
 
-    /// It did not, for this reason.
-    pub fn is_down(&self, why: impl FnOnce() -> String) {
+    /// Notes that a call failed, and why.
+    pub fn mark_down(&self, why: impl FnOnce() -> String) {
         self.saw(State::Down, why);
     }
 
     fn saw(&self, state: State, detail: impl FnOnce() -> String) {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         match last.as_mut() {
             // While all goes well this costs nothing.
             Some((State::Up, ..)) if state == State::Up => {}
@@ -158,16 +155,16 @@ impl Watch {
         }
     }
 
-    /// What is known, of a neighbour of this name and kind. `what` it is stands before what was last wrong with it.
+    /// The state so far, as a dependency of this name and kind. `what` stands before the latest failure.
     #[must_use]
-    pub fn neighbour(&self, name: impl Into<String>, kind: &'static str, what: &str) -> Neighbour {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    pub fn dependency(&self, name: impl Into<String>, kind: &'static str, what: &str) -> Dependency {
+        let last = self.last.lock().clone();
         let (state, detail, since_ms) = match last {
             Some((state, detail, since_ms)) => (state, detail, Some(since_ms)),
             None => (State::Unknown, String::new(), None),
         };
         let detail = if detail.is_empty() { what.to_owned() } else { format!("{what}: {detail}") };
-        Neighbour { name: name.into(), kind, state, detail, since_ms }
+        Dependency { name: name.into(), kind, state, detail, since_ms }
     }
 }
 
@@ -191,7 +188,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
 /// `GET /status`: the same for programs; docs/operations.md describes the fields.
 pub(crate) async fn status(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     let about = &operations.about;
-    let Facts { neighbours, expiries } = about.facts().await?;
+    let Facts { dependencies, expiries } = about.facts().await?;
     let mut response = json(&json!({
         "service": about.service,
         "version": env!("CARGO_PKG_VERSION"),
@@ -199,7 +196,7 @@ pub(crate) async fn status(operations: Operations, _request: Incoming) -> Result
         "started_ms": about.started_ms,
         "now_ms": about.clock.now_ms(),
         "ready": operations.readiness.get(),
-        "neighbours": neighbours,
+        "dependencies": dependencies,
         "expiries": expiries,
         "metrics": samples(&metrics::text(&operations.registry)),
     }));
@@ -275,19 +272,19 @@ mod tests {
     #[test]
     fn a_state_lasts_from_its_first_time_and_its_words_are_the_last_ones() {
         let clock = Clock::manual(1000);
-        let watch = Watch::new(clock.clone());
+        let probe = HealthProbe::new(clock.clone());
         let seen = || {
-            let Neighbour { state, detail, since_ms, .. } = watch.neighbour("mail server", "mail", "SMTP");
+            let Dependency { state, detail, since_ms, .. } = probe.dependency("mail server", "mail", "SMTP");
             (state, detail, since_ms)
         };
         assert_eq!(seen(), (State::Unknown, "SMTP".to_owned(), None));
-        watch.is_up();
+        probe.mark_up();
         clock.advance(Duration::from_secs(1));
-        watch.is_up();
+        probe.mark_up();
         assert_eq!(seen(), (State::Up, "SMTP".to_owned(), Some(1000)));
-        watch.is_down(|| "no answer".to_owned());
+        probe.mark_down(|| "no answer".to_owned());
         clock.advance(Duration::from_secs(1));
-        watch.is_down(|| "refused".to_owned());
+        probe.mark_down(|| "refused".to_owned());
         assert_eq!(seen(), (State::Down, "SMTP: refused".to_owned(), Some(2000)));
     }
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Once};
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose,
+    KeyUsagePurpose, date_time_ymd,
 };
 use rustls::RootCertStore;
 use rustls::pki_types::PrivatePkcs8KeyDer;
@@ -104,19 +104,31 @@ impl Ca {
         (chain.pem(), key.serialize_pem())
     }
 
+    /// The same, valid from the beginning of a year.
+    pub fn client_certificate_from(&self, name: &str, year: i32) -> (String, String) {
+        let mut params = params(&[name], ExtendedKeyUsagePurpose::ClientAuth);
+        params.not_before = date_time_ymd(year, 1, 1);
+        let key = KeyPair::generate().unwrap();
+        (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
+    }
+
     /// The configuration of a TLS client that trusts this root alone.
     pub fn client_config(&self) -> rustls::ClientConfig {
         rustls::ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth()
     }
 
     fn issue(&self, names: &[&str], usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
-        let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
-        let mut params = CertificateParams::new(names).unwrap();
-        params.distinguished_name.push(DnType::CommonName, "Waypost test");
-        params.extended_key_usages = vec![usage];
-        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.issuer).unwrap();
+        let certificate = params(names, usage).signed_by(&key, &self.issuer).unwrap();
         (certificate, key)
     }
+}
+
+fn params(names: &[&str], usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    params.distinguished_name.push(DnType::CommonName, "Waypost test");
+    params.extended_key_usages = vec![usage];
+    params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+    params
 }

@@ -2,8 +2,9 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
+use parking_lot::Mutex;
 use tokio::net::UdpSocket;
 use tokio::task::JoinHandle;
 
@@ -56,7 +57,7 @@ impl Dns {
                     let Some((question, end)) = Question::parse(&packet[..length]) else { continue };
                     queries.push(question.name.clone());
                     let answer = {
-                        let zone = zone.lock().unwrap_or_else(PoisonError::into_inner);
+                        let zone = zone.lock();
                         respond(&packet[..end], &question, zone.get(&question.name))
                     };
                     let _ = socket.send_to(&answer, from).await;
@@ -78,7 +79,7 @@ impl Dns {
     }
 
     fn add(&self, name: &str, entry: Entry) {
-        let mut zone = self.zone.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut zone = self.zone.lock();
         zone.entry(name.to_ascii_lowercase()).or_default().push(entry);
     }
 }

@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::Method;
+use parking_lot::Mutex;
 use ring::signature::{KeyPair as _, RSA_PKCS1_2048_8192_SHA256, RsaKeyPair, UnparsedPublicKey};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
@@ -126,7 +127,7 @@ impl Fcm {
 
     /// Makes every bearer token given out so far unknown.
     pub fn revoke_bearers(&self) {
-        self.state.bearers.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.state.bearers.lock().clear();
     }
 }
 
@@ -171,7 +172,7 @@ impl State {
             return refusal(404, "NOT_FOUND", None);
         }
         let bearer = request.header("authorization").strip_prefix("Bearer ").unwrap_or_default();
-        if !self.bearers.lock().unwrap_or_else(PoisonError::into_inner).contains(bearer) {
+        if !self.bearers.lock().contains(bearer) {
             return refusal(401, "UNAUTHENTICATED", None);
         }
         let body = request.json();
@@ -197,7 +198,7 @@ impl State {
             Ok(()) => {
                 let number = self.issued.fetch_add(1, Ordering::SeqCst) + 1;
                 let token = format!("bearer-{number}");
-                let mut bearers = self.bearers.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut bearers = self.bearers.lock();
                 bearers.insert(token.clone());
                 let lifetime = self.lifetime_secs.load(Ordering::SeqCst);
                 Answer::json(200, &json!({"access_token": token, "expires_in": lifetime, "token_type": "Bearer"}))

@@ -2,13 +2,14 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use ::http::Method;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD_NO_PAD;
 use ed25519_dalek::SigningKey;
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 
 use crate::ca::{Alpn, Ca};
@@ -79,19 +80,19 @@ impl Homeserver {
     pub fn issue_answer(&self, answer: Answer) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let token = format!("openid-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let mut tokens = self.state.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut tokens = self.state.tokens.lock();
         tokens.insert(token.clone(), answer);
         token
     }
 
     /// What `/.well-known/matrix/server` answers from now on.
     pub fn well_known(&self, answer: Answer) {
-        *self.state.well_known.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        *self.state.well_known.lock() = Some(answer);
     }
 
     /// What `/_matrix/key/v2/server` answers from now on.
     pub fn keys(&self, answer: Answer) {
-        *self.state.keys.lock().unwrap_or_else(PoisonError::into_inner) = Some(answer);
+        *self.state.keys.lock() = Some(answer);
     }
 
     /// The headers with which it signs `content` for `destination`, which the signed object calls `destination_name`.
@@ -118,7 +119,7 @@ fn answer(state: &State, request: &Request) -> Answer {
     match (&request.method, request.path.as_str()) {
         (&Method::GET, "/_matrix/federation/v1/openid/userinfo") => {
             let token = request.parameter("access_token").unwrap_or_default();
-            let tokens = state.tokens.lock().unwrap_or_else(PoisonError::into_inner);
+            let tokens = state.tokens.lock();
             tokens.get(&token).cloned().unwrap_or_else(|| {
                 let error = "access token unknown or expired";
                 Answer::json(401, &json!({"errcode": "M_UNKNOWN_TOKEN", "error": error}))
@@ -129,11 +130,11 @@ fn answer(state: &State, request: &Request) -> Answer {
             state.onbind_script.next(request.method.as_str()).unwrap_or_else(|| Answer::json(200, &json!({})))
         }
         (&Method::GET, "/_matrix/key/v2/server") => {
-            let keys = state.keys.lock().unwrap_or_else(PoisonError::into_inner);
+            let keys = state.keys.lock();
             keys.clone().unwrap_or_else(|| key_answer(&state.name, (now_secs() + 86_400) * 1000))
         }
         (&Method::GET, "/.well-known/matrix/server") => {
-            let well_known = state.well_known.lock().unwrap_or_else(PoisonError::into_inner);
+            let well_known = state.well_known.lock();
             well_known.clone().unwrap_or_else(not_found)
         }
         _ => not_found(),

@@ -2,10 +2,11 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, copy_bidirectional};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
@@ -59,7 +60,7 @@ impl Proxy {
 
     /// Tells the proxy a name that nobody else knows (`host:port`), and where it leads.
     pub fn knows(&self, name: &str, address: SocketAddr) {
-        self.names.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned(), address);
+        self.names.lock().insert(name.to_owned(), address);
     }
 }
 
@@ -79,7 +80,7 @@ async fn serve(mut stream: TcpStream, tunnels: Arc<Record<String>>, names: Arc<M
     }
     let Some(target) = head.strip_prefix("CONNECT ").and_then(|rest| rest.split(' ').next()) else { return };
     tunnels.push(target.to_owned());
-    let known = names.lock().unwrap_or_else(PoisonError::into_inner).get(target).copied();
+    let known = names.lock().get(target).copied();
     let Some(address) = known.or_else(|| target.parse().ok()) else {
         let _ = stream.write_all(b"HTTP/1.1 502 Bad Gateway\r\n\r\n").await;
         return;

@@ -1,8 +1,8 @@
 //! A list that one side appends to and the other waits on.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 /// How long a wait may take before its test fails. Long, because a busy machine is not a failure.
@@ -24,18 +24,18 @@ impl<T> Default for Record<T> {
 impl<T: Clone> Record<T> {
     /// Appends and wakes whoever waits.
     pub fn push(&self, item: T) {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).push(item);
+        self.items.lock().push(item);
         self.count.send_modify(|count| *count += 1);
     }
 
     /// All so far.
     pub fn all(&self) -> Vec<T> {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.items.lock().clone()
     }
 
     /// How many so far.
     pub fn len(&self) -> usize {
-        self.items.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.items.lock().len()
     }
 
     /// Whether nothing came yet.

@@ -1,9 +1,9 @@
 //! What a stand-in shall answer, by key (a device token, a path).
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Mutex, PoisonError};
 
 use crate::tls_server::Answer;
+use parking_lot::Mutex;
 
 /// Programmed answers: first those for one time, in order, then the lasting one.
 #[derive(Debug, Default)]
@@ -37,7 +37,7 @@ impl Script {
     }
 
     fn with<R>(&self, key: &str, change: impl FnOnce(&mut Lines) -> R) -> R {
-        let mut scripts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scripts = self.0.lock();
         change(scripts.entry(key.to_owned()).or_default())
     }
 }

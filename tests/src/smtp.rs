@@ -2,10 +2,11 @@
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use parking_lot::Mutex;
 use tokio::io::{AsyncBufReadExt as _, AsyncRead, AsyncWrite, AsyncWriteExt as _, BufReader};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
@@ -134,7 +135,7 @@ impl Smtp {
 
     /// From now on answers 550 to mail for `address`, and to mail from it.
     pub fn refuse(&self, address: &str) {
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).insert(address.to_owned());
+        self.refused.lock().insert(address.to_owned());
     }
 
     /// How many mails came for `recipient` so far.
@@ -227,9 +228,7 @@ impl Session<'_> {
                     to.clear();
                     "250 OK".to_owned()
                 }
-                "MAIL" if self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&address(&line)) => {
-                    "550 5.7.1 not a sender here".to_owned()
-                }
+                "MAIL" if self.refused.lock().contains(&address(&line)) => "550 5.7.1 not a sender here".to_owned(),
                 "MAIL" => {
                     from = address(&line);
                     to.clear();
@@ -237,7 +236,7 @@ impl Session<'_> {
                 }
                 "RCPT" => {
                     let recipient = address(&line);
-                    let refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner).contains(&recipient);
+                    let refused = self.refused.lock().contains(&recipient);
                     if refused {
                         "550 5.1.1 no such mailbox here".to_owned()
                     } else {

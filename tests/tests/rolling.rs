@@ -6,9 +6,9 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use serde_json::json;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
@@ -37,13 +37,13 @@ impl Balancer {
     }
 
     fn replica(&self, number: usize) -> SocketAddr {
-        let replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        let replicas = self.replicas.lock();
         replicas[number % replicas.len()]
     }
 
     /// Lets a new replica take the place of one.
     fn replace(&self, old: SocketAddr, new: SocketAddr) {
-        let mut replicas = self.replicas.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut replicas = self.replicas.lock();
         *replicas.iter_mut().find(|known| **known == old).unwrap() = new;
     }
 

@@ -13,10 +13,10 @@ async fn status(server: &Server) -> Value {
     Api::new(&server.operations).get("/status", None).await.ok()
 }
 
-/// State and detail of the neighbour of this kind.
-async fn neighbour(server: &Server, kind: &str) -> (String, String) {
+/// State and detail of the dependency of this kind.
+async fn dependency(server: &Server, kind: &str) -> (String, String) {
     let status = status(server).await;
-    let known = status["neighbours"].as_array().unwrap().iter().find(|one| one["kind"] == kind);
+    let known = status["dependencies"].as_array().unwrap().iter().find(|one| one["kind"] == kind);
     let text = |name: &str| known.unwrap_or_else(|| panic!("{status}"))[name].as_str().unwrap().to_owned();
     (text("state"), text("detail"))
 }
@@ -48,18 +48,18 @@ on_each_database! {
         assert!(at_first["started_ms"].as_i64() <= at_first["now_ms"].as_i64());
         assert_eq!(at_first["expiries"][0]["name"], "pepper");
         let name = if database == Database::Postgres { "PostgreSQL" } else { "SQLite" };
-        assert_eq!([&at_first["neighbours"][0]["name"], &at_first["neighbours"][0]["state"]], [name, "up"]);
-        assert_eq!(neighbour(&t.server, "mail").await, is("unknown", "SMTP"));
-        assert_eq!(neighbour(&t.server, "sms").await, is("off", "not configured"));
-        assert_eq!(neighbour(&t.server, "homeservers").await, is("up", "0 calls wait, 0 were given up"));
+        assert_eq!([&at_first["dependencies"][0]["name"], &at_first["dependencies"][0]["state"]], [name, "up"]);
+        assert_eq!(dependency(&t.server, "mail").await, is("unknown", "SMTP"));
+        assert_eq!(dependency(&t.server, "sms").await, is("off", "not configured"));
+        assert_eq!(dependency(&t.server, "homeservers").await, is("up", "0 calls wait, 0 were given up"));
 
         let token = t.register("@alice:hs.test").await;
         t.open_session(&token, "alice@example.com", "secret").await;
-        assert_eq!(neighbour(&t.server, "mail").await, is("up", "SMTP"));
+        assert_eq!(dependency(&t.server, "mail").await, is("up", "SMTP"));
         // An address that it will not have is no fault of the mail server's.
         t.smtp.refuse("nobody@example.com");
         assert_eq!(t.request_email(&token, "nobody@example.com", "secret", 1).await.status, 400);
-        assert_eq!(neighbour(&t.server, "mail").await, is("up", "SMTP"));
+        assert_eq!(dependency(&t.server, "mail").await, is("up", "SMTP"));
 
         let sent = json!({
             "name": "waypost_identity_mails_total", "labels": {"outcome": "sent"}, "value": 1.0,
@@ -78,7 +78,7 @@ async fn a_mail_server_that_is_away_is_down() {
     .await;
     let token = t.register("@alice:hs.test").await;
     assert_eq!(t.request_email(&token, "alice@example.com", "secret", 1).await.status, 400);
-    let (state, detail) = neighbour(&t.server, "mail").await;
+    let (state, detail) = dependency(&t.server, "mail").await;
     assert!(state == "down" && detail.starts_with("SMTP: the mail server did not take the mail"), "{state} {detail}");
     assert!(!detail.contains("alice"), "{detail}");
 }
@@ -89,7 +89,7 @@ async fn the_gateway_shows_each_app_and_what_its_push_service_last_did() {
     page_is_safe(&gateway.server).await;
     let of_android = async || {
         let status = status(&gateway.server).await;
-        let known = status["neighbours"].as_array().unwrap().iter().find(|one| one["name"] == ANDROID).cloned();
+        let known = status["dependencies"].as_array().unwrap().iter().find(|one| one["name"] == ANDROID).cloned();
         let known = known.unwrap();
         (known["kind"].clone(), known["state"].clone(), known["detail"].clone())
     };

@@ -76,8 +76,8 @@ def test_the_gateways_page_shows_its_apps_and_runs_nothing_of_their_names(gatewa
     page = eyes.wait_for("charts", lambda page: "Ready, with trouble" in page["text"] and "Collecting" not in page["text"])
 
     for app_id in HOSTILE:
-        assert page["text"].count(app_id) >= 2, f"{app_id} is to be seen among the neighbours and the pushes"
-    assert "A neighbour is down" in page["text"] and "FCM: busy or away" in page["text"]
+        assert page["text"].count(app_id) >= 2, f"{app_id} is to be seen among the dependencies and the pushes"
+    assert "A dependency is down" in page["text"] and "FCM: busy or away" in page["text"]
     assert page["title"] == "Ready, with trouble · Waypost push gateway"
     assert page["heading"] == "Waypost push gateway"
     assert (page["scripts"], page["links"]) == (1, [f"{address(gateway)}{path}" for path in ("status", "metrics")])
@@ -87,7 +87,7 @@ def test_the_gateways_page_shows_its_apps_and_runs_nothing_of_their_names(gatewa
     eyes.close()
 
 
-def test_the_identity_servers_page_shows_its_neighbours(identity, mailbox, eyes):
+def test_the_identity_servers_page_shows_its_dependencies(identity, mailbox, eyes):
     (server,) = identity.replicas
     session = Session(identity, mailbox)
 

@@ -51,7 +51,7 @@ async fn refusal(app: &App, token: &str) -> (u16, &'static str) {
 
 #[tokio::test]
 async fn an_invite_ends_with_its_key() {
-    let (app, clock, folder) = app(|config| config.invites.lifetime_days = 2).await;
+    let (app, clock, _folder) = app(|config| config.invites.lifetime_days = 2).await;
     let look = app.templates.look(None, &language::preferred(None, None));
     let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
     let (token, key) = (answer["token"].as_str().unwrap(), answer["public_keys"][1]["public_key"].as_str().unwrap());
@@ -71,13 +71,11 @@ async fn an_invite_ends_with_its_key() {
     clean_once(&app).await.unwrap();
     // As if it were the moment before: it is gone, and not merely hidden.
     assert!(app.store.invites(&app.keys, 0).await.unwrap().is_empty());
-    app.store.close().await;
-    std::fs::remove_dir_all(folder).unwrap();
 }
 
 #[tokio::test]
 async fn the_key_of_an_invite_that_was_handed_out_stays_valid() {
-    let (app, clock, folder) = app(|config| config.invites.lifetime_days = 2).await;
+    let (app, clock, _folder) = app(|config| config.invites.lifetime_days = 2).await;
     let look = app.templates.look(None, &language::preferred(None, None));
     let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
     let key = answer["public_keys"][1]["public_key"].as_str().unwrap();
@@ -86,6 +84,4 @@ async fn the_key_of_an_invite_that_was_handed_out_stays_valid() {
     clock.advance(Duration::from_secs(3 * 24 * 60 * 60));
     clean_once(&app).await.unwrap();
     assert!(is_valid(&app, key).await);
-    app.store.close().await;
-    std::fs::remove_dir_all(folder).unwrap();
 }

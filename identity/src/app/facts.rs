@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use waypost_shared::status::{Expiry, Facts, Neighbour, State};
+use waypost_shared::status::{Dependency, Expiry, Facts, State};
 
 use crate::{
     config::{EmailTransport, sms::SmsTransport},
@@ -16,49 +16,49 @@ use super::AppState;
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl AppState {
-    /// Its neighbours as they are now, and the age of what should not grow old.
+    /// Its dependencies as they are now, and the age of what should not grow old.
     pub(crate) async fn facts(&self) -> Facts {
         match timeout(PATIENCE, self.store.answers()).await {
-            Ok(Ok(())) => self.database.is_up(),
-            Ok(Err(error)) => self.database.is_down(|| error.to_string()),
-            Err(_) => self.database.is_down(|| "no answer in time".to_owned()),
+            Ok(Ok(())) => self.database.mark_up(),
+            Ok(Err(error)) => self.database.mark_down(|| error.to_string()),
+            Err(_) => self.database.mark_down(|| "no answer in time".to_owned()),
         }
         let database = match self.store {
-            Store::Sqlite { .. } => self.database.neighbour("SQLite", "database", "in the data folder"),
-            Store::Postgres(_) => self.database.neighbour("PostgreSQL", "database", "shared by replicas"),
+            Store::Sqlite { .. } => self.database.dependency("SQLite", "database", "in the data folder"),
+            Store::Postgres(_) => self.database.dependency("PostgreSQL", "database", "shared by replicas"),
         };
         let current = self.current_pepper().ok();
         let pepper =
             current.map(|pepper| Expiry { name: "pepper".to_owned(), at_ms: None, since_ms: Some(pepper.active_ms()) });
         Facts {
-            neighbours: vec![database, self.mail(), self.text_messages(), self.homeservers_told()],
+            dependencies: vec![database, self.mail(), self.text_messages(), self.homeservers_told()],
             expiries: pepper.into_iter().collect(),
         }
     }
 
-    fn mail(&self) -> Neighbour {
+    fn mail(&self) -> Dependency {
         let what = match self.config.email.transport {
             EmailTransport::Smtp => "SMTP",
             EmailTransport::Folder => "written to files, not sent",
         };
-        self.mailer.watch.neighbour("mail server", "mail", what)
+        self.mailer.probe.dependency("mail server", "mail", what)
     }
 
-    fn text_messages(&self) -> Neighbour {
+    fn text_messages(&self) -> Dependency {
         let what = match self.config.sms.transport {
             SmsTransport::Off => "not configured",
             SmsTransport::Http => "an HTTP gateway",
             SmsTransport::OpenMarket => "OpenMarket",
             SmsTransport::Log => "written to the log, not sent",
         };
-        let known = self.sms.watch.neighbour("text messages", "sms", what);
-        if self.sms.is_on() { known } else { Neighbour { state: State::Off, ..known } }
+        let known = self.sms.probe.dependency("text messages", "sms", what);
+        if self.sms.is_on() { known } else { Dependency { state: State::Off, ..known } }
     }
 
     /// Homeservers are many; what is known of them together is what they still have to be told.
-    fn homeservers_told(&self) -> Neighbour {
+    fn homeservers_told(&self) -> Dependency {
         let (waiting, dead) = (self.metrics.outbox_waiting.get(), self.metrics.outbox_dead.get());
-        Neighbour {
+        Dependency {
             name: "homeservers".to_owned(),
             kind: "homeservers",
             state: if dead == 0 { State::Up } else { State::Down },

@@ -19,7 +19,7 @@ use waypost_shared::{
     clock::Clock,
     random,
     secret::{ExposeSecret as _, SecretError},
-    status::Watch,
+    status::HealthProbe,
     traces::{self, Kind},
 };
 
@@ -108,7 +108,7 @@ pub(crate) struct Mailer {
     timeout_secs: u64,
     transport: Transport,
     /// Whether the mail server took what it was last given.
-    pub(crate) watch: Watch,
+    pub(crate) probe: HealthProbe,
 }
 
 #[derive(Debug)]
@@ -144,7 +144,7 @@ impl Mailer {
             }
         };
         let from = email.from.parse()?;
-        Ok(Self { from, timeout_secs: email.smtp_timeout_secs, transport, watch: Watch::new(clock) })
+        Ok(Self { from, timeout_secs: email.smtp_timeout_secs, transport, probe: HealthProbe::new(clock) })
     }
 
     /// Sends a mail to one address; returns when the mail server has taken it.
@@ -164,8 +164,8 @@ impl Mailer {
         }
         drop(span);
         match &sent {
-            Err(error) if error.is_of_the_server() => self.watch.is_down(|| error.to_string()),
-            Ok(()) | Err(_) => self.watch.is_up(),
+            Err(error) if error.is_of_the_server() => self.probe.mark_down(|| error.to_string()),
+            Ok(()) | Err(_) => self.probe.mark_up(),
         }
         sent
     }
@@ -262,7 +262,7 @@ mod tests {
 
     fn mailer() -> Mailer {
         Mailer {
-            watch: Watch::new(Clock::manual(0)),
+            probe: HealthProbe::new(Clock::manual(0)),
             from: "Exämple <noreply@id.test>".parse().unwrap(),
             timeout_secs: 1,
             transport: Transport::Folder(PathBuf::new()),

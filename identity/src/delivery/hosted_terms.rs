@@ -88,7 +88,8 @@ mod tests {
 
     #[test]
     fn a_file_gets_an_address_unless_it_has_one() {
-        let file = std::env::temp_dir().join(format!("waypost-{}.md", waypost_shared::random::token()));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("privacy.md");
         fs::write(&file, "# We keep nothing").unwrap();
         let mut theirs = policies(&file, "https://example.com/privacy");
         let mut ours = policies(&file, "");

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::json;
+use tempfile::TempDir;
 
 use super::*;
 
@@ -20,23 +21,17 @@ fn english() -> Look {
 }
 
 /// A folder with these files, which is removed at the end.
-struct Folder(PathBuf);
+struct Folder(TempDir);
 
 impl Folder {
     fn new(files: &[(&str, &str)]) -> Self {
-        let folder = std::env::temp_dir().join(waypost_shared::random::token());
+        let folder = tempfile::tempdir().unwrap();
         for (name, text) in files {
-            let path = folder.join(name);
+            let path = folder.path().join(name);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         }
         Self(folder)
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        drop(fs::remove_dir_all(&self.0));
     }
 }
 
@@ -79,7 +74,7 @@ fn everything_built_in_is_there_in_both_languages_and_says_so() {
 fn an_operators_template_takes_the_place_of_a_built_in_one() {
     let render = |text: &str| {
         let folder = Folder::new(&[("verification_subject.txt", text)]);
-        Templates::load(Some(&folder.0), "en")
+        Templates::load(Some(folder.0.path()), "en")
             .map(|templates| templates.render(&english(), "verification_subject.txt", &values()))
     };
     assert_eq!(render("Ours").unwrap().unwrap(), "Ours");
@@ -93,7 +88,7 @@ fn brand_and_language_are_looked_for_in_their_order() {
     let name = "verification_subject.txt";
     let subject = |files: &[(&str, &str)], brand: Option<&str>, language: &str| {
         let folder = Folder::new(files);
-        let templates = Templates::load(Some(&folder.0), "en").unwrap();
+        let templates = Templates::load(Some(folder.0.path()), "en").unwrap();
         let look = templates.look(brand, &[language.to_owned()]);
         templates.render(&look, name, &values()).unwrap().trim().to_owned()
     };
@@ -119,7 +114,7 @@ fn brand_and_language_are_looked_for_in_their_order() {
 fn a_brands_layout_is_around_the_built_in_texts() {
     let layout = "<html lang=\"{{ lang }}\">ACME {% block title %}{% endblock %}{% block content %}{% endblock %}";
     let folder = Folder::new(&[("acme/page_layout.html", layout)]);
-    let templates = Templates::load(Some(&folder.0), "en").unwrap();
+    let templates = Templates::load(Some(folder.0.path()), "en").unwrap();
     let page =
         templates.render(&templates.look(Some("acme"), &["de".to_owned()]), "page_done.html", &values()).unwrap();
     assert!(page.starts_with("<html lang=\"de\">ACME"), "{page}");
@@ -130,7 +125,7 @@ fn a_brands_layout_is_around_the_built_in_texts() {
 #[test]
 fn a_brand_is_a_name_and_never_a_path() {
     let folder = Folder::new(&[("acme/a.txt", ""), (".hidden/a.txt", ""), ("a b/a.txt", "")]);
-    let templates = Templates::load(Some(&folder.0), "en").unwrap();
+    let templates = Templates::load(Some(folder.0.path()), "en").unwrap();
     assert_eq!(templates.look(Some("acme"), &[]).brand.as_deref(), Some("acme"));
     for brand in ["", ".", "..", "../acme", "acme/", "/etc", ".hidden", "a b", "ACME", "acme\0"] {
         assert_eq!(templates.look(Some(brand), &[]).brand, None, "{brand:?}");

@@ -7,12 +7,10 @@
 //! What a lookup of many hashes costs is waiting for memory, since a table of millions is in no cache. So a view reads
 //! the first slot of several hashes before it looks at any: the processor then fetches them at the same time.
 
-use std::{
-    hash::{BuildHasher as _, RandomState},
-    sync::{PoisonError, RwLock, RwLockReadGuard},
-};
+use std::hash::{BuildHasher as _, RandomState};
 
 use hashbrown::HashTable;
+use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::hashing::LookupHash;
 
@@ -38,14 +36,14 @@ impl LookupIndex {
 
     /// Says that the address with this hash belongs to `mxid`, and to nobody else.
     pub(crate) fn insert(&self, hash: &LookupHash, mxid: &str) {
-        let mxid = self.mxids.write().unwrap_or_else(PoisonError::into_inner).number(mxid);
+        let mxid = self.mxids.write().number(mxid);
         self.put(hash, mxid);
     }
 
     /// The same for many: the lock that all threads want is taken once.
     pub(crate) fn extend(&self, associations: &[(LookupHash, &str)]) {
         let numbers: Vec<_> = {
-            let mut mxids = self.mxids.write().unwrap_or_else(PoisonError::into_inner);
+            let mut mxids = self.mxids.write();
             associations.iter().map(|(_, mxid)| mxids.number(mxid)).collect()
         };
         for ((hash, _), mxid) in associations.iter().zip(numbers) {
@@ -57,33 +55,30 @@ impl LookupIndex {
     pub(crate) fn reserve(&self, addresses: usize) {
         for shard in &self.shards {
             // Chance puts a little more into some than into others.
-            shard.write().unwrap_or_else(PoisonError::into_inner).reserve(addresses / SHARDS * 21 / 20);
+            shard.write().reserve(addresses / SHARDS * 21 / 20);
         }
-        self.mxids.write().unwrap_or_else(PoisonError::into_inner).reserve(addresses);
+        self.mxids.write().reserve(addresses);
     }
 
     fn put(&self, hash: &LookupHash, mxid: u32) {
-        let mut shard = self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shards[shard(hash)].write();
         shard.put(Slot { hash: kept(hash), mxid });
     }
 
     /// Forgets the address with this hash. Its Matrix id stays: others may have it, and it may come back.
     pub(crate) fn remove(&self, hash: &LookupHash) {
-        self.shards[shard(hash)].write().unwrap_or_else(PoisonError::into_inner).remove(&kept(hash));
+        self.shards[shard(hash)].write().remove(&kept(hash));
     }
 
     /// A view that stands still: no association changes while it is held, so hold it for one request and no wait.
     pub(crate) fn read(&self) -> View<'_> {
-        View {
-            shards: self.shards.each_ref().map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner)),
-            mxids: self.mxids.read().unwrap_or_else(PoisonError::into_inner),
-        }
+        View { shards: self.shards.each_ref().map(|shard| shard.read()), mxids: self.mxids.read() }
     }
 
     /// How many addresses it knows.
     pub(crate) fn len(&self) -> usize {
         let shards = self.shards.iter();
-        shards.map(|shard| shard.read().unwrap_or_else(PoisonError::into_inner).taken).sum()
+        shards.map(|shard| shard.read().taken).sum()
     }
 }
 

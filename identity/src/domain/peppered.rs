@@ -12,9 +12,11 @@
 //!   the rows that fill it may be older.
 
 use std::sync::{
-    Arc, Mutex, PoisonError, RwLock,
+    Arc,
     atomic::{AtomicBool, Ordering},
 };
+
+use parking_lot::{Mutex, RwLock};
 
 use super::{
     hashing::{self, LookupHash},
@@ -80,7 +82,7 @@ impl Peppered {
 
     /// Takes in what waited; from now on the index is answered from.
     pub(crate) fn complete(&self) {
-        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut waiting = self.waiting.lock();
         for (hash, mxid) in waiting.take().unwrap_or_default() {
             self.change(&hash, mxid.as_deref());
         }
@@ -95,7 +97,7 @@ impl Peppered {
     fn set(&self, threepid: &Threepid, mxid: Option<&str>) {
         let hash = hashing::lookup_hash(threepid, &self.pepper.text);
         if !self.is_complete() {
-            let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut waiting = self.waiting.lock();
             if let Some(waiting) = waiting.as_mut() {
                 waiting.push((hash, mxid.map(Box::from)));
                 return;
@@ -139,7 +141,7 @@ impl Lookups {
     }
 
     fn all(&self) -> Arc<[Arc<Peppered>]> {
-        self.all.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.all.read().clone()
     }
 
     /// The pepper to hand out: the latest whose time has come, of those that are complete. None before the first
@@ -189,7 +191,7 @@ impl Lookups {
     /// be filled: whatever is bound from now on reaches them.
     pub(crate) fn keep(&self, mut stored: Vec<Pepper>, now_ms: i64) -> Vec<Arc<Peppered>> {
         stored.sort_by(|a, b| (a.active_ms, a.created_ms, &a.text).cmp(&(b.active_ms, b.created_ms, &b.text)));
-        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.write();
         let before = all.clone();
         let complete = |pepper: &Pepper| before.iter().find(|known| known.is_complete() && known.pepper == *pepper);
         let over = |at: usize| {
@@ -223,7 +225,7 @@ impl Lookups {
     /// New indexes for all peppers, to be filled and then given to [`Lookups::replace`]; the old ones answer meanwhile.
     /// Nobody may call [`Lookups::keep`] in between.
     pub(crate) fn renew(&self) -> Vec<Arc<Peppered>> {
-        let mut all = self.all.write().unwrap_or_else(PoisonError::into_inner);
+        let mut all = self.all.write();
         let new: Vec<_> = all.iter().map(|peppered| Arc::new(Peppered::new(peppered.pepper.clone()))).collect();
         // Behind the old ones, so that those are found; both are told of changes.
         *all = all.iter().filter(|known| known.is_complete()).chain(&new).cloned().collect();
@@ -232,7 +234,7 @@ impl Lookups {
 
     /// Puts complete indexes in the place of those before.
     pub(crate) fn replace(&self, new: Vec<Arc<Peppered>>) {
-        *self.all.write().unwrap_or_else(PoisonError::into_inner) = new.into();
+        *self.all.write() = new.into();
     }
 
     /// How many addresses are known.

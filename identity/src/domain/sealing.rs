@@ -18,8 +18,7 @@ use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,
     aead::{Aead as _, Payload},
 };
-use hmac::{Hmac, Mac as _};
-use sha2::Sha256;
+use ring::hmac;
 use waypost_shared::random;
 use zeroize::Zeroizing;
 
@@ -191,14 +190,16 @@ impl StorageKeys {
     }
 
     fn keyed_hash(&self, label: &[u8], parts: &[&[u8]]) -> Fingerprint {
-        let mut mac =
-            <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(&*self.hash).expect("HMAC takes keys of any length");
-        mac.update(label);
+        // Made anew each time: a `hmac::Key` that lasted would not be wiped from memory like `hash` is.
+        let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*self.hash));
+        context.update(label);
         for part in parts {
-            mac.update(&[0]);
-            mac.update(part);
+            context.update(&[0]);
+            context.update(part);
         }
-        mac.finalize().into_bytes().into()
+        let mut fingerprint = Fingerprint::default();
+        fingerprint.copy_from_slice(context.sign().as_ref());
+        fingerprint
     }
 
     /// Seals a text with the newest key: its number, the nonce, the ciphertext.
@@ -238,6 +239,18 @@ mod tests {
 
     fn keys() -> StorageKeys {
         StorageKeys::parse(&StorageKeys::generate()).unwrap()
+    }
+
+    #[test]
+    fn fingerprints_stay_the_ones_that_databases_hold() {
+        let key = STANDARD.encode([7; 32]);
+        let keys = StorageKeys::parse(&format!("hash {key}\nseal 1 {key}\n")).unwrap();
+        // Python: hmac.new(bytes([7]) * 32, b"threepid\0email\0alice@example.com", sha256).digest()
+        let expected = [
+            0xa7, 0xb2, 0x25, 0x94, 0x41, 0x7e, 0xe0, 0xfd, 0x99, 0xf2, 0xcd, 0x0a, 0x55, 0x1a, 0xea, 0x58, 0x3e, 0x5c,
+            0xa2, 0x4c, 0x2c, 0x30, 0xa8, 0xc3, 0x6c, 0x61, 0xf7, 0x44, 0xe7, 0x57, 0x28, 0x7e,
+        ];
+        assert_eq!(keys.fingerprint(&Threepid::email("alice@example.com").unwrap()), expected);
     }
 
     #[test]

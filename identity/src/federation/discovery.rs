@@ -3,17 +3,14 @@
 //! Source: Server-Server API, "Resolving server names". The steps, in order: an address literal; a port; what
 //! `.well-known/matrix/server` delegates to; SRV `_matrix-fed._tcp`, then `_matrix._tcp`; port 8448.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderMap, Request, Uri,
     header::{CACHE_CONTROL, LOCATION},
 };
+use parking_lot::Mutex;
 use serde_json::Value;
 use waypost_shared::{
     clock::{Clock, millis},
@@ -87,7 +84,7 @@ impl Discovery {
         let found = self.fetch(name).await;
         let lives = found.as_ref().map_or(FAILURE_CACHE, |(_, lives)| *lives);
         let to = found.map(|(to, _)| to);
-        let mut delegations = self.delegations.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut delegations = self.delegations.lock();
         if delegations.len() >= MAX_CACHED {
             delegations.clear();
         }
@@ -97,7 +94,7 @@ impl Discovery {
     }
 
     fn cached(&self, name: &ServerName, now_ms: i64) -> Option<Delegation> {
-        let delegations = self.delegations.lock().unwrap_or_else(PoisonError::into_inner);
+        let delegations = self.delegations.lock();
         delegations.get(name.as_str()).filter(|known| known.until_ms > now_ms).cloned()
     }
 

@@ -4,10 +4,11 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex, PoisonError, Weak},
+    sync::{Arc, Weak},
 };
 
 use http::{HeaderMap, header::AUTHORIZATION};
+use parking_lot::Mutex;
 use serde_json::{Map, Value};
 
 use crate::domain::signing;
@@ -173,7 +174,7 @@ impl KeyCache {
     /// The keys of `origin`, unless they must be fetched: they are not known, not valid any more, or do not contain
     /// those of the request, which may be new.
     pub(super) fn get(&self, origin: &str, request: &SignedRequest<'_>, now_ms: i64) -> Option<ServerKeys> {
-        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock();
         let keys = known.get(origin).filter(|keys| keys.until_ms > now_ms)?;
         let named = request.signatures.iter().any(|header| keys.valid.contains_key(&header.key));
         let fresh = now_ms.saturating_sub(keys.fetched_ms) < FETCH_AGAIN_MS;
@@ -182,7 +183,7 @@ impl KeyCache {
 
     /// What whoever fetches the keys of `origin` holds meanwhile.
     pub(super) fn fetching(&self, origin: &str) -> Arc<Fetching> {
-        let mut fetching = self.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut fetching = self.fetching.lock();
         if let Some(held) = fetching.get(origin).and_then(Weak::upgrade) {
             return held;
         }
@@ -194,7 +195,7 @@ impl KeyCache {
 
     /// Keeps keys.
     pub(super) fn put(&self, origin: &str, keys: ServerKeys, now_ms: i64) {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.known.lock();
         if known.len() >= MAX_CACHED {
             known.retain(|_, keys| keys.until_ms > now_ms);
         }

@@ -20,7 +20,7 @@ use crate::{
     storage::{StoreError, outbox::Letter},
 };
 
-use servers::{Later, Servers};
+use servers::{Deferral, Servers};
 
 /// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
@@ -102,8 +102,8 @@ async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
         // However old the letter is: it will be its turn.
-        Err(Later::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
-        Err(Later::Away(again_ms)) => postpone(app, letter, again_ms).await,
+        Err(Deferral::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
+        Err(Deferral::Away(again_ms)) => postpone(app, letter, again_ms).await,
     };
     if let Err(error) = noted {
         tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
@@ -224,7 +224,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_letter_whose_replica_died_is_taken_over_when_its_lease_is_over() {
-        let (app, clock, folder) = app(|_| {}).await;
+        let (app, clock, _folder) = app(|_| {}).await;
         bind(&app).await;
         let first = lease(&app, &clock).await;
         assert_eq!((first.len(), first[0].attempts), (1, 1));
@@ -239,8 +239,6 @@ mod tests {
         // The one that was thought dead fails late: that brings nothing back.
         settle(&app, &first[0], Err("too late".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
@@ -250,7 +248,7 @@ mod tests {
             config.outbox.at_once = 1;
             config.outbox.first_retry_secs = 60;
         };
-        let (app, clock, folder) = app(rules).await;
+        let (app, clock, _folder) = app(rules).await;
         bind(&app).await;
         // Waypost itself was away.
         clock.advance(Duration::from_secs(30 * 24 * 60 * 60));
@@ -263,8 +261,6 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 0, dead: 1 });
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 
     #[tokio::test]
@@ -274,7 +270,7 @@ mod tests {
             config.outbox.first_retry_secs = 8;
             config.outbox.keep_dead_days = 1;
         };
-        let (app, clock, folder) = app(rules).await;
+        let (app, clock, _folder) = app(rules).await;
         bind(&app).await;
         let since_ms = clock.now_ms();
 
@@ -301,7 +297,5 @@ mod tests {
         clock.advance(Duration::from_millis(1));
         clean_once(&app).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

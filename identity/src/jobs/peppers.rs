@@ -65,7 +65,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_pepper_is_rotated_when_its_days_are_over() {
-        let (app, clock, folder) = app(|config| config.lookup.rotate_pepper_days = 30).await;
+        let (app, clock, _folder) = app(|config| config.lookup.rotate_pepper_days = 30).await;
         let handed_out = || app.current_pepper().unwrap().pepper().to_owned();
         let first = handed_out();
         clock.advance(Duration::from_secs(30 * 24 * 60 * 60 - 1));
@@ -88,7 +88,5 @@ mod tests {
         assert!(app.peppered(&first).await.unwrap().is_none());
         look(&app).await.unwrap();
         assert_eq!(app.lookups.newest_ms(), Some(clock.now_ms() - 24 * 60 * 60 * 1000));
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

@@ -6,8 +6,11 @@ use waypost_shared::{
     doctor::{Finding, Report},
 };
 
-use super::RunError;
-use crate::app::{App, EXPIRY_WARNED_DAYS, Entry, MS_PER_DAY};
+use crate::{
+    app::{App, Entry},
+    certificate::Standing,
+    run_error::RunError,
+};
 
 /// Checks all apps at once and prints what was found, a line for each.
 pub(super) async fn run(app: &App, clock: &Clock) -> Result<(), RunError> {
@@ -29,8 +32,7 @@ pub(super) async fn run(app: &App, clock: &Clock) -> Result<(), RunError> {
 }
 
 async fn examine(app: &App, entry: &Entry, now_ms: i64) -> Vec<Finding> {
-    let mut findings: Vec<_> =
-        entry.expires_at_ms.map(|at_ms| expiry(at_ms.saturating_sub(now_ms))).into_iter().collect();
+    let mut findings: Vec<_> = entry.certificate.map(|validity| certificate(validity.at(now_ms))).into_iter().collect();
     findings.push(match entry.provider.check(app.config.attempt_timeout()).await {
         Ok(good) => Finding::Good(good),
         Err(bad) => Finding::Bad(bad),
@@ -38,14 +40,21 @@ async fn examine(app: &App, entry: &Entry, now_ms: i64) -> Vec<Finding> {
     findings
 }
 
-/// What the time that is left says about a certificate.
-fn expiry(left_ms: i64) -> Finding {
-    let days = left_ms / MS_PER_DAY;
-    if left_ms <= 0 {
-        return Finding::Bad("certificate_file has expired: renew it at Apple, or use a key (key_file)".to_owned());
+fn certificate(standing: Standing) -> Finding {
+    match standing {
+        Standing::NotYetValid => Finding::Bad(
+            "certificate_file is not valid yet: check its notBefore (openssl x509 -noout -dates) and this machine's \
+             clock"
+                .to_owned(),
+        ),
+        Standing::Expired => {
+            Finding::Bad("certificate_file has expired: renew it at Apple, or use a key (key_file)".to_owned())
+        }
+        Standing::ExpiresSoon { days } => {
+            Finding::Soon(format!("certificate_file is good for {days} days: renew it at Apple"))
+        }
+        Standing::Valid { days } => Finding::Good(format!("certificate_file is good for {days} days")),
     }
-    let text = format!("certificate_file is good for {days} days");
-    if days < EXPIRY_WARNED_DAYS { Finding::Soon(format!("{text}: renew it at Apple")) } else { Finding::Good(text) }
 }
 
 #[cfg(test)]
@@ -53,13 +62,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_called_for_a_month_before_its_end() {
-        for (left_ms, expected) in [
-            (0, "BAD   a: certificate_file has expired: renew it at Apple, or use a key (key_file)"),
-            (29 * MS_PER_DAY, "soon  a: certificate_file is good for 29 days: renew it at Apple"),
-            (30 * MS_PER_DAY, "good  a: certificate_file is good for 30 days"),
+    fn a_certificate_is_good_only_in_its_time_and_called_for_before_its_end() {
+        for (standing, expected) in [
+            (
+                Standing::NotYetValid,
+                "BAD   a: certificate_file is not valid yet: check its notBefore (openssl x509 -noout -dates) and \
+                 this machine's clock",
+            ),
+            (Standing::Expired, "BAD   a: certificate_file has expired: renew it at Apple, or use a key (key_file)"),
+            (Standing::ExpiresSoon { days: 29 }, "soon  a: certificate_file is good for 29 days: renew it at Apple"),
+            (Standing::Valid { days: 30 }, "good  a: certificate_file is good for 30 days"),
         ] {
-            assert_eq!(expiry(left_ms).line("a"), expected);
+            assert_eq!(certificate(standing).line("a"), expected);
         }
     }
 }

@@ -6,12 +6,13 @@ use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
 
-use super::RunError;
 use crate::{
     app::App,
     encoding::{from_base64, path_segment, to_hex},
     notification::{Device, Notification},
-    provider::{Attempt, Fault, Outcome, Unsent},
+    outcome::{Ended, Fault, Outcome},
+    run_error::RunError,
+    upstream::Attempt,
 };
 
 /// Whom to send to.
@@ -53,11 +54,11 @@ pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
             }
             outcome
         }
-        Err(Unsent::Settled(outcome)) => {
+        Err(Ended::With(outcome)) => {
             println!(">  nothing was sent");
             outcome
         }
-        Err(Unsent::NothingToSay) => {
+        Err(Ended::Dropped | Ended::Suppressed) => {
             println!(">  nothing was sent: this app gets other events only (an app for calls gets calls)");
             return Err(RunError::Undelivered);
         }
@@ -142,9 +143,9 @@ struct Hidden(Vec<(String, String)>);
 
 impl Hidden {
     fn new(device: &Device) -> Self {
-        let key = &device.pushkey;
+        let key = device.pushkey.expose();
         let mut texts = Vec::new();
-        for address in [Some(key.as_str()), device.data_text("endpoint")].into_iter().flatten() {
+        for address in [Some(key), device.data_text("endpoint")].into_iter().flatten() {
             if let Ok(url) = Url::parse(address)
                 && url.has_host()
             {
@@ -153,7 +154,7 @@ impl Hidden {
             }
         }
         let hexadecimal = from_base64(key).map(|token| to_hex(&token)).unwrap_or_default();
-        for form in [key.clone(), key.to_ascii_lowercase(), hexadecimal, path_segment(key)] {
+        for form in [key.to_owned(), key.to_ascii_lowercase(), hexadecimal, path_segment(key)] {
             texts.push((form.clone(), beginning(&form)));
         }
         texts.retain(|(text, _)| !text.is_empty());
@@ -181,13 +182,13 @@ mod tests {
     fn a_device_is_recognised_by_the_beginning_of_its_key_only() {
         let device = Device {
             app_id: "a".to_owned(),
-            pushkey: "AB".repeat(32),
+            pushkey: "AB".repeat(32).into(),
             pushkey_ts_ms: None,
             data: Map::from_iter([("endpoint".to_owned(), "https://push.example/secret?a=b".into())]),
             fault: None,
         };
         let hidden = Hidden::new(&device);
-        let (lower, key) = ("ab".repeat(32), &device.pushkey);
+        let (lower, key) = ("ab".repeat(32), device.pushkey.expose());
         for (text, expected) in [
             (format!("/3/device/{lower} {key}"), "/3/device/abababab… ABABABAB…"),
             ("POST https://push.example/secret?a=b".to_owned(), "POST https://push.example/…"),

@@ -5,6 +5,7 @@ use std::{path::PathBuf, sync::Arc};
 use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
+    config_file,
     current::Current,
     health::{self, Operations, Readiness},
     reload::{self, Reasons, Renewed},
@@ -14,11 +15,11 @@ use waypost_shared::{
     traces::Tracer,
 };
 
-use super::{RunError, load};
 use crate::{
     app::{App, StartError},
     config::Config,
     routes,
+    run_error::RunError,
 };
 
 /// The service's name on the status page and in traces.
@@ -39,7 +40,7 @@ pub(super) async fn run(
     let readiness = Readiness::default();
     let tracer = Tracer::start(&config.traces, &config.outbound, NAME, app.metrics.traces.clone(), Clock::System)
         .map_err(StartError::from)?;
-    app.seen.connect();
+    app.deliveries.connect();
     let current = Current::new(app);
     let about = About::new(NAME, Clock::System, {
         let current = current.clone();
@@ -55,7 +56,8 @@ pub(super) async fn run(
     // In a task of its own: connections are accepted while files are read.
     let reloading =
         tokio::spawn(reload::keep_up(current.clone(), reasons, reloads, stop.clone(), move |app: &Arc<App>| {
-            let (renewed, waiting) = app.renewed(load(path.as_deref())?)?;
+            let (renewed, waiting) =
+                app.renewed(config_file::load::<Config>(path.as_deref(), config_file::environment())?)?;
             if let Some(tracer) = &tracer_to_renew {
                 tracer.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
             }

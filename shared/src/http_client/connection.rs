@@ -118,7 +118,7 @@ pub(super) async fn drive(mut connection: Http2Connection, peer: Arc<Peer>, orig
         let allowed = connection.current_max_send_streams();
         peer.streams.store(allowed, Ordering::Relaxed);
         if let Some(origin) = origin.upgrade() {
-            origin.allows(allowed);
+            origin.set_stream_limit(allowed);
         }
     }
     tracing::debug!("a connection to another server has ended");

@@ -7,7 +7,7 @@ use std::{
     fmt, io,
     net::{IpAddr, SocketAddr},
     pin::Pin,
-    sync::{Arc, RwLock},
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use std::{
 use http::Uri;
 use hyper_util::rt::TokioIo;
 use ipnet::IpNet;
+use parking_lot::RwLock;
 use tokio::{net::TcpStream, time::timeout};
 use tower_service::Service;
 
@@ -41,7 +42,7 @@ impl Targets {
 
     /// Sends connections for `authority` to the first of `targets` (host and port) that accepts.
     pub fn set(&self, authority: &str, targets: Vec<HostPort>) {
-        let mut all = self.0.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut all = self.0.write();
         if all.len() >= Self::MOST {
             all.clear();
         }
@@ -49,7 +50,7 @@ impl Targets {
     }
 
     fn get(&self, authority: &str) -> Option<Vec<HostPort>> {
-        let all = self.0.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let all = self.0.read();
         all.get(&authority.to_ascii_lowercase()).cloned()
     }
 }
@@ -71,9 +72,9 @@ pub(super) enum ConnectError {
     Tunnel(#[from] TunnelError),
 }
 
-/// What kept a connection from coming about, for who has to mend it.
+/// Why a connection could not be made, for whoever has to fix it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Trouble {
+pub enum ConnectFailure {
     /// The name has no address, or nobody could say which.
     Name,
     /// The name has no address that may be reached.
@@ -88,7 +89,7 @@ pub enum Trouble {
     Tls,
 }
 
-impl Trouble {
+impl ConnectFailure {
     fn of(error: &(dyn StdError + 'static)) -> Self {
         // Those of TCP are a `ConnectError`'s, so that one on the outside is of the handshake.
         let fallback = if error.is::<io::Error>() { Self::Tls } else { Self::Network };
@@ -119,13 +120,13 @@ impl Trouble {
 /// Why there is no connection. Those that waited for it share the reason.
 #[derive(Clone, Debug)]
 pub(super) struct NoConnection {
-    pub(super) trouble: Trouble,
+    pub(super) failure: ConnectFailure,
     error: Arc<dyn StdError + Send + Sync>,
 }
 
 impl NoConnection {
     pub(super) fn new(error: Box<dyn StdError + Send + Sync>) -> Self {
-        Self { trouble: Trouble::of(&*error), error: error.into() }
+        Self { failure: ConnectFailure::of(&*error), error: error.into() }
     }
 }
 

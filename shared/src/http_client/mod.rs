@@ -30,7 +30,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use self::{
     address::is_public,
     config::{OutboundConfig, OutboundError},
-    connector::{Targets, Trouble},
+    connector::{ConnectFailure, Targets},
 };
 use self::{
     connection::Lease,
@@ -204,12 +204,12 @@ pub enum HttpClientError {
 }
 
 impl HttpClientError {
-    /// What kept the connection from coming about; none if there was one, or no time to tell.
+    /// Why there was no connection; none if there was one, or no time to tell.
     #[must_use]
-    pub fn trouble(&self) -> Option<Trouble> {
+    pub fn connect_failure(&self) -> Option<ConnectFailure> {
         match self {
-            Self::Blocked => Some(Trouble::Blocked),
-            Self::Connect(reason) => reason.downcast_ref::<NoConnection>().map(|reason| reason.trouble),
+            Self::Blocked => Some(ConnectFailure::Blocked),
+            Self::Connect(reason) => reason.downcast_ref::<NoConnection>().map(|reason| reason.failure),
             Self::Timeout(_) | Self::TooLarge(_) | Self::TurnedAway(_) | Self::Exchange(_) => None,
         }
     }
@@ -238,7 +238,7 @@ impl HttpClientError {
 
 impl From<NoConnection> for HttpClientError {
     fn from(reason: NoConnection) -> Self {
-        if reason.trouble == Trouble::Blocked { Self::Blocked } else { Self::Connect(reason.into()) }
+        if reason.failure == ConnectFailure::Blocked { Self::Blocked } else { Self::Connect(reason.into()) }
     }
 }
 

@@ -3,13 +3,11 @@
 //! With HTTP/2 many requests share a connection, up to what its peer allows; the least busy one is taken, and a further
 //! one is opened when all are full. With HTTP/1.1 each request has one to itself. Who finds none free waits in line.
 
-use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use http::Uri;
 use hyper_rustls::HttpsConnector;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     runtime::Handle,
     sync::Notify,
@@ -104,7 +102,7 @@ impl Drop for InLine<'_> {
     fn drop(&mut self) {
         if self.since.is_some() {
             let origin = self.origin;
-            self.leave(&mut origin.lock());
+            self.leave(&mut origin.state.lock());
         }
     }
 }
@@ -141,7 +139,7 @@ impl Origin {
     }
 
     fn turn(self: &Arc<Self>, line: &mut InLine<'_>) -> Turn {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.used = Instant::now();
         // Who comes now does not push in before those in line.
         if (line.since.is_some() || state.waiting == 0)
@@ -220,7 +218,7 @@ impl Origin {
     async fn connect(self: Arc<Self>, since: Instant, streams: usize) {
         let opening = open(self.connector.clone(), self.uri.clone(), streams, self.limits.warm);
         let opened = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.into()));
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some(at) = state.connecting.iter().position(|other| *other == since) {
             state.connecting.swap_remove(at);
         }
@@ -252,9 +250,9 @@ impl Origin {
         self.freed.notify_one();
     }
 
-    /// Takes note of how many requests at once a peer allows.
-    pub(super) fn allows(self: &Arc<Self>, streams: usize) {
-        let mut state = self.lock();
+    /// Sets how many requests at once the peer allows.
+    pub(super) fn set_stream_limit(self: &Arc<Self>, streams: usize) {
+        let mut state = self.state.lock();
         (state.expected, state.is_known) = (streams.min(self.limits.streams).max(1), true);
         self.go_on(state);
     }
@@ -262,7 +260,7 @@ impl Origin {
     /// Ends a request on a connection of HTTP/2. One that was given up while the peer said nothing at all, to nobody,
     /// may be on a connection that is dead and does not know it: further requests go elsewhere.
     pub(super) fn release(self: &Arc<Self>, id: u64, heard: bool, heard_before: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some(at) = state.multiplexed.iter().position(|connection| connection.id == id) else { return };
         let connection = &mut state.multiplexed[at];
         connection.in_flight -= 1;
@@ -281,14 +279,14 @@ impl Origin {
 
     /// Sends nothing more on a connection; what is under way there goes on.
     pub(super) fn retire(self: &Arc<Self>, id: u64) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.multiplexed.retain(|connection| connection.id != id);
         self.go_on(state);
     }
 
     /// Ends a request on a connection of HTTP/1.1, which is given back if it can be used again.
     pub(super) fn give_back(self: &Arc<Self>, sender: Option<Http1>) {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.busy -= 1;
         state.idle.extend(sender.map(|sender| (sender, Instant::now())));
         self.go_on(state);
@@ -305,14 +303,14 @@ impl Origin {
 
     /// When a connection was last asked for.
     pub(super) fn last_used(&self) -> Instant {
-        self.lock().used
+        self.state.lock().used
     }
 
     /// Closes connections that nobody used for long; false when there is nothing left to keep.
     pub(super) fn sweep(&self, now: Instant) -> bool {
         let idle = self.limits.idle;
         let is_fresh = |since: Instant| now.saturating_duration_since(since) < idle;
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         state.multiplexed.retain(|connection| {
             !connection.sender.is_closed() && (connection.in_flight > 0 || is_fresh(connection.idle_since))
         });
@@ -320,15 +318,10 @@ impl Origin {
         state.open() + state.connecting.len() + state.waiting > 0
     }
 
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing in here can fail half-way.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Whether no connection is in use.
     #[cfg(test)]
     pub(super) fn is_idle(&self) -> bool {
-        let state = self.lock();
+        let state = self.state.lock();
         state.busy + state.connecting.len() == 0
     }
 }

@@ -1,17 +1,13 @@
 //! Which connections are kept: a few to each origin, those to the origins that were used last.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
 use http::{
     Uri,
     uri::{Authority, Scheme},
 };
 use hyper_rustls::HttpsConnector;
+use parking_lot::Mutex;
 use tokio::time::{Instant, interval};
 
 use super::{connector::Connector, origin::Origin};
@@ -55,7 +51,7 @@ impl Pool {
     /// Where a request for `uri` goes; none if it is not absolute.
     pub(super) fn origin(self: &Arc<Self>, uri: &Uri) -> Option<Arc<Origin>> {
         let key = (uri.scheme()?.clone(), uri.authority()?.clone());
-        let mut origins = self.lock();
+        let mut origins = self.origins.lock();
         if let Some(origin) = origins.get(&key) {
             return Some(origin.clone());
         }
@@ -86,7 +82,7 @@ impl Pool {
                 ticks.tick().await;
                 let Some(pool) = pool.upgrade() else { return };
                 let now = Instant::now();
-                let mut origins = pool.lock();
+                let mut origins = pool.origins.lock();
                 origins.retain(|_, origin| origin.sweep(now));
                 if origins.is_empty() {
                     return;
@@ -95,14 +91,9 @@ impl Pool {
         });
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<(Scheme, Authority), Arc<Origin>>> {
-        // Each change is one insertion or removal.
-        self.origins.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// How many origins connections are kept to.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
-        self.lock().len()
+        self.origins.lock().len()
     }
 }

@@ -12,14 +12,10 @@ mod exporter;
 mod ids;
 mod otlp;
 
-use std::{
-    borrow::Cow,
-    fmt, mem,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{borrow::Cow, fmt, mem, sync::Arc, time::Duration};
 
 use http::{HeaderMap, Method, Request, StatusCode};
+use parking_lot::Mutex;
 use prometheus_client::{
     encoding::EncodeLabelSet,
     metrics::{counter::Counter, family::Family},
@@ -168,7 +164,7 @@ impl Tracer {
 
     /// Sends what is left, for as long as one call may take. Spans that end later are dropped.
     pub async fn stop(&self) {
-        let exporting = self.0.exporting.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let exporting = self.0.exporting.lock().take();
         let Some((ask_to_stop, mut exporting)) = exporting else { return };
         ask_to_stop.send_replace(true);
         if timeout(self.0.link.get().timeout, &mut exporting).await.is_err() {

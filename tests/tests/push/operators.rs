@@ -8,7 +8,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _};
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::pki_types::pem::PemObject as _;
-use serde_json::json;
+use serde_json::{Value, json};
 use waypost_tests::apns;
 use waypost_tests::fault::Fault;
 use waypost_tests::fcm;
@@ -169,6 +169,29 @@ async fn a_certificate_has_its_end_in_the_metrics_and_in_what_the_doctor_says() 
     let (code, out, _) = command(&gateway, &["doctor"]).await;
     assert_eq!(code, Some(0), "{out}");
     assert!(out.contains(&format!("good  {IOS}: certificate_file is good for ")), "{out}");
+}
+
+#[tokio::test]
+async fn a_certificate_of_the_future_is_an_error_at_the_start_and_for_the_doctor() {
+    let gateway = TestGateway::start_apps(|settings, around| {
+        let (chain, key) = around.ca.client_certificate_from("org.example.ios", 4000);
+        let mut app = around.apns_app(IOS);
+        app.retain(|(name, _)| !["key_file", "key_id", "team_id"].contains(name));
+        app.push(("certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
+        settings.push("apps", &app);
+    })
+    .await;
+    let status: Value =
+        serde_json::from_str(&Api::new(&gateway.server.operations).get("/status", None).await.text).unwrap();
+    // Python: datetime(4000, 1, 1, tzinfo=timezone.utc).timestamp()
+    assert_eq!(status["expiries"][0]["since_ms"], json!(64_060_588_800_000_i64));
+    let (code, out, log) = command(&gateway, &["doctor"]).await;
+    assert_eq!(code, Some(1), "{out}");
+    assert!(out.contains(&format!("BAD   {IOS}: certificate_file is not valid yet")), "{out}");
+    assert!(log.contains("the app's certificate is not valid yet"), "{log}");
+    let (code, _, log) = command(&gateway, &["check-config"]).await;
+    assert_eq!(code, Some(0), "{log}");
+    assert!(log.contains("the app's certificate is not valid yet"), "{log}");
 }
 
 #[tokio::test]

@@ -379,7 +379,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_message_whose_sender_died_is_sent_by_the_same_attempt_again() {
-        let (app, clock, folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
+        let (app, clock, _folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
         let threepid = Threepid::email("alice@example.com").unwrap();
         let opening = Opening { client_secret: "secret".to_owned(), send_attempt: 1, next_link: None };
         let claim = async || super::claim(&app, &threepid, &opening, &[]).await.unwrap();
@@ -394,7 +394,5 @@ mod tests {
         settle(&app, claim().await, &opening, Ok(())).await.unwrap();
         clock.advance(Duration::from_secs(3600));
         assert_eq!(claim().await, Claimed { sid: first.sid, send: false });
-        app.store.close().await;
-        std::fs::remove_dir_all(folder).unwrap();
     }
 }

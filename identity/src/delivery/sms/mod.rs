@@ -10,7 +10,7 @@ use waypost_shared::{
     clock::Clock,
     http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
     secret::{ExposeSecret as _, SecretError, SecretString},
-    status::Watch,
+    status::HealthProbe,
 };
 
 use self::{gateway::Gateway, openmarket::OpenMarket};
@@ -72,7 +72,7 @@ pub(crate) struct Sms {
     transport: Transport,
     limits: CallLimits,
     /// Whether the gateway took what it was last given.
-    pub(crate) watch: Watch,
+    pub(crate) probe: HealthProbe,
 }
 
 /// A closed set, so an enum.
@@ -99,7 +99,7 @@ impl Sms {
             SmsTransport::Log => Transport::Log,
         };
         let timeout = std::time::Duration::from_secs(config.timeout_secs);
-        Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER }, watch: Watch::new(clock) })
+        Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER }, probe: HealthProbe::new(clock) })
     }
 
     /// Whether there is a way to send at all.
@@ -116,9 +116,9 @@ impl Sms {
         let sent = self.hand_over(to, text, code).await;
         match &sent {
             Err(error @ (SmsError::Unreachable(_) | SmsError::Refused(_) | SmsError::NotSuccess)) => {
-                self.watch.is_down(|| error.to_string());
+                self.probe.mark_down(|| error.to_string());
             }
-            Ok(()) | Err(_) => self.watch.is_up(),
+            Ok(()) | Err(_) => self.probe.mark_up(),
         }
         sent
     }

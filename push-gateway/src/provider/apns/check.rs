@@ -9,7 +9,8 @@ use serde_json::Map;
 use super::{Apns, Trouble};
 use crate::{
     notification::Device,
-    provider::{Attempt, Checked, Outcome, unproven},
+    outcome::Outcome,
+    upstream::{Attempt, Checked, unproven},
 };
 
 impl Apns {
@@ -17,14 +18,14 @@ impl Apns {
     pub(in crate::provider) async fn check(&self, timeout: Duration) -> Checked {
         let nobody = Device {
             app_id: String::new(),
-            pushkey: "0".repeat(64),
+            pushkey: "0".repeat(64).into(),
             pushkey_ts_ms: None,
             data: Map::new(),
             fault: None,
         };
         let request = Request::builder()
             .method(Method::POST)
-            .uri(format!("{}/3/device/{}", self.endpoint, nobody.pushkey))
+            .uri(format!("{}/3/device/{}", self.endpoint, nobody.pushkey.expose()))
             .header("apns-topic", &self.topic)
             .header("apns-push-type", "background")
             .header("apns-priority", "5")

@@ -30,11 +30,12 @@ use waypost_shared::{
 
 use self::token::TeamToken;
 pub(crate) use self::token::TeamTokens;
-use super::{Attempt, Outcome, Shared, Unsent, built, is_enough, is_transient, limits};
 use crate::{
     config::{ApnsConfig, ApnsCredentials, PushType},
     encoding::{from_base64, path_segment, to_hex},
     notification::{Device, Kind, Notification, Priority},
+    outcome::{Ended, Outcome},
+    upstream::{Attempt, Upstream, built, is_enough, is_transient, limits},
 };
 
 /// Seconds that Apple keeps a push for a device that is away: as long as Synapse keeps trying, one day.
@@ -119,21 +120,25 @@ impl Trouble {
 }
 
 impl Apns {
-    pub(super) fn new(config: ApnsConfig, shared: &mut Shared) -> Result<Self, OutboundError> {
+    pub(super) fn new(
+        config: ApnsConfig,
+        upstream: &Upstream,
+        team_tokens: &mut TeamTokens,
+    ) -> Result<Self, OutboundError> {
         let (client, token) = match config.credentials {
             ApnsCredentials::Token { key, key_id, team_id } => {
-                let token = shared.team_tokens.of(key_id, team_id, key, &shared.clock);
-                (shared.services.clone(), Some(token))
+                let token = team_tokens.of(key_id, team_id, key, &upstream.clock);
+                (upstream.services.clone(), Some(token))
             }
             ApnsCredentials::Certificate { chain, key } => {
                 let key = key.expose_secret().as_bytes();
-                (shared.outbound.client_with_certificate(chain.as_bytes(), key)?, None)
+                (upstream.outbound.client_with_certificate(chain.as_bytes(), key)?, None)
             }
         };
         let is_voip = config.push_type == PushType::Voip;
         Ok(Self {
             client,
-            clock: shared.clock.clone(),
+            clock: upstream.clock.clone(),
             endpoint: config.endpoint,
             topic: config.topic,
             token,
@@ -153,14 +158,14 @@ impl Apns {
         notification: &Notification,
         device: &Device,
         kind: Kind,
-    ) -> Result<Request<Bytes>, Unsent> {
+    ) -> Result<Request<Bytes>, Ended> {
         let is_voip = self.push_type == PushType::Voip;
         // iOS kills apps that are woken by a VoIP push and show no call.
         if is_voip && !notification.is_call() {
-            return Err(Unsent::NothingToSay);
+            return Err(Ended::Dropped);
         }
-        let token = self.device_token(&device.pushkey).ok_or_else(|| {
-            Unsent::Settled(Outcome::refused_push("the pushkey is neither base64 nor 64 hexadecimal digits"))
+        let token = self.device_token(device.pushkey.expose()).ok_or_else(|| {
+            Ended::With(Outcome::refused_push("the pushkey is neither base64 nor 64 hexadecimal digits"))
         })?;
         let payload = payload::build(notification, device, kind, self.payload)?;
 

@@ -5,7 +5,8 @@ use serde_json::{Map, Value, json};
 use crate::{
     fit,
     notification::{Device, Kind, Notification},
-    provider::Unsent,
+    outcome::Ended,
+    upstream::too_large,
 };
 
 /// How an app wants its payloads.
@@ -37,7 +38,7 @@ pub(super) fn build(
     device: &Device,
     kind: Kind,
     options: Options,
-) -> Result<Payload, Unsent> {
+) -> Result<Payload, Ended> {
     let payload = match kind {
         Kind::CountsOnly => return badge_only(notification, options),
         Kind::IdsOnly => ids_only(notification, device),
@@ -49,8 +50,8 @@ pub(super) fn build(
     fitted(payload, options.max_bytes).map(|body| Payload { body, wakes_nobody: false })
 }
 
-fn badge_only(notification: &Notification, options: Options) -> Result<Payload, Unsent> {
-    let badge = notification.counts.badge().filter(|_| options.send_badge_counts).ok_or(Unsent::NothingToSay)?;
+fn badge_only(notification: &Notification, options: Options) -> Result<Payload, Ended> {
+    let badge = notification.counts.badge().filter(|_| options.send_badge_counts).ok_or(Ended::Dropped)?;
     let body = json!({"aps": {"badge": badge}}).to_string().into_bytes();
     Ok(Payload { body, wakes_nobody: true })
 }
@@ -151,7 +152,7 @@ fn message_without_body<'n>(from: &'n str, room: Option<&'n str>) -> Option<Aler
 }
 
 /// The payload as bytes, its texts cut where they must be.
-fn fitted(payload: Map<String, Value>, max_bytes: usize) -> Result<Vec<u8>, Unsent> {
+fn fitted(payload: Map<String, Value>, max_bytes: usize) -> Result<Vec<u8>, Ended> {
     let mut payload = Value::Object(payload);
     let body = payload.to_string();
     let Some(excess) = body.len().checked_sub(max_bytes).filter(|excess| *excess > 0) else {
@@ -160,7 +161,7 @@ fn fitted(payload: Map<String, Value>, max_bytes: usize) -> Result<Vec<u8>, Unse
     if fit::shrink(texts(&mut payload), excess, "") {
         Ok(payload.to_string().into_bytes())
     } else {
-        Err(Unsent::too_large(max_bytes))
+        Err(too_large(max_bytes))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::{
 const OPTIONS: Options = Options { send_badge_counts: true, max_bytes: 4096 };
 
 /// The payload for a notification of one device whose pusher has `default_payload`.
-fn built(mut value: Value, default_payload: Value, kind: Kind, options: Options) -> Result<Payload, Unsent> {
+fn built(mut value: Value, default_payload: Value, kind: Kind, options: Options) -> Result<Payload, Ended> {
     value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
     let notification = notification(value);
     build(&notification, &notification.devices[0], kind, options)
@@ -51,8 +51,8 @@ fn counts_alone_are_exactly_the_badge() {
     let zero = built(json!({"counts": {"unread": 0}}), json!({}), Kind::CountsOnly, OPTIONS).unwrap();
     assert_eq!(zero.body, br#"{"aps":{"badge":0}}"#);
     let off = Options { send_badge_counts: false, ..OPTIONS };
-    assert_eq!(built(counts, json!({}), Kind::CountsOnly, off), Err(Unsent::NothingToSay));
-    assert_eq!(built(json!({}), json!({}), Kind::CountsOnly, OPTIONS), Err(Unsent::NothingToSay));
+    assert_eq!(built(counts, json!({}), Kind::CountsOnly, off), Err(Ended::Dropped));
+    assert_eq!(built(json!({}), json!({}), Kind::CountsOnly, OPTIONS), Err(Ended::Dropped));
 }
 
 #[test]
@@ -151,7 +151,7 @@ fn ids_and_ciphertext_are_never_cut() {
     let sent = payload(value, default.clone(), Kind::IdsOnly);
     assert_eq!(sent["ciphertext"], "c".repeat(3000));
     let too_much = json!({"event_id": "$e", "ciphertext": "c".repeat(5000)});
-    assert!(matches!(built(too_much, default, Kind::IdsOnly, OPTIONS), Err(Unsent::Settled(_))));
+    assert!(matches!(built(too_much, default, Kind::IdsOnly, OPTIONS), Err(Ended::With(_))));
 }
 
 #[test]

@@ -6,13 +6,13 @@ use serde_json::json;
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{jwt::Es256Key, notification::tests::notification, provider::Fault};
+use crate::{jwt::Es256Key, notification::tests::notification, outcome::Fault};
 
 const NOW_MS: i64 = 1_700_000_000_000;
 
 fn apns(change: impl FnOnce(&mut ApnsConfig)) -> Apns {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
-    let mut shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(NOW_MS));
+    let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(NOW_MS));
     let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
     let mut config = ApnsConfig {
         topic: "org.example.app".to_owned(),
@@ -24,10 +24,10 @@ fn apns(change: impl FnOnce(&mut ApnsConfig)) -> Apns {
         collapse: false,
     };
     change(&mut config);
-    Apns::new(config, &mut shared).unwrap()
+    Apns::new(config, &upstream, &mut TeamTokens::default()).unwrap()
 }
 
-fn prepared(apns: &Apns, value: Value, kind: Kind) -> Result<Request<Bytes>, Unsent> {
+fn prepared(apns: &Apns, value: Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
     let notification = notification(value);
     apns.prepare(&notification, &notification.devices[0], kind)
 }
@@ -91,7 +91,7 @@ async fn only_calls_ring() {
     let request = prepared(&voip, event("m.call.invite"), Kind::IdsOnly).unwrap();
     assert_eq!(request.headers()["apns-push-type"], "voip");
     assert_eq!(request.headers()["apns-expiration"], "1700000030");
-    assert_eq!(prepared(&voip, event("m.room.message"), Kind::IdsOnly).unwrap_err(), Unsent::NothingToSay);
+    assert_eq!(prepared(&voip, event("m.room.message"), Kind::IdsOnly).unwrap_err(), Ended::Dropped);
 }
 
 #[tokio::test]

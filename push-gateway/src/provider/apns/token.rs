@@ -3,12 +3,10 @@
 //! Source: Apple, "Establishing a token-based connection to APNs": a token is good for an hour, and making a new one
 //! more often than every 20 minutes is punished with 429.
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, sync::Arc};
 
 use http::HeaderValue;
+use parking_lot::Mutex;
 use ring::error::Unspecified;
 use serde_json::json;
 use waypost_shared::clock::Clock;
@@ -62,7 +60,7 @@ impl TeamToken {
     pub(super) fn current(&self) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         // Signing takes microseconds, so that others wait for it rather than sign one each.
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if let Some((value, signed_ms)) = &state.signed {
             if (*signed_ms..*signed_ms + RENEWED_AFTER_MS).contains(&now_ms) {
                 return Ok(value.clone());
@@ -81,7 +79,7 @@ impl TeamToken {
     /// Forgets `used`, which Apple called expired, unless someone else renewed it already. False when another token
     /// would not help: a young one is replaced once, in case the clock was wrong, and then not before its time.
     pub(super) fn renew(&self, used: &HeaderValue) -> bool {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let Some((_, signed_ms)) = state.signed.as_ref().filter(|(value, _)| value == used) else { return true };
         let is_young = self.clock.now_ms().saturating_sub(*signed_ms) < LEAST_AGE_MS;
         if is_young && state.after_expired {
@@ -89,10 +87,6 @@ impl TeamToken {
         }
         *state = State { signed: None, after_expired: true };
         true
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

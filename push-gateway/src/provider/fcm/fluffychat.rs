@@ -19,7 +19,7 @@ pub(super) fn data(notification: &Notification, device: &Device) -> Map<String, 
     if !counts.is_empty() {
         data.insert(COUNTS.to_owned(), Value::Object(counts).to_string().into());
     }
-    let mut described = json!({"app_id": device.app_id, "pushkey": device.pushkey});
+    let mut described = json!({"app_id": device.app_id, "pushkey": device.pushkey.expose()});
     if let Some(set_ms) = device.pushkey_ts_ms {
         described["pushkey_ts"] = (set_ms / 1000).into();
     }

@@ -18,13 +18,12 @@ use tokio::time::{Instant, timeout};
 use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
 
 use self::token::{TokenError, Tokens};
-use super::{
-    Attempt, Checked, Fault, Outcome, Refusal, Shared, Unsent, built, is_enough, is_transient, limits, unproven,
-};
 use crate::{
     config::FcmConfig,
     encoding::path_segment,
     notification::{Device, Kind, Notification},
+    outcome::{Ended, Fault, Outcome, Refusal},
+    upstream::{Attempt, Checked, Upstream, built, is_enough, is_transient, limits, unproven},
 };
 
 /// One app at Google's service.
@@ -64,14 +63,14 @@ impl Trouble {
 }
 
 impl Fcm {
-    pub(super) fn new(config: FcmConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: FcmConfig, upstream: &Upstream) -> Self {
         let project = path_segment(&config.project_id);
         Self {
-            client: shared.services.clone(),
-            clock: shared.clock.clone(),
+            client: upstream.services.clone(),
+            clock: upstream.clock.clone(),
             uri: format!("{}/v1/projects/{project}/messages:send", config.endpoint),
             template: payload::Template::new(config.options, config.profile),
-            tokens: Arc::new(Tokens::new(config.credentials, shared.services.clone(), shared.clock.clone())),
+            tokens: Arc::new(Tokens::new(config.credentials, upstream.services.clone(), upstream.clock.clone())),
         }
     }
 
@@ -80,7 +79,7 @@ impl Fcm {
         notification: &Notification,
         device: &Device,
         kind: Kind,
-    ) -> Result<Request<Bytes>, Unsent> {
+    ) -> Result<Request<Bytes>, Ended> {
         let message = self.template.build(notification, device, kind)?;
         let request = Request::builder()
             .method(Method::POST)

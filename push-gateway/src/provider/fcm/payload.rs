@@ -7,7 +7,8 @@ use crate::{
     config::FcmProfile,
     fit,
     notification::{Device, ENCRYPTED_KEYS, Kind, Notification, Priority},
-    provider::Unsent,
+    outcome::Ended,
+    upstream::too_large,
 };
 
 /// Bytes of a message: Google's limit.
@@ -46,7 +47,7 @@ impl Template {
     }
 
     /// Builds the request's body for one device.
-    pub(super) fn build(&self, notification: &Notification, device: &Device, kind: Kind) -> Result<Vec<u8>, Unsent> {
+    pub(super) fn build(&self, notification: &Notification, device: &Device, kind: Kind) -> Result<Vec<u8>, Ended> {
         let mut message = self.options.clone();
         let mut own = Map::new();
         if self.profile == FcmProfile::FluffyChat {
@@ -62,7 +63,7 @@ impl Template {
             Some(Value::Object(android)) => drop(android.insert("priority".to_owned(), priority.into())),
             _ => drop(message.insert("android".to_owned(), json!({"priority": priority}))),
         }
-        message.insert("token".to_owned(), device.pushkey.as_str().into());
+        message.insert("token".to_owned(), device.pushkey.expose().into());
         message.insert("data".to_owned(), Value::Object(data));
         Ok(json!({"message": message}).to_string().into_bytes())
     }
@@ -74,9 +75,9 @@ fn data(
     device: &Device,
     kind: Kind,
     own: Map<String, Value>,
-) -> Result<Map<String, Value>, Unsent> {
+) -> Result<Map<String, Value>, Ended> {
     if kind == Kind::CountsOnly && notification.counts.badge().is_none() {
-        return Err(Unsent::NothingToSay);
+        return Err(Ended::Dropped);
     }
     let mut data = Map::new();
     for (key, value) in device.default_payload() {
@@ -120,7 +121,7 @@ fn data(
 }
 
 /// Cuts each text that is too long, and then the longest ones until all fit.
-fn fitted(mut data: Map<String, Value>, max_data: usize) -> Result<Map<String, Value>, Unsent> {
+fn fitted(mut data: Map<String, Value>, max_data: usize) -> Result<Map<String, Value>, Ended> {
     cut_long(&mut data);
     if excess(&data, max_data) > 0 && data.remove(EVENT_CIPHERTEXT).is_some() {
         // A part of a ciphertext is of no use; without it the app fetches the event by its id.
@@ -130,7 +131,7 @@ fn fitted(mut data: Map<String, Value>, max_data: usize) -> Result<Map<String, V
     if excess == 0 || fit::shrink(texts(&mut data), excess, MARK) {
         return Ok(data);
     }
-    Err(Unsent::too_large(MAX_MESSAGE))
+    Err(too_large(MAX_MESSAGE))
 }
 
 /// Bytes that are too many.

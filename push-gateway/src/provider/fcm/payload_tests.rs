@@ -9,7 +9,7 @@ use crate::{
 };
 
 /// The message for a notification of one device whose pusher has `default_payload`.
-fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -> Result<Value, Unsent> {
+fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -> Result<Value, Ended> {
     value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
     let notification = notification(value);
     let Value::Object(options) = options else { panic!("options are an object") };
@@ -70,7 +70,7 @@ fn counts_alone_wake_nobody() {
             "token": "k", "android": {"priority": "normal"}, "data": {"cs": "s", "prio": "high", "unread": "0"},
         }})
     );
-    assert_eq!(built(json!({}), json!({}), Kind::CountsOnly, json!({})), Err(Unsent::NothingToSay));
+    assert_eq!(built(json!({}), json!({}), Kind::CountsOnly, json!({})), Err(Ended::Dropped));
 }
 
 #[test]
@@ -141,7 +141,7 @@ fn ciphertext_is_whole_or_absent() {
 
     let pushed = |length: usize| built(json!({"ciphertext": "c".repeat(length)}), json!({}), Kind::IdsOnly, json!({}));
     assert_eq!(pushed(3000).unwrap()["message"]["data"]["ciphertext"], "c".repeat(3000));
-    assert!(matches!(pushed(5000), Err(Unsent::Settled(_))));
+    assert!(matches!(pushed(5000), Err(Ended::With(_))));
 }
 
 #[test]

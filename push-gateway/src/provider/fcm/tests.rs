@@ -6,14 +6,11 @@ use serde_json::{Map, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{
-    config::{FcmCredentials, FcmProfile},
-    provider::Fault,
-};
+use crate::config::{FcmCredentials, FcmProfile};
 
 fn fcm() -> Fcm {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
-    let shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(0));
+    let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(0));
     let config = FcmConfig {
         project_id: "a project".to_owned(),
         endpoint: "https://fcm.googleapis.com".to_owned(),
@@ -21,7 +18,7 @@ fn fcm() -> Fcm {
         profile: FcmProfile::Sygnal,
         options: Map::new(),
     };
-    Fcm::new(config, &shared)
+    Fcm::new(config, &upstream)
 }
 
 fn outcome(status: u16, body: &Value) -> Outcome {

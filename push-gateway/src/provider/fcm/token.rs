@@ -3,17 +3,14 @@
 //! Source: RFC 7523, "JWT Profile for OAuth 2.0 Authorization Grants", as Google's service accounts use it; for
 //! workload identity the metadata server of Google's machines.
 
-use std::{
-    fmt,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
     HeaderValue, Method, Request,
     header::{CONTENT_TYPE, HeaderName},
 };
+use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
@@ -21,7 +18,7 @@ use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, traces
 
 use crate::{
     config::FcmCredentials,
-    provider::{is_transient, limits},
+    upstream::{is_transient, limits},
 };
 
 /// What the tokens may be used for.
@@ -116,7 +113,7 @@ impl Tokens {
     /// would not help: this one was fetched a moment ago, for the same reason.
     pub(super) fn renew(&self, used: &HeaderValue) -> bool {
         let now_ms = self.clock.now_ms();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.token.as_ref().is_none_or(|token| token.value != used) {
             return true;
         }
@@ -129,7 +126,7 @@ impl Tokens {
     }
 
     fn usable(&self) -> Option<Token> {
-        self.lock().token.clone().filter(|token| self.clock.now_ms() < token.ends_at_ms)
+        self.state.lock().token.clone().filter(|token| self.clock.now_ms() < token.ends_at_ms)
     }
 
     fn renew_in_background(self: &Arc<Self>) {
@@ -148,21 +145,21 @@ impl Tokens {
         match self.ask(now_ms).await {
             Ok(token) => {
                 let value = token.value.clone();
-                let mut state = self.lock();
+                let mut state = self.state.lock();
                 state.token = Some(token);
                 state.failure = None;
                 Ok(value)
             }
             Err(failure) => {
                 tracing::warn!(provider = "fcm", ?failure, "no access token");
-                self.lock().failure = Some((failure.clone(), self.clock.now_ms()));
+                self.state.lock().failure = Some((failure.clone(), self.clock.now_ms()));
                 Err(failure)
             }
         }
     }
 
     fn failure_of_just_now(&self, now_ms: i64) -> Option<TokenError> {
-        let state = self.lock();
+        let state = self.state.lock();
         let (failure, failed_ms) = state.failure.as_ref()?;
         (*failed_ms..*failed_ms + PAUSE_MS).contains(&now_ms).then(|| failure.clone())
     }
@@ -220,9 +217,5 @@ impl Tokens {
             }
         };
         request.map_err(|_| TokenError::Refused("the token service's address makes no valid request"))
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,13 +17,14 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::UnifiedPushConfig,
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
+    outcome::{Ended, Outcome},
+    upstream::{Attempt, Upstream, built, is_transient, limits},
     vapid::Vapid,
 };
 
@@ -48,11 +49,11 @@ impl UnifiedPush {
         self.vapid.as_ref()
     }
 
-    pub(super) fn new(config: UnifiedPushConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: UnifiedPushConfig, upstream: &Upstream) -> Self {
         Self {
-            client: shared.strangers.clone(),
-            clock: shared.clock.clone(),
-            vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, shared.clock.clone())),
+            client: upstream.strangers.clone(),
+            clock: upstream.clock.clone(),
+            vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, upstream.clock.clone())),
             allowed_endpoints: config.allowed_endpoints,
             ttl_secs: config.ttl_secs,
             events_only: config.events_only,
@@ -64,13 +65,14 @@ impl UnifiedPush {
         notification: &Notification,
         device: &Device,
         kind: Kind,
-    ) -> Result<Request<Bytes>, Unsent> {
+    ) -> Result<Request<Bytes>, Ended> {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
-            return Err(Unsent::NothingToSay);
+            return Err(Ended::Dropped);
         }
         // Never a dead pushkey: an app whose `type` is a mistake would lose all of its pushers.
-        let refused = |why: &str| Unsent::Settled(Outcome::refused_push(why));
-        let endpoint = endpoint::parse(&device.pushkey).ok_or_else(|| refused("the pushkey is no https address"))?;
+        let refused = |why: &'static str| Ended::With(Outcome::refused_push(why));
+        let endpoint =
+            endpoint::parse(device.pushkey.expose()).ok_or_else(|| refused("the pushkey is no https address"))?;
         let uri = endpoint.as_str().parse::<Uri>().map_err(|_| refused("the pushkey makes no valid request"))?;
         if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
             return Err(refused("the pushkey's host is not in `allowed_endpoints`"));
@@ -96,7 +98,7 @@ impl UnifiedPush {
                 let plaintext = payload::build(notification, kind, encryption::MAX_PLAINTEXT)?;
                 encryption::encrypt(&subscription, &plaintext).map_err(|error| match error {
                     NotEncrypted::NoPoint => refused("`data` holds keys that cannot be encrypted for"),
-                    NotEncrypted::Failed => Unsent::Settled(Outcome::refused_app("a message could not be encrypted")),
+                    NotEncrypted::Failed => Ended::With(Outcome::refused_app("a message could not be encrypted")),
                 })?
             }
         };
@@ -143,10 +145,10 @@ fn subscription(device: &Device) -> Result<Option<Subscription>, &'static str> {
     }
 }
 
-fn authorization(vapid: &Vapid, endpoint: &Url) -> Result<http::HeaderValue, Unsent> {
+fn authorization(vapid: &Vapid, endpoint: &Url) -> Result<http::HeaderValue, Ended> {
     vapid
         .authorization(&endpoint.origin().ascii_serialization())
-        .map_err(|_| Unsent::Settled(Outcome::refused_app("the VAPID key could not sign")))
+        .map_err(|_| Ended::With(Outcome::refused_app("the VAPID key could not sign")))
 }
 
 #[cfg(test)]

@@ -5,7 +5,8 @@ use serde_json::{Map, Value};
 use crate::{
     fit,
     notification::{Kind, Notification},
-    provider::Unsent,
+    outcome::Ended,
+    upstream::too_large,
 };
 
 /// What stands around the notification: `{"notification":` and `}`.
@@ -13,14 +14,14 @@ const AROUND: usize = 17;
 
 /// Builds the message, `max_bytes` long at the most. It names no device: whoever gets it knows who it is, and what the
 /// pusher's data holds is its own.
-pub(super) fn build(notification: &Notification, kind: Kind, max_bytes: usize) -> Result<Vec<u8>, Unsent> {
+pub(super) fn build(notification: &Notification, kind: Kind, max_bytes: usize) -> Result<Vec<u8>, Ended> {
     let inner = match kind {
         Kind::Full => full(notification),
         Kind::IdsOnly => parts(notification, &["event_id", "room_id"]),
-        Kind::CountsOnly if notification.counts.badge().is_none() => return Err(Unsent::NothingToSay),
+        Kind::CountsOnly if notification.counts.badge().is_none() => return Err(Ended::Dropped),
         Kind::CountsOnly => parts(notification, &[]),
     };
-    let inner = fit::notification(inner, max_bytes - AROUND).ok_or_else(|| Unsent::too_large(max_bytes))?;
+    let inner = fit::notification(inner, max_bytes - AROUND).ok_or_else(|| too_large(max_bytes))?;
     Ok(format!("{{\"notification\":{inner}}}").into_bytes())
 }
 
@@ -64,7 +65,7 @@ mod tests {
         notification::tests::notification,
     };
 
-    fn built(mut value: Value, kind: Kind) -> Result<Value, Unsent> {
+    fn built(mut value: Value, kind: Kind) -> Result<Value, Ended> {
         value["devices"] = json!([{"app_id": "a", "pushkey": "https://push.example/up", "data": {"secret": 1}}]);
         let message = build(&notification(value), kind, 4096)?;
         assert!(message.len() <= 4096);
@@ -105,7 +106,7 @@ mod tests {
             built(counts, Kind::CountsOnly).unwrap(),
             json!({"notification": {"counts": {"unread": 3, "missed_calls": 1}, "prio": "high"}})
         );
-        assert_eq!(built(json!({}), Kind::CountsOnly), Err(Unsent::NothingToSay));
+        assert_eq!(built(json!({}), Kind::CountsOnly), Err(Ended::Dropped));
     }
 
     #[test]
@@ -117,7 +118,7 @@ mod tests {
 
         let sealed = |length: usize| built(json!({"ciphertext": "c".repeat(length)}), Kind::IdsOnly);
         assert_eq!(sealed(4000).unwrap()["notification"]["ciphertext"], "c".repeat(4000));
-        assert!(matches!(sealed(4090), Err(Unsent::Settled(_))));
+        assert!(matches!(sealed(4090), Err(Ended::With(_))));
     }
 
     #[test]

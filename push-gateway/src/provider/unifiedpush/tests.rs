@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{jwt::Es256Key, notification::tests::notification, provider::Fault};
+use crate::{jwt::Es256Key, notification::tests::notification, outcome::Fault};
 
 /// The keys of RFC 8291, appendix A.
 const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -15,14 +15,14 @@ const ENDPOINT: &str = "https://push.example:8443/up?id=1";
 
 fn unifiedpush(change: impl FnOnce(&mut UnifiedPushConfig)) -> UnifiedPush {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
-    let shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
+    let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
     let mut config =
         UnifiedPushConfig { vapid: None, allowed_endpoints: Vec::new(), ttl_secs: 86_400, events_only: false };
     change(&mut config);
-    UnifiedPush::new(config, &shared)
+    UnifiedPush::new(config, &upstream)
 }
 
-fn prepared(unifiedpush: &UnifiedPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Unsent> {
+fn prepared(unifiedpush: &UnifiedPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
     let notification = notification(json!({
         "event_id": "$e", "room_id": "!r", "counts": {"unread": 1},
         "devices": [{"app_id": "a", "pushkey": pushkey, "data": data}],
@@ -72,7 +72,7 @@ async fn what_cannot_be_sent_is_refused_and_nobody_is_dead() {
     ] {
         let unifiedpush = unifiedpush(|config| config.allowed_endpoints = vec![Glob::new("push.example")]);
         let unsent = prepared(&unifiedpush, pushkey, &data, Kind::IdsOnly).unwrap_err();
-        let Unsent::Settled(Outcome::Refused(refusal)) = unsent else { panic!("{pushkey} {data} is refused") };
+        let Ended::With(Outcome::Refused(refusal)) = unsent else { panic!("{pushkey} {data} is refused") };
         assert_eq!(refusal.fault, Fault::Push, "{pushkey} {data}");
         assert!(!refusal.why.contains("push.example"), "{}", refusal.why);
     }
@@ -83,7 +83,7 @@ async fn counts_alone_are_sent_unless_only_events_are_wanted() {
     let all = prepared(&unifiedpush(|_| ()), ENDPOINT, &json!({}), Kind::CountsOnly).unwrap();
     assert_eq!(all.headers()["urgency"], "normal");
     let quiet = unifiedpush(|config| config.events_only = true);
-    assert_eq!(prepared(&quiet, ENDPOINT, &json!({}), Kind::CountsOnly).unwrap_err(), Unsent::NothingToSay);
+    assert_eq!(prepared(&quiet, ENDPOINT, &json!({}), Kind::CountsOnly).unwrap_err(), Ended::Dropped);
 }
 
 #[tokio::test]

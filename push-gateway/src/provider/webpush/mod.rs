@@ -19,13 +19,14 @@ use waypost_shared::{
     http_client::{HttpClient, HttpClientError},
 };
 
-use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
+    outcome::{Ended, Outcome},
+    upstream::{Attempt, Upstream, built, is_transient, limits},
     vapid::Vapid,
 };
 
@@ -46,11 +47,11 @@ impl WebPush {
         &self.vapid
     }
 
-    pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: WebPushConfig, upstream: &Upstream) -> Self {
         Self {
-            client: shared.strangers.clone(),
-            clock: shared.clock.clone(),
-            vapid: Vapid::new(config.vapid_key, config.vapid_contact, shared.clock.clone()),
+            client: upstream.strangers.clone(),
+            clock: upstream.clock.clone(),
+            vapid: Vapid::new(config.vapid_key, config.vapid_contact, upstream.clock.clone()),
             allowed_endpoints: config.allowed_endpoints,
             ttl_secs: config.ttl_secs,
             events_only: config.events_only,
@@ -62,24 +63,24 @@ impl WebPush {
         notification: &Notification,
         device: &Device,
         kind: Kind,
-    ) -> Result<Request<Bytes>, Unsent> {
+    ) -> Result<Request<Bytes>, Ended> {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
-            return Err(Unsent::NothingToSay);
+            return Err(Ended::Dropped);
         }
         // A subscription without its parts can never be pushed to again: the app has to make a new one.
-        let (endpoint, subscription) = subscription(device).ok_or(Unsent::Settled(Outcome::Gone))?;
+        let (endpoint, subscription) = subscription(device).ok_or(Ended::With(Outcome::Gone))?;
         let Ok(uri) = endpoint.as_str().parse::<Uri>() else {
-            return Err(Unsent::Settled(Outcome::refused_push("the endpoint makes no valid request")));
+            return Err(Ended::With(Outcome::refused_push("the endpoint makes no valid request")));
         };
         if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
-            return Err(Unsent::Settled(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
+            return Err(Ended::With(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
         }
         let plaintext = payload::build(notification, device, kind, encryption::MAX_PLAINTEXT)?;
         let body = encryption::encrypt(&subscription, &plaintext).map_err(unsent)?;
         let authorization = self
             .vapid
             .authorization(&endpoint.origin().ascii_serialization())
-            .map_err(|_| Unsent::Settled(Outcome::refused_app("the VAPID key could not sign")))?;
+            .map_err(|_| Ended::With(Outcome::refused_app("the VAPID key could not sign")))?;
         let urgency = match (kind, notification.prio) {
             (_, Priority::Low) => "low",
             (Kind::CountsOnly, Priority::High) => "normal",
@@ -133,12 +134,12 @@ impl WebPush {
 /// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
 fn subscription(device: &Device) -> Option<(Url, Subscription)> {
     let endpoint = endpoint::parse(device.data_text("endpoint")?)?;
-    Some((endpoint, endpoint::subscription(&device.pushkey, device.data_text("auth")?)?))
+    Some((endpoint, endpoint::subscription(device.pushkey.expose(), device.data_text("auth")?)?))
 }
 
 /// Only a key that can never be encrypted for makes a subscription dead.
-fn unsent(error: NotEncrypted) -> Unsent {
-    Unsent::Settled(match error {
+fn unsent(error: NotEncrypted) -> Ended {
+    Ended::With(match error {
         NotEncrypted::NoPoint => Outcome::Gone,
         NotEncrypted::Failed => Outcome::refused_app("a message could not be encrypted"),
     })

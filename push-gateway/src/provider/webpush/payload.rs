@@ -5,7 +5,8 @@ use serde_json::Value;
 use crate::{
     fit,
     notification::{Device, Kind, Notification},
-    provider::Unsent,
+    outcome::Ended,
+    upstream::too_large,
 };
 
 /// The texts of a full notification, as Sygnal's apps know them.
@@ -18,9 +19,9 @@ pub(super) fn build(
     device: &Device,
     kind: Kind,
     max_bytes: usize,
-) -> Result<Vec<u8>, Unsent> {
+) -> Result<Vec<u8>, Ended> {
     if kind == Kind::CountsOnly && notification.counts.badge().is_none() {
-        return Err(Unsent::NothingToSay);
+        return Err(Ended::Dropped);
     }
     let mut payload = device.default_payload();
     let mut add = |key: &str, value: Option<Value>| {
@@ -46,7 +47,7 @@ pub(super) fn build(
     for (key, part) in notification.encrypted_parts() {
         add(key, Some(part.clone()));
     }
-    fit::notification(payload, max_bytes).map(String::into_bytes).ok_or_else(|| Unsent::too_large(max_bytes))
+    fit::notification(payload, max_bytes).map(String::into_bytes).ok_or_else(|| too_large(max_bytes))
 }
 
 #[cfg(test)]
@@ -61,7 +62,7 @@ mod tests {
         notification::tests::notification,
     };
 
-    fn built(mut value: Value, default_payload: Value, kind: Kind) -> Result<Value, Unsent> {
+    fn built(mut value: Value, default_payload: Value, kind: Kind) -> Result<Value, Ended> {
         value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
         let notification = notification(value);
         let plaintext = build(&notification, &notification.devices[0], kind, 3993)?;
@@ -99,7 +100,7 @@ mod tests {
         );
         let counts = json!({"counts": {"unread": 4}});
         assert_eq!(built(counts, json!({"s": 1}), Kind::CountsOnly).unwrap(), json!({"s": 1, "unread": 4}));
-        assert_eq!(built(json!({}), json!({"s": 1}), Kind::CountsOnly), Err(Unsent::NothingToSay));
+        assert_eq!(built(json!({}), json!({"s": 1}), Kind::CountsOnly), Err(Ended::Dropped));
     }
 
     #[test]

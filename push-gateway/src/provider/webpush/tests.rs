@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{jwt::Es256Key, notification::tests::notification, provider::Fault};
+use crate::{jwt::Es256Key, notification::tests::notification, outcome::Fault};
 
 /// The browser's keys of RFC 8291, appendix A.
 const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -14,7 +14,7 @@ const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
 fn webpush(allowed_endpoints: &[&str]) -> WebPush {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
-    let shared = Shared::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
+    let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
     let config = WebPushConfig {
         vapid_key: Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap(),
         vapid_contact: "mailto:ops@example.com".to_owned(),
@@ -22,10 +22,10 @@ fn webpush(allowed_endpoints: &[&str]) -> WebPush {
         ttl_secs: 900,
         events_only: false,
     };
-    WebPush::new(config, &shared)
+    WebPush::new(config, &upstream)
 }
 
-fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Unsent> {
+fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
     let notification = notification(json!({
         "event_id": "$e", "room_id": "!room:example.com", "counts": {"unread": 1},
         "devices": [{"app_id": "a", "pushkey": pushkey, "data": data}],
@@ -50,7 +50,7 @@ async fn an_impossible_subscription_is_gone() {
     let webpush = webpush(&[]);
     let good = json!({"endpoint": "https://push.example/x", "auth": AUTH});
     assert!(prepared(&webpush, P256DH, &good, Kind::IdsOnly).is_ok());
-    let gone = Unsent::Settled(Outcome::Gone);
+    let gone = Ended::With(Outcome::Gone);
     for (pushkey, data) in [
         ("short", good),
         (P256DH, json!({})),
@@ -80,13 +80,13 @@ async fn only_allowed_hosts_are_pushed_to() {
 
 #[tokio::test]
 async fn only_what_the_subscription_is_makes_it_gone() {
-    assert_eq!(unsent(NotEncrypted::NoPoint), Unsent::Settled(Outcome::Gone));
-    let Unsent::Settled(Outcome::Refused(refusal)) = unsent(NotEncrypted::Failed) else { panic!("it is refused") };
+    assert_eq!(unsent(NotEncrypted::NoPoint), Ended::With(Outcome::Gone));
+    let Ended::With(Outcome::Refused(refusal)) = unsent(NotEncrypted::Failed) else { panic!("it is refused") };
     assert_eq!(refusal.fault, Fault::App);
     // A URL, and longer than a request's may be.
     let data = json!({"endpoint": format!("https://push.example/{}", "x".repeat(70_000)), "auth": AUTH});
     let refused = prepared(&webpush(&[]), P256DH, &data, Kind::IdsOnly).unwrap_err();
-    let Unsent::Settled(Outcome::Refused(refusal)) = refused else { panic!("it is refused") };
+    let Ended::With(Outcome::Refused(refusal)) = refused else { panic!("it is refused") };
     assert_eq!(refusal.fault, Fault::Push);
 }
 
@@ -116,5 +116,5 @@ async fn each_answer_has_its_meaning() {
 async fn counts_alone_are_not_sent_where_only_events_are_wanted() {
     let data = json!({"endpoint": "https://push.example/x", "auth": AUTH, "events_only": true});
     let unsent = prepared(&webpush(&[]), P256DH, &data, Kind::CountsOnly).unwrap_err();
-    assert_eq!(unsent, Unsent::NothingToSay);
+    assert_eq!(unsent, Ended::Dropped);
 }

@@ -11,9 +11,8 @@ use chacha20poly1305::{
     KeyInit as _, XChaCha20Poly1305, XNonce,
     aead::{Aead as _, Payload},
 };
-use hmac::{Hmac, Mac as _};
+use ring::hmac;
 use serde::Deserialize;
-use sha2::Sha256;
 use waypost_shared::{
     http::{Incoming, Response, Router, with_body},
     matrix_error::MatrixError,
@@ -96,22 +95,19 @@ async fn fill(t: &TestIdentity, associations: u32) {
         let line = keys.lines().find(|line| line.starts_with(kind)).unwrap();
         STANDARD.decode(line.split_whitespace().last().unwrap()).unwrap()
     };
-    let (hash_key, seal_key) = (key("hash"), key("seal 1"));
+    let (hash_key, seal_key) = (hmac::Key::new(hmac::HMAC_SHA256, &key("hash")), key("seal 1"));
     let cipher = XChaCha20Poly1305::new_from_slice(&seal_key).unwrap();
     let pool = sqlx::SqlitePool::connect(&format!("sqlite:{}", text(&data.join("identity.sqlite")))).await.unwrap();
     let mut tx = pool.begin().await.unwrap();
     for number in 0..associations {
         let address = format!("user{number}@example.com");
-        let mut mac = <Hmac<Sha256> as hmac::KeyInit>::new_from_slice(&hash_key).unwrap();
-        mac.update(b"threepid\0email\0");
-        mac.update(address.as_bytes());
-        let fingerprint = mac.finalize().into_bytes();
+        let fingerprint = hmac::sign(&hash_key, format!("threepid\0email\0{address}").as_bytes());
         let mut nonce = [0; 24];
         nonce[..4].copy_from_slice(&number.to_le_bytes());
         let payload = Payload { msg: address.as_bytes(), aad: b"association" };
         let sealed = [&[1_u8][..], &nonce, &cipher.encrypt(&XNonce::from(nonce), payload).unwrap()].concat();
         sqlx::query("INSERT INTO associations (fingerprint, medium, address_sealed, mxid, bound_ms) VALUES ($1, 'email', $2, $3, 0)")
-            .bind(&fingerprint[..])
+            .bind(fingerprint.as_ref())
             .bind(sealed)
             .bind(format!("@user{number}:hs.example.com"))
             .execute(&mut *tx)

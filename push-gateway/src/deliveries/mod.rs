@@ -7,12 +7,9 @@
 mod expiring;
 mod replicas;
 
-use std::{
-    collections::HashMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, sync::Arc, time::Duration};
 
+use parking_lot::Mutex;
 use ring::hmac;
 use tokio::{
     sync::watch,
@@ -29,14 +26,14 @@ use self::{
     expiring::Expiring,
     replicas::{Claim, Lease},
 };
-use crate::{config::SeenConfig, encoding::to_hex, provider::Outcome};
+use crate::{config::SeenConfig, encoding::to_hex, outcome::Outcome, pushkey::PushKey};
 
 /// How often a push that another replica is sending is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// A hash of the texts that make an entry.
+/// A keyed hash of the texts that make an entry.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
-struct Fingerprint([u8; 16]);
+pub(crate) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     fn hex(self) -> String {
@@ -44,18 +41,25 @@ impl Fingerprint {
     }
 }
 
-/// Where a push goes, as its push service knows it: what is remembered is remembered of this.
-#[derive(Clone, Copy, Hash, PartialEq, Eq)]
+/// The destination of a push as the push service identifies it; the key under which results are remembered.
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Target<'d> {
-    pub(crate) app_id: &'d str,
-    pub(crate) pushkey: &'d str,
-    /// What the service goes by beside the pushkey; empty where that is all.
-    pub(crate) endpoint: &'d str,
+    app_id: &'d str,
+    pushkey: &'d PushKey,
+    endpoint: &'d str,
+    fingerprint: Fingerprint,
+}
+
+impl Target<'_> {
+    /// Tells two destinations apart without naming them.
+    pub(crate) fn fingerprint(self) -> Fingerprint {
+        self.fingerprint
+    }
 }
 
 /// The memory of past pushes.
 #[derive(Debug)]
-pub(crate) struct Seen {
+pub(crate) struct Deliveries {
     key: hmac::Key,
     clock: Clock,
     state: Mutex<State>,
@@ -87,7 +91,7 @@ pub(crate) enum Begun {
 /// The right to send one push, until it is finished or dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
-    seen: Arc<Seen>,
+    deliveries: Arc<Deliveries>,
     fingerprint: Fingerprint,
     outcome: watch::Sender<Option<Outcome>>,
     /// The same right among replicas.
@@ -96,7 +100,7 @@ pub(crate) struct Ticket {
     was_elsewhere: bool,
 }
 
-impl Seen {
+impl Deliveries {
     /// An empty memory. Replicas that share theirs hash with the same secret.
     pub(crate) fn new(config: &SeenConfig, clock: Clock, shared: Option<(Replicas, SecretString)>) -> Self {
         let state = State {
@@ -122,15 +126,22 @@ impl Seen {
 
     /// From now on no sending takes longer than `budget`: where replicas share their memory, none takes over a push that
     /// another one may still be sending.
-    pub(crate) fn takes_at_most(&self, budget: Duration) {
+    pub(crate) fn set_budget(&self, budget: Duration) {
         if let Some(replicas) = &self.replicas {
-            replicas.takes_at_most(budget);
+            replicas.set_budget(budget);
         }
+    }
+
+    /// The destination of a push. `endpoint` is what the service goes by beside the pushkey; empty where that is all.
+    pub(crate) fn target<'d>(&self, app_id: &'d str, pushkey: &'d PushKey, endpoint: &'d str) -> Target<'d> {
+        let fingerprint = self.fingerprint(&[app_id, pushkey.expose(), endpoint]);
+        Target { app_id, pushkey, endpoint, fingerprint }
     }
 
     /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
     pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
-        let fingerprint = self.fingerprint(&[event_id, target.app_id, target.pushkey, target.endpoint]);
+        let Target { app_id, pushkey, endpoint, .. } = target;
+        let fingerprint = self.fingerprint(&[event_id, app_id, pushkey.expose(), endpoint]);
         match (self.begin_here(fingerprint), &self.replicas) {
             (Begun::Send(ticket), Some(replicas)) => ticket.claim(replicas, deadline).await,
             (begun, _) => begun,
@@ -139,7 +150,7 @@ impl Seen {
 
     fn begin_here(self: &Arc<Self>, fingerprint: Fingerprint) -> Begun {
         let now_ms = self.clock.now_ms();
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if state.delivered.get(fingerprint, now_ms).is_some() {
             return Begun::Delivered;
         }
@@ -148,22 +159,21 @@ impl Seen {
         }
         let (outcome, receiver) = watch::channel(None);
         state.under_way.insert(fingerprint, receiver);
-        Begun::Send(Ticket { seen: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
+        Begun::Send(Ticket { deliveries: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
     }
 
     /// Remembers that the provider called a pushkey dead.
     pub(crate) async fn found_dead(&self, target: Target<'_>) {
-        let fingerprint = self.of_target(target);
         let now_ms = self.clock.now_ms();
-        self.lock().dead.insert(fingerprint, now_ms, now_ms);
+        self.state.lock().dead.insert(target.fingerprint, now_ms, now_ms);
         if let Some(replicas) = &self.replicas {
-            replicas.found_dead(&fingerprint.hex(), now_ms).await;
+            replicas.found_dead(&target.fingerprint.hex(), now_ms).await;
         }
     }
 
     /// Forgets that the pushkey was dead, for the provider took a push for it.
     pub(crate) async fn found_alive(&self, target: Target<'_>) {
-        self.forget_dead(self.of_target(target)).await;
+        self.forget_dead(target.fingerprint).await;
     }
 
     /// Whether the pushkey is known to be dead, since a time that can be believed. One that was set again since then is
@@ -174,12 +184,11 @@ impl Seen {
         pushkey_ts_ms: Option<i64>,
         believes: impl Fn(i64) -> bool,
     ) -> bool {
-        let fingerprint = self.of_target(target);
-        let since_ms = self.dead_since(fingerprint).await.filter(|since_ms| believes(*since_ms));
+        let since_ms = self.dead_since(target.fingerprint).await.filter(|since_ms| believes(*since_ms));
         let Some(since_ms) = since_ms else { return false };
         let set_again = pushkey_ts_ms.is_some_and(|set_ms| set_ms > since_ms);
         if set_again {
-            self.forget_dead(fingerprint).await;
+            self.forget_dead(target.fingerprint).await;
         }
         !set_again
     }
@@ -190,22 +199,18 @@ impl Seen {
         {
             if since_ms.is_none() {
                 // Another replica may have found it alive.
-                self.lock().dead.remove(fingerprint);
+                self.state.lock().dead.remove(fingerprint);
             }
             return since_ms;
         }
-        self.lock().dead.get(fingerprint, self.clock.now_ms()).copied()
+        self.state.lock().dead.get(fingerprint, self.clock.now_ms()).copied()
     }
 
     async fn forget_dead(&self, fingerprint: Fingerprint) {
-        self.lock().dead.remove(fingerprint);
+        self.state.lock().dead.remove(fingerprint);
         if let Some(replicas) = &self.replicas {
             replicas.found_alive(&fingerprint.hex()).await;
         }
-    }
-
-    fn of_target(&self, target: Target<'_>) -> Fingerprint {
-        self.fingerprint(&[target.app_id, target.pushkey, target.endpoint])
     }
 
     /// Each text with its length before it, so that no two lists look alike.
@@ -219,11 +224,6 @@ impl Seen {
         let mut fingerprint = [0; 16];
         fingerprint.copy_from_slice(&context.sign().as_ref()[..16]);
         Fingerprint(fingerprint)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        // What a panic left behind is complete: each change is one insertion or removal.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -260,7 +260,7 @@ impl Ticket {
     /// Ends the push. Only a delivery is remembered: everything else may be tried again.
     pub(crate) async fn finish(mut self, outcome: &Outcome) {
         self.settle(outcome);
-        let Some(replicas) = &self.seen.replicas else { return };
+        let Some(replicas) = &self.deliveries.replicas else { return };
         let key = self.fingerprint.hex();
         let lease = self.lease.take();
         match (outcome, lease) {
@@ -273,8 +273,8 @@ impl Ticket {
     /// Tells this replica.
     fn settle(&self, outcome: &Outcome) {
         if *outcome == Outcome::Delivered {
-            let now_ms = self.seen.clock.now_ms();
-            self.seen.lock().delivered.insert(self.fingerprint, (), now_ms);
+            let now_ms = self.deliveries.clock.now_ms();
+            self.deliveries.state.lock().delivered.insert(self.fingerprint, (), now_ms);
         }
         self.outcome.send_replace(Some(outcome.clone()));
     }
@@ -283,8 +283,8 @@ impl Ticket {
 impl Drop for Ticket {
     /// Also when the sending was cut short: who waits then sees the channel closed.
     fn drop(&mut self) {
-        self.seen.lock().under_way.remove(&self.fingerprint);
-        if let (Some(replicas), Some(lease)) = (&self.seen.replicas, self.lease.take()) {
+        self.deliveries.state.lock().under_way.remove(&self.fingerprint);
+        if let (Some(replicas), Some(lease)) = (&self.deliveries.replicas, self.lease.take()) {
             replicas.release(&self.fingerprint.hex(), &lease);
         }
     }

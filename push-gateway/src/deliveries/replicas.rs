@@ -51,7 +51,7 @@ pub(super) enum Claim {
 }
 
 impl Replicas {
-    /// Connects nowhere yet. No sending takes longer than `budget`, until [`Replicas::takes_at_most`] says otherwise.
+    /// Connects nowhere yet. No sending takes longer than `budget`, until [`Replicas::set_budget`] says otherwise.
     pub(crate) fn new(redis: Redis, config: &SeenConfig, budget: Duration) -> Self {
         let dead_ms = config.dead_ttl_secs.saturating_mul(1000).min(LONGEST_MS);
         Self {
@@ -68,7 +68,7 @@ impl Replicas {
     }
 
     /// From now on no sending takes longer than `budget`.
-    pub(super) fn takes_at_most(&self, budget: Duration) {
+    pub(super) fn set_budget(&self, budget: Duration) {
         self.lease_ms.store(millis(budget + SPARE), Ordering::Relaxed);
     }
 
