@@ -14,10 +14,10 @@ use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
+    otlp::TracesError,
     rate_limit::{Limiter, source_key},
     status::{Expiry, Facts, Neighbour, State, Watch},
     telemetry::LogLevel,
-    traces::TracesError,
 };
 
 use crate::{

@@ -10,8 +10,9 @@ use prometheus_client::{
 use waypost_shared::{
     clock::Clock,
     metrics::{HttpMetrics, ReloadMetrics, Seconds},
+    otlp::TraceMetrics,
     process_metrics,
-    traces::{TraceId, TraceMetrics},
+    trace::TraceId,
 };
 
 /// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.

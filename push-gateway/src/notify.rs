@@ -11,7 +11,7 @@ use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
     retry::Backoff,
-    traces::{self, Kind, Span},
+    trace::{self, Kind, Span},
 };
 
 use crate::{
@@ -70,7 +70,7 @@ pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response,
     }
     // In a task of its own: a homeserver that hangs up must not cut a push short between the provider's answer and
     // our memory of it.
-    tokio::spawn(traces::carried(async move { settle(&app, &notification).await })).await?
+    tokio::spawn(trace::carried(async move { settle(&app, &notification).await })).await?
 }
 
 /// `GET /_matrix/push/v1/notify`: says that this is a gateway for UnifiedPush, as those discover it that look for one,
@@ -337,7 +337,7 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
         let started = Instant::now();
         let time = deadline.saturating_duration_since(started).min(app.config.attempt_timeout());
         let mut span = attempt_span(entry, failures);
-        let outcome = traces::under(span.as_ref(), entry.provider.attempt(request, device, time)).await.outcome;
+        let outcome = trace::under(span.as_ref(), entry.provider.attempt(request, device, time)).await.outcome;
         entry.metrics.attempt_took(started.elapsed().as_secs_f64(), span.as_ref().map(Span::trace_id));
         if let Some(span) = &mut span {
             span.set("waypost.outcome", ended(&outcome).label());
@@ -356,7 +356,7 @@ async fn attempts(app: &App, entry: &Entry, request: &Request<Bytes>, device: &D
 
 /// The span of an attempt, if the request is traced. It names the app as configured, and nothing of the device.
 fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
-    let mut span = traces::child(Kind::Internal, "push attempt")?;
+    let mut span = trace::child(Kind::Internal, "push attempt")?;
     span.set("waypost.app", entry.id.clone());
     span.set("waypost.provider", entry.provider.name());
     span.set("waypost.failures_before", i64::from(failures));
