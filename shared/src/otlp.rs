@@ -252,7 +252,7 @@ impl SpanProcessor for Queue {
     fn on_start(&self, _: &mut SdkSpan, _: &Context) {}
 
     fn on_end(&self, span: SpanData) {
-        let take = |waiting| (waiting < self.room).then_some(waiting + 1);
+        let take = |waiting| (waiting < self.room).then(|| waiting + 1);
         match self.books.waiting.fetch_update(Ordering::SeqCst, Ordering::SeqCst, take) {
             Ok(_) => self.batches.on_end(span),
             Err(_) => drop(self.books.metrics.dropped.inc()),
