@@ -12,10 +12,10 @@ use serde::Deserialize;
 use waypost_shared::{
     config_file::{self, ConfigError, Loaded},
     http_client::OutboundConfig,
+    otlp::TracesConfig,
     secret::{self, ExposeSecret as _, SecretString},
     serve::ServerConfig,
     telemetry::LogConfig,
-    traces::TracesConfig,
 };
 
 use self::sms::SmsConfig;
@@ -212,6 +212,7 @@ pub(super) mod tests {
             "password_file",
             "extra_ca_file",
             "otlp_endpoint",
+            "sample_ratio",
             "internal",
             "secret",
             "secret_file",

@@ -8,8 +8,8 @@ use prometheus_client::{
 use waypost_shared::{
     clock::Clock,
     metrics::{HttpMetrics, ReloadMetrics},
+    otlp::TraceMetrics,
     process_metrics,
-    traces::TraceMetrics,
 };
 
 /// How a mail or a text message ended.

@@ -7,10 +7,10 @@ use waypost_shared::{
     clock::Clock,
     config_file::{ConfigError, Loaded},
     http_client::{Outbound, OutboundError},
+    otlp::TracesError,
     rate_limit::{Limiter, RequestSource},
     status::{Dependency, Expiry, Facts, HealthProbe, State},
     telemetry::LogLevel,
-    traces::TracesError,
 };
 
 use crate::{

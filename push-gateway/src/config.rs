@@ -12,9 +12,9 @@ use serde_json::{Map, Value};
 use waypost_shared::{
     config_file::{ConfigError, Source},
     http_client::OutboundConfig,
+    otlp::TracesConfig,
     serve::ServerConfig,
     telemetry::LogConfig,
-    traces::TracesConfig,
 };
 
 pub(crate) use app::{

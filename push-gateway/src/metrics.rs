@@ -10,8 +10,9 @@ use prometheus_client::{
 use waypost_shared::{
     clock::Clock,
     metrics::{HttpMetrics, ReloadMetrics, Seconds},
+    otlp::TraceMetrics,
     process_metrics,
-    traces::{TraceId, TraceMetrics},
+    trace::TraceId,
 };
 
 use crate::outcome::{Ended, Outcome};

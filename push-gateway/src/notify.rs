@@ -9,7 +9,7 @@ use tokio::time::Instant;
 use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
-    traces,
+    trace,
 };
 
 use crate::{
@@ -33,7 +33,7 @@ pub(crate) async fn notify(app: Arc<App>, mut request: Incoming) -> Result<Respo
     let notification = Notification::parse(request.json_object()?, &app.config)?;
     // In a task of its own: a homeserver that hangs up must not cut a push short between the provider's answer and
     // our memory of it.
-    tokio::spawn(traces::carried(async move { settle(&app, &notification).await })).await?
+    tokio::spawn(trace::carried(async move { settle(&app, &notification).await })).await?
 }
 
 /// `GET /_matrix/push/v1/notify`: UnifiedPush discovery. Without an app that uses UnifiedPush the endpoint takes POST

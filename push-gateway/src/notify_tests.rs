@@ -2,10 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
-use std::{
-    net::Ipv4Addr,
-    sync::atomic::{AtomicU16, AtomicUsize, Ordering},
-};
+use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use http::{HeaderMap, Method, StatusCode};
@@ -17,6 +14,7 @@ use waypost_shared::{
     config_file::{Loaded, Source},
     http::{Router, json_with},
     matrix_error::MatrixError,
+    rate_limit::RequestSource,
     serve::{self, ServerConfig, Stop},
 };
 
@@ -82,8 +80,8 @@ fn incoming(body: Value) -> Incoming {
         path_params: Vec::new(),
         query: String::new(),
         headers: HeaderMap::new(),
-        body: Bytes::from(body.to_string()),
-        source: Ipv4Addr::LOCALHOST.into(),
+        body: Bytes::from(body.to_string()).into(),
+        source: RequestSource::UNKNOWN,
         request_id: "r".to_owned(),
     }
 }
@@ -148,11 +146,13 @@ async fn fifty_copies_at_once_are_one_push() {
 #[tokio::test]
 async fn tests_and_counts_are_never_suppressed() {
     let (app, fcm, _clock) = gateway(200, |_| ()).await;
-    let counts = incoming(json!({"notification": {"counts": {"unread": 1}, "devices": [device("k")]}}));
-    for request in [event("$THIS_IS_A_FAKE_EVENT_ID", json!([device("k")])), counts] {
+    let test = json!({"event_id": "$THIS_IS_A_FAKE_EVENT_ID", "room_id": "!r", "devices": [device("k")]});
+    let counts = json!({"counts": {"unread": 1}, "devices": [device("k")]});
+    for notification in [test, counts] {
         let before = fcm.pushes.load(Ordering::SeqCst);
         for _ in 0..2 {
-            assert_eq!(answered(&app, request.clone()).await, (200, json!({"rejected": []})));
+            let request = incoming(json!({"notification": notification}));
+            assert_eq!(answered(&app, request).await, (200, json!({"rejected": []})));
         }
         assert_eq!(fcm.pushes.load(Ordering::SeqCst), before + 2);
     }

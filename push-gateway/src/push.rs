@@ -10,7 +10,7 @@ use tokio::{
 };
 use waypost_shared::{
     retry::Backoff,
-    traces::{self, Kind, Span},
+    trace::{self, Kind, Span},
 };
 
 use crate::{
@@ -132,7 +132,7 @@ impl Push<'_> {
         let time = self.deadline.saturating_duration_since(started).min(self.app.config.attempt_timeout());
         let mut span = attempt_span(entry, failures);
         let attempt = entry.provider.attempt(request, self.device, time);
-        let outcome = traces::under(span.as_ref(), attempt).await.outcome;
+        let outcome = trace::under(span.as_ref(), attempt).await.outcome;
         entry.metrics.attempt_took(started.elapsed().as_secs_f64(), span.as_ref().map(Span::trace_id));
         if let Some(span) = &mut span {
             span.set("waypost.outcome", outcome.label());
@@ -156,7 +156,7 @@ async fn ended_with(mut copy: watch::Receiver<Option<Outcome>>) -> Ended {
 
 /// The span of an attempt, if the request is traced. It names the app as configured, and nothing of the device.
 fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
-    let mut span = traces::child(Kind::Internal, "push attempt")?;
+    let mut span = trace::child(Kind::Internal, "push attempt")?;
     span.set("waypost.app", entry.id.clone());
     span.set("waypost.provider", entry.provider.name());
     span.set("waypost.failures_before", i64::from(failures));

@@ -3,14 +3,10 @@
 //! What counts is bytes that arrived, from the first one until the body is parsed: an announcement costs a client
 //! nothing, and a handler that waits for somebody else must not keep others from being read.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    ops::Deref,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, net::IpAddr, ops::Deref, sync::Arc};
 
 use bytes::Bytes;
+use parking_lot::Mutex;
 
 use crate::rate_limit::RequestSource;
 
@@ -54,11 +50,6 @@ impl BodyMemory {
     pub fn hold(self: &Arc<Self>, source: RequestSource) -> Held {
         Held { memory: self.clone(), source: source.key(), bytes: 0 }
     }
-
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        // Nothing in here can fail half-way.
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// The memory that one body takes, until this is dropped.
@@ -79,7 +70,7 @@ impl Held {
         if bytes == 0 {
             return Ok(());
         }
-        let mut taken = self.memory.lock();
+        let mut taken = self.memory.taken.lock();
         if taken.all + bytes > self.memory.all {
             return Err(NoMemory::All);
         }
@@ -99,7 +90,7 @@ impl Drop for Held {
         if self.bytes == 0 {
             return;
         }
-        let mut taken = self.memory.lock();
+        let mut taken = self.memory.taken.lock();
         taken.all -= self.bytes;
         if let Some(of_source) = taken.by_source.get_mut(&self.source) {
             *of_source -= self.bytes;
@@ -161,7 +152,7 @@ mod tests {
         drop(first);
         second.grow(60).unwrap();
         drop((second, other));
-        assert_eq!((memory.lock().all, memory.lock().by_source.len()), (0, 0));
+        assert_eq!((memory.taken.lock().all, memory.taken.lock().by_source.len()), (0, 0));
     }
 
     #[test]

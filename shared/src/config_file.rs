@@ -35,6 +35,12 @@ pub struct Loaded<T> {
 pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
+    /// A problem with a variable of the environment that sets no key.
+    #[must_use]
+    pub fn variable(name: &str, problem: impl fmt::Display) -> Self {
+        Self(vec![format!("environment variable {name}: {problem}")])
+    }
+
     /// All problems of several errors, in their order.
     #[must_use]
     pub fn merge(errors: Vec<Self>) -> Self {
@@ -57,7 +63,7 @@ impl Source {
     #[must_use]
     pub fn error(&self, key: &str, problem: impl fmt::Display) -> ConfigError {
         if let Some(variable) = self.variables.get(key) {
-            return ConfigError(vec![format!("environment variable {variable}: {problem}")]);
+            return ConfigError::variable(variable, problem);
         }
         let mut place = key;
         let line = loop {
@@ -108,8 +114,8 @@ pub fn load<T: DeserializeOwned>(
         let mut table: Table = toml::from_str(&text).map_err(|error| source.toml_error(&text, &keys, &error))?;
         for (name, value) in variables {
             let path = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-            config = override_key(&mut table, &path, &value)
-                .map_err(|problem| ConfigError(vec![format!("environment variable {name}: {problem}")]))?;
+            config =
+                override_key(&mut table, &path, &value).map_err(|problem| ConfigError::variable(&name, problem))?;
             source.variables.insert(path, name);
         }
     }

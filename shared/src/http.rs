@@ -94,20 +94,6 @@ pub fn json_object(body: &[u8]) -> Result<Map<String, Value>, MatrixError> {
     }
 }
 
-/// A method by its name; none for one that a stranger made up: in metrics and traces each name costs memory.
-#[must_use]
-pub fn known_method(method: &Method) -> Option<&'static str> {
-    Some(match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "POST" => "POST",
-        "PUT" => "PUT",
-        "DELETE" => "DELETE",
-        "OPTIONS" => "OPTIONS",
-        _ => return None,
-    })
-}
-
 /// 400 `M_NOT_JSON` with the place of the mistake. serde_json's own text is about syntax and quotes no value.
 #[must_use]
 pub fn not_json(error: &serde_json::Error) -> MatrixError {

@@ -11,7 +11,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
-use crate::{http::known_method, traces::TraceId};
+use crate::trace::{TraceId, known_method};
 
 /// The labels of an answered request. The route is its pattern, so strangers cannot make new label values.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -29,7 +29,7 @@ struct Route {
 /// The trace of one of the values that were counted.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Exemplar {
-    trace_id: TraceId,
+    trace_id: String,
 }
 
 /// How long things took. Where there are traces, one for each bucket is named (OpenMetrics, "Exemplars"), which takes
@@ -58,7 +58,9 @@ impl Seconds {
     pub fn observe(&self, seconds: f64, trace: Option<TraceId>) {
         match self {
             Self::Plain(histogram) => histogram.observe(seconds),
-            Self::Traced(histogram) => histogram.observe(seconds, trace.map(|trace_id| Exemplar { trace_id }), None),
+            Self::Traced(histogram) => {
+                histogram.observe(seconds, trace.map(|trace| Exemplar { trace_id: trace.to_string() }), None);
+            }
         }
     }
 }
@@ -181,7 +183,7 @@ mod tests {
         for with_traces in [true, false] {
             let mut registry = Registry::default();
             let metrics = HttpMetrics::register(&mut registry, with_traces);
-            let trace = TraceId::random();
+            let trace = TraceId::from(0x4bf9_2f35_77b3_4da6_a3ce_929d_0e0e_4736);
             for (seconds, trace) in [(0.2, Some(trace)), (0.003, None)] {
                 metrics.answered("/lookup", &http::Method::POST, 200, seconds, trace);
             }

@@ -45,7 +45,7 @@ use crate::{
     metrics::HttpMetrics,
     random,
     rate_limit::RequestSource,
-    traces::{self, Span, Tracer},
+    trace::{self, Span, Tracer},
 };
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -441,7 +441,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         let route = self.router.pattern(matched);
         let mut span = self.span(&head, matched, &request_id);
         let answering = self.answer(head, body, matched, path_params, request_id.clone());
-        let mut response = traces::under(span.as_ref(), answering).await;
+        let mut response = trace::under(span.as_ref(), answering).await;
         if let Ok(id) = HeaderValue::from_str(&request_id) {
             response.headers_mut().insert(X_REQUEST_ID, id);
         }

@@ -17,7 +17,7 @@ use tracing_subscriber::{
     util::SubscriberInitExt as _,
 };
 
-use crate::traces;
+use crate::trace;
 
 /// The section `[log]`.
 #[derive(Clone, Debug, Deserialize)]
@@ -98,7 +98,7 @@ where
         mut writer: Writer<'_>,
         event: &Event<'_>,
     ) -> std::fmt::Result {
-        let Some(trace) = traces::current_trace() else { return self.0.format_event(context, writer, event) };
+        let Some(trace) = trace::current_trace() else { return self.0.format_event(context, writer, event) };
         let mut line = String::new();
         self.0.format_event(context, Writer::new(&mut line), event)?;
         match line.strip_prefix('{') {

@@ -1,41 +1,52 @@
-//! An OpenTelemetry collector: takes OTLP over HTTP as JSON, and keeps the spans.
+//! An OpenTelemetry collector: takes OTLP over HTTP as Protobuf, and keeps the spans.
 //!
-//! It reads strictly what the specification says (OpenTelemetry Protocol, "JSON Protobuf Encoding"), and answers 400 to
-//! anything else, so that a span which is here was understood.
+//! It answers 400 to whatever breaks the specification (opentelemetry/proto/trace/v1/trace.proto), or has a part that
+//! ours never send, so a span that is kept here was understood and is known whole.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicU16, Ordering};
 
 use ::http::Method;
-use serde_json::{Value, json};
+use opentelemetry_proto::tonic::collector::trace::v1::{
+    ExportTracePartialSuccess, ExportTraceServiceRequest, ExportTraceServiceResponse,
+};
+use opentelemetry_proto::tonic::common::v1::{KeyValue, any_value};
+use opentelemetry_proto::tonic::trace::v1 as proto;
+use prost::Message as _;
 
 use crate::ca::{Alpn, Ca};
 use crate::record::Record;
 use crate::tls_server::{Answer, Request, TlsServer};
 
 /// `SPAN_KIND_INTERNAL`.
-pub const INTERNAL: u64 = 1;
+pub const INTERNAL: i32 = 1;
 /// `SPAN_KIND_SERVER`.
-pub const SERVER: u64 = 2;
+pub const SERVER: i32 = 2;
 /// `SPAN_KIND_CLIENT`.
-pub const CLIENT: u64 = 3;
+pub const CLIENT: i32 = 3;
+
+const PROTOBUF: &str = "application/x-protobuf";
 
 /// A span that was taken.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// `service.name` of whose it is.
+    /// `service.name` of its process.
     pub service: String,
+    /// All attributes of its process.
+    pub resource: BTreeMap<String, String>,
     /// 32 hexadecimal digits.
     pub trace: String,
     /// 16 hexadecimal digits.
     pub id: String,
     /// The same, of the span above; empty for none.
     pub parent: String,
+    /// What came as `tracestate`.
+    pub state: String,
     /// Its name.
     pub name: String,
     /// [`INTERNAL`], [`SERVER`] or [`CLIENT`].
-    pub kind: u64,
+    pub kind: i32,
     /// When it began, in nanoseconds since the epoch.
     pub begun_ns: u64,
     /// When it ended.
@@ -61,6 +72,7 @@ pub struct Collector {
     /// Every span that it took.
     pub spans: Arc<Record<Span>>,
     status: Arc<AtomicU16>,
+    rejected: Arc<AtomicI64>,
 }
 
 impl Collector {
@@ -68,20 +80,27 @@ impl Collector {
     pub async fn start(ca: &Ca) -> Self {
         let spans = Arc::new(Record::default());
         let status = Arc::new(AtomicU16::new(200));
+        let rejected = Arc::new(AtomicI64::new(0));
         let server = TlsServer::start(ca.leaf(&["127.0.0.1"], Alpn::Both), {
-            let (spans, status) = (Arc::clone(&spans), Arc::clone(&status));
+            let (spans, status, rejected) = (Arc::clone(&spans), Arc::clone(&status), Arc::clone(&rejected));
             move |request| {
-                let answer = answer(&request, &spans, status.load(Ordering::SeqCst));
+                let rejected = rejected.load(Ordering::SeqCst);
+                let answer = answer(&request, &spans, status.load(Ordering::SeqCst), rejected);
                 async move { answer }
             }
         })
         .await;
-        Self { server, spans, status }
+        Self { server, spans, status, rejected }
     }
 
     /// Answers with this status from now on, and takes nothing unless it is 200.
     pub fn answer(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
+    }
+
+    /// Says of each batch from now on that so many spans of it are rejected.
+    pub fn reject(&self, spans: i64) {
+        self.rejected.store(spans, Ordering::SeqCst);
     }
 
     /// Waits for a span.
@@ -96,7 +115,7 @@ impl Collector {
     }
 }
 
-fn answer(request: &Request, spans: &Record<Span>, status: u16) -> Answer {
+fn answer(request: &Request, spans: &Record<Span>, status: u16, rejected: i64) -> Answer {
     if status != 200 {
         return Answer::empty(status);
     }
@@ -105,9 +124,11 @@ fn answer(request: &Request, spans: &Record<Span>, status: u16) -> Answer {
             for span in taken {
                 spans.push(span);
             }
-            Answer::json(200, &json!({"partialSuccess": {}}))
+            let partial = ExportTracePartialSuccess { rejected_spans: rejected, error_message: String::new() };
+            let answer = ExportTraceServiceResponse { partial_success: (rejected > 0).then_some(partial) };
+            Answer::bytes(200, answer.encode_to_vec()).header("content-type", PROTOBUF)
         }
-        Err(mistake) => Answer::json(400, &json!({"code": 3, "message": mistake})),
+        Err(mistake) => Answer::text(400, &mistake),
     }
 }
 
@@ -115,88 +136,66 @@ fn decode(request: &Request) -> Result<Vec<Span>, String> {
     if request.method != Method::POST || request.path != "/v1/traces" || !request.query.is_empty() {
         return Err(format!("{} {}", request.method, request.path));
     }
-    if request.header("content-type") != "application/json" {
+    if request.header("content-type") != PROTOBUF {
         return Err(format!("content type {}", request.header("content-type")));
     }
-    let body = request.json();
+    let body = ExportTraceServiceRequest::decode(request.body.clone()).map_err(|error| error.to_string())?;
     let mut spans = Vec::new();
-    for resource_spans in list(&body["resourceSpans"])? {
-        let resource = attributes(&resource_spans["resource"]["attributes"])?;
-        let service = resource.get("service.name").ok_or("no service.name")?;
-        for scope_spans in list(&resource_spans["scopeSpans"])? {
-            for span in list(&scope_spans["spans"])? {
-                spans.push(read(span, service)?);
+    for resource_spans in body.resource_spans {
+        let resource = attributes(resource_spans.resource.ok_or("no resource")?.attributes)?;
+        for scope_spans in resource_spans.scope_spans {
+            for span in scope_spans.spans {
+                spans.push(read(span, &resource)?);
             }
         }
     }
     Ok(spans)
 }
 
-fn read(span: &Value, service: &str) -> Result<Span, String> {
-    const KEYS: [&str; 9] = [
-        "traceId",
-        "spanId",
-        "parentSpanId",
-        "name",
-        "kind",
-        "startTimeUnixNano",
-        "endTimeUnixNano",
-        "attributes",
-        "status",
-    ];
-    if let Some(key) = span.as_object().ok_or("a span is an object")?.keys().find(|key| !KEYS.contains(&key.as_str())) {
-        return Err(format!("a span has no {key}"));
+fn read(span: proto::Span, resource: &BTreeMap<String, String>) -> Result<Span, String> {
+    if !span.events.is_empty() || !span.links.is_empty() {
+        return Err("events and links are none of ours".to_owned());
     }
-    let parent = match &span["parentSpanId"] {
-        Value::Null => String::new(),
-        parent => hexadecimal(parent, 16)?,
-    };
-    let failed = match &span["status"]["code"] {
-        Value::Null => false,
-        code => code == &json!(2),
-    };
-    let span = Span {
-        service: service.to_owned(),
-        trace: hexadecimal(&span["traceId"], 32)?,
-        id: hexadecimal(&span["spanId"], 16)?,
-        parent,
-        name: text(&span["name"])?,
-        kind: span["kind"].as_u64().ok_or("kind is a number")?,
-        begun_ns: nanoseconds(&span["startTimeUnixNano"])?,
-        ended_ns: nanoseconds(&span["endTimeUnixNano"])?,
-        attributes: attributes(&span["attributes"])?,
-        failed,
-    };
-    if span.ended_ns < span.begun_ns { Err("it ends before it begins".to_owned()) } else { Ok(span) }
+    if span.dropped_attributes_count + span.dropped_events_count + span.dropped_links_count > 0 {
+        return Err("a part of the span was dropped".to_owned());
+    }
+    if span.end_time_unix_nano < span.start_time_unix_nano {
+        return Err("it ends before it begins".to_owned());
+    }
+    let status = span.status.unwrap_or_default();
+    if !status.message.is_empty() {
+        return Err("a status of ours has no message".to_owned());
+    }
+    let parent = &span.parent_span_id;
+    Ok(Span {
+        service: resource.get("service.name").ok_or("no service.name")?.clone(),
+        resource: resource.clone(),
+        trace: id(&span.trace_id, 16)?,
+        id: id(&span.span_id, 8)?,
+        parent: if parent.is_empty() { String::new() } else { id(parent, 8)? },
+        state: span.trace_state,
+        name: span.name,
+        kind: span.kind,
+        begun_ns: span.start_time_unix_nano,
+        ended_ns: span.end_time_unix_nano,
+        attributes: attributes(span.attributes)?,
+        failed: status.code == proto::status::StatusCode::Error as i32,
+    })
 }
 
-fn list(value: &Value) -> Result<&Vec<Value>, String> {
-    value.as_array().ok_or_else(|| format!("{value} is no list"))
+fn id(bytes: &[u8], length: usize) -> Result<String, String> {
+    let good = bytes.len() == length && bytes.iter().any(|byte| *byte != 0);
+    let text = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+    if good { Ok(text) } else { Err(format!("{text} is no id of {length} bytes")) }
 }
 
-fn text(value: &Value) -> Result<String, String> {
-    value.as_str().map(str::to_owned).ok_or_else(|| format!("{value} is no text"))
-}
-
-fn hexadecimal(value: &Value, digits: usize) -> Result<String, String> {
-    let id = text(value)?;
-    let good = id.len() == digits && id.bytes().all(|byte| byte.is_ascii_hexdigit()) && id.bytes().any(|b| b != b'0');
-    if good { Ok(id) } else { Err(format!("{id} is no id of {digits} digits")) }
-}
-
-/// 64-bit numbers are texts in JSON.
-fn nanoseconds(value: &Value) -> Result<u64, String> {
-    text(value)?.parse::<u64>().map_err(|err| format!("{value}: {err}"))
-}
-
-fn attributes(value: &Value) -> Result<BTreeMap<String, String>, String> {
+fn attributes(all: Vec<KeyValue>) -> Result<BTreeMap<String, String>, String> {
     let mut attributes = BTreeMap::new();
-    for attribute in list(value)? {
-        let (key, value) = (text(&attribute["key"])?, &attribute["value"]);
-        let value = match (&value["stringValue"], &value["intValue"]) {
-            (said, Value::Null) => text(said)?,
-            (Value::Null, number) => text(number)?.parse::<i64>().map_err(|err| err.to_string())?.to_string(),
-            _ => return Err(format!("{key} has two values")),
+    for KeyValue { key, value, .. } in all {
+        let value = match value.and_then(|value| value.value) {
+            Some(any_value::Value::StringValue(text)) => text,
+            Some(any_value::Value::IntValue(number)) => number.to_string(),
+            other => return Err(format!("{key} is neither text nor number: {other:?}")),
         };
         if attributes.insert(key.clone(), value).is_some() {
             return Err(format!("{key} is there twice"));

@@ -69,11 +69,12 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// A command that runs `name` without what the environment says about Waypost.
+/// A command that runs `name` without what the environment says about Waypost or OpenTelemetry.
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     for (key, _) in std::env::vars_os() {
-        if key.to_string_lossy().starts_with("WAYPOST_") {
+        let name = key.to_string_lossy();
+        if name.starts_with("WAYPOST_") || name.starts_with("OTEL_") {
             command.env_remove(key);
         }
     }
@@ -109,11 +110,17 @@ impl Server {
     ///
     /// When it is not ready within 30 s; its log is printed then.
     pub async fn start(name: &'static str, folder: TempFolder, config: &str) -> Self {
+        Self::start_in(&[], name, folder, config).await
+    }
+
+    /// The same, with these variables in its environment.
+    pub async fn start_in(environment: &[(&str, &str)], name: &'static str, folder: TempFolder, config: &str) -> Self {
         let file = folder.write("waypost.toml", config);
         let mut child = command(name)
             .arg("--config")
             .arg(&file)
             .arg("serve")
+            .envs(environment.iter().copied())
             .current_dir(folder.path())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -98,11 +98,12 @@ impl Answer {
 
     /// An answer with this body.
     pub fn text(status: u16, body: &str) -> Self {
-        Self::Reply {
-            status: StatusCode::from_u16(status).unwrap(),
-            headers: Vec::new(),
-            body: Bytes::copy_from_slice(body.as_bytes()),
-        }
+        Self::bytes(status, body.to_owned())
+    }
+
+    /// The same, for one that is no text.
+    pub fn bytes(status: u16, body: impl Into<Bytes>) -> Self {
+        Self::Reply { status: StatusCode::from_u16(status).unwrap(), headers: Vec::new(), body: body.into() }
     }
 
     /// An answer without a body.

@@ -11,7 +11,7 @@ use waypost_tests::identity::{HOMESERVER, Link, TestIdentity, V2};
 use waypost_tests::matrix::lookup_hash;
 use waypost_tests::on_each_database;
 use waypost_tests::otlp::{CLIENT, Collector, INTERNAL, SERVER, Span};
-use waypost_tests::process::{Server, eventually, text};
+use waypost_tests::process::{IDENTITY, PUSH_GATEWAY, Server, TempFolder, command, eventually, text};
 use waypost_tests::record::PATIENCE;
 use waypost_tests::service::Service;
 use waypost_tests::settings::Settings;
@@ -19,14 +19,16 @@ use waypost_tests::webpush::HOST;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
+const STATE: &str = "congo=t61rcWkgMzE";
 const ALICE: &str = "@alice:hs.test";
-const AWAY: &str = "the collector does not take traces; nothing else waits for it";
+const AWAY: &str = "the collector does not accept traces; retrying, and dropping what does not fit";
 
 /// POST of JSON by a caller with a span of its own; `flags` is `01` when the caller records the trace.
 async fn post(api: &Api, path: &str, trace: &str, flags: &str, body: &Value) -> Reply {
     let request = Request::post(api.absolute(path))
         .header("content-type", "application/json")
         .header("traceparent", format!("00-{trace}-{CALLER}-{flags}"))
+        .header("tracestate", STATE)
         .body(body.to_string().into())
         .unwrap();
     api.send(request).await
@@ -69,7 +71,8 @@ async fn a_push_is_told_below_its_homeservers_request_and_nothing_of_it() {
 
     let TestGateway { server, apns, fcm, webpush, unifiedpush, .. } = gateway;
     let spans = stopped(server, &collector).await;
-    assert!(spans.iter().all(|span| span.trace == TRACE && span.service == "waypost-push-gateway"), "{spans:?}");
+    assert!(spans.iter().all(|span| span.trace == TRACE && span.state == STATE), "{spans:?}");
+    assert!(spans.iter().all(|span| span.service == "waypost-push-gateway"), "{spans:?}");
     let ours = spans.iter().find(|span| span.kind == SERVER).unwrap();
     assert_eq!((ours.parent.as_str(), ours.name.as_str()), (CALLER, "POST /_matrix/push/v1/notify"));
     assert!(!ours.failed);
@@ -256,15 +259,92 @@ async fn spans_wait_for_a_collector_that_is_busy() {
     assert!(collector.spans.is_empty());
     collector.answer(200);
     collector.span("the request's span", |span| span.trace == TRACE && span.kind == SERVER).await;
-    let again = "the collector takes traces again";
+    let again = "the collector accepts traces again";
     gateway.server.wait_for_log(again, |line| line["message"] == again).await;
+}
+
+#[tokio::test]
+async fn spans_that_the_collector_rejects_are_counted() {
+    let ca = Ca::new();
+    let collector = Collector::start(&ca).await;
+    let gateway = gateway(&collector, &ca, |_| {}).await;
+    // More than a batch can hold, so all of them.
+    collector.reject(1_000);
+    notify(&gateway, TRACE, "01", &event("$1", &[android("one")])).await.ok();
+    let count = async |outcome| {
+        let name = format!("waypost_push_gateway_spans_total{{outcome=\"{outcome}\"}}");
+        metric(&gateway.server, &name).await.unwrap()
+    };
+    eventually(PATIENCE, "rejected spans", || async { (count("refused").await >= 3.0).then_some(()) }).await;
+    assert_eq!(count("exported").await, 0.0);
+    collector.reject(0);
+    notify(&gateway, TRACE, "01", &event("$2", &[android("one")])).await.ok();
+    eventually(PATIENCE, "exported spans", || async { (count("exported").await >= 3.0).then_some(()) }).await;
+    assert_eq!(count("dropped").await, 0.0);
+}
+
+#[tokio::test]
+async fn the_standard_variables_name_a_collector_too() {
+    let ca = Ca::new();
+    let collector = Collector::start(&ca).await;
+    // The first one only writes the configuration, which has no section `[traces]`.
+    let gateway = TestGateway::start_with(|settings, around| {
+        let roots = format!("{}{}", around.ca.pem(), ca.pem());
+        let roots = around.folder.write("roots.pem", &roots);
+        settings.set("outbound", "extra_ca_file", text(&roots));
+    })
+    .await;
+    let config = std::fs::read_to_string(gateway.server.config_file()).unwrap();
+    let variables = [
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", collector.server.url()),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "x-scope-orgid=tenant%20one".to_owned()),
+        ("OTEL_TRACES_SAMPLER", "parentbased_always_off".to_owned()),
+        ("OTEL_SERVICE_NAME", "push".to_owned()),
+        ("OTEL_RESOURCE_ATTRIBUTES", "deployment.environment.name=test".to_owned()),
+        ("OTEL_BSP_SCHEDULE_DELAY", "50".to_owned()),
+    ];
+    let variables = variables.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let server = Server::start_in(&variables, PUSH_GATEWAY, TempFolder::new(), &config).await;
+    let api = Api::new(&server.public);
+    let push = |event: &str| json!({"notification": waypost_tests::gateway::event(event, &[android("one")])});
+    api.post(NOTIFY, None, &push("$1")).await.ok();
+    post(&api, NOTIFY, TRACE, "01", &push("$2")).await.ok();
+    let span = collector.span("the recorded request", |span| span.kind == SERVER).await;
+    assert_eq!((span.trace.as_str(), span.service.as_str()), (TRACE, "push"));
+    assert_eq!(span.resource["deployment.environment.name"], "test");
+    assert_eq!(collector.server.requests.all()[0].header("x-scope-orgid"), "tenant one");
+    let spans = stopped(server, &collector).await;
+    assert!(spans.iter().all(|span| span.trace == TRACE), "{spans:?}");
+}
+
+#[test]
+fn a_wrong_variable_is_a_mistake_of_the_configuration() {
+    for name in [IDENTITY, PUSH_GATEWAY] {
+        let folder = TempFolder::new();
+        let check = |endpoint: &str| {
+            let output = command(name)
+                .arg("check-config")
+                .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
+                .env("OTEL_TRACES_SAMPLER", "swordfish")
+                .current_dir(folder.path())
+                .output()
+                .unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, said) = check("http://127.0.0.1:4318");
+        let expected = "environment variable OTEL_TRACES_SAMPLER: must be always_on, always_off or traceidratio";
+        assert!(code == Some(2) && said.contains(expected) && !said.contains("swordfish"), "{name}: {code:?} {said}");
+        // It matters only where there is a collector.
+        let (_, said) = check("");
+        assert!(!said.contains("OTEL"), "{name}: {said}");
+    }
 }
 
 #[tokio::test]
 async fn a_secret_header_goes_to_the_collector_and_may_be_swapped() {
     let ca = Ca::new();
     let collector = Collector::start(&ca).await;
-    let secrets = waypost_tests::process::TempFolder::new();
+    let secrets = TempFolder::new();
     let file = secrets.write("token", "Bearer swordfish-one\n");
     let gateway = gateway(&collector, &ca, |settings| {
         settings.set("traces.headers", "X-Scope-OrgID", "tenant").set(
@@ -276,8 +356,10 @@ async fn a_secret_header_goes_to_the_collector_and_may_be_swapped() {
     .await;
     let asked = async |trace: &str| {
         notify(&gateway, trace, "01", &event(&format!("${trace}"), &[android("one")])).await.ok();
-        let with_trace = |body: &[u8]| String::from_utf8_lossy(body).contains(trace);
-        collector.server.requests.wait_for("the spans", |request| with_trace(&request.body)).await
+        // Ids are bytes in Protobuf.
+        let id: Vec<u8> = (0..16).map(|n| u8::from_str_radix(&trace[2 * n..2 * n + 2], 16).unwrap()).collect();
+        let has_id = |body: &[u8]| body.windows(id.len()).any(|bytes| bytes == id);
+        collector.server.requests.wait_for("the spans", |request| has_id(&request.body)).await
     };
     let request = asked(TRACE).await;
     let sent = (request.header("authorization"), request.header("x-scope-orgid"));

@@ -8,7 +8,7 @@ use waypost_shared::{
     http::{Incoming, not_json},
     matrix_error::MatrixError,
     params::{given_once, pairs},
-    traces,
+    trace,
 };
 
 use crate::{
@@ -70,7 +70,7 @@ fn utf8_pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
 pub(crate) async fn to_the_end<T: Send + 'static>(
     work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
 ) -> Result<T, ApiError> {
-    tokio::spawn(traces::carried(work)).await.map_err(|error| ApiError::Internal(error.into()))?
+    tokio::spawn(trace::carried(work)).await.map_err(|error| ApiError::Internal(error.into()))?
 }
 
 /// Publishes that an address belongs to `mxid`: hands out the invites that waited for it, has the homeserver told, and

@@ -10,11 +10,11 @@ use waypost_shared::{
     clock::Clock,
     current::Current,
     health::{self, Operations, Readiness},
+    otlp::Exporter,
     reload::{self, Reasons, Renewed},
     serve::{self, Stop},
     service_manager,
     status::About,
-    traces::Tracer,
 };
 
 use crate::{
@@ -49,7 +49,8 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     let _alone = app::serve_alone(&config)?;
     let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
     let (traces, outbound) = (&app.config.traces, &app.config.outbound);
-    let tracer = Tracer::start(traces, outbound, NAME, app.metrics.traces.clone(), Clock::System)?;
+    let exporter = Exporter::start(traces, outbound, NAME, app.metrics.traces.clone(), Clock::System)?;
+    let tracer = exporter.as_ref().map(Exporter::tracer);
     let current = Current::new(app.clone());
     let about = About::new(NAME, Clock::System, {
         let current = current.clone();
@@ -78,8 +79,8 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
         tokio::spawn(jobs::clean(current.clone(), stop.clone())),
         tokio::spawn(jobs::outbox::deliver(current.clone(), stop.clone())),
         tokio::spawn(reload::keep_up(current.clone(), reasons, app.metrics.reloads.clone(), stop.clone(), {
-            let tracer = tracer.clone();
-            move |app| read_again(app, tracer.as_ref(), path.as_deref())
+            let exporter = exporter.clone();
+            move |app| read_again(app, exporter.as_ref(), path.as_deref())
         })),
     ];
     let serving_internal = match internal_listener {
@@ -97,7 +98,7 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     service_manager::ready();
     tracing::info!(%public, %operations, associations = app.lookups.len(), "listening");
     let http = Some(app.metrics.http.clone());
-    serve::serve(public_listener, routes(v1), current, &server, http, tracer.clone(), stop).await?;
+    serve::serve(public_listener, routes(v1), current, &server, http, tracer, stop).await?;
 
     for job in jobs {
         job.await?;
@@ -105,8 +106,8 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     if let Some(serving) = serving_internal {
         serving.await??;
     }
-    if let Some(tracer) = tracer {
-        tracer.stop().await;
+    if let Some(exporter) = exporter {
+        exporter.stop().await;
     }
     stop_operations.send_replace(true);
     serving_operations.await?;
@@ -118,12 +119,12 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
 /// The server with the configuration as it stands now.
 fn read_again(
     app: &App,
-    tracer: Option<&Tracer>,
+    exporter: Option<&Exporter>,
     path: Option<&Path>,
 ) -> Result<Renewed<App>, Box<dyn std::error::Error + Send + Sync>> {
     let (renewed, waiting) = app.renewed(Config::load(path)?.config)?;
-    if let Some(tracer) = tracer {
-        tracer.renew(&renewed.config.traces, &renewed.config.outbound)?;
+    if let Some(exporter) = exporter {
+        exporter.renew(&renewed.config.traces, &renewed.config.outbound)?;
     }
     let (files, level) = (renewed.config.secret_files(), renewed.config.log.level);
     Ok(Renewed { state: Arc::new(renewed), files, level, waiting })

@@ -20,7 +20,7 @@ use waypost_shared::{
     random,
     secret::{ExposeSecret as _, SecretError},
     status::HealthProbe,
-    traces::{self, Kind},
+    trace::{self, Kind},
 };
 
 use crate::config::{Config, EmailTransport, SmtpTls};
@@ -157,7 +157,7 @@ impl Mailer {
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
-        let mut span = traces::child(Kind::Client, "mail");
+        let mut span = trace::child(Kind::Client, "mail");
         let sent = self.hand_over(message, link).await;
         if let (Some(span), Err(_)) = (&mut span, &sent) {
             span.fail("mail");

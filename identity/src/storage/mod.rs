@@ -16,7 +16,7 @@ use sqlx::{
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
 };
-use waypost_shared::traces::{self, Kind, Span};
+use waypost_shared::trace::{self, Kind, Span};
 
 use crate::domain::sealing::Fingerprint;
 
@@ -146,7 +146,7 @@ pub(crate) use {in_tx, in_tx_for, on_db, write_db};
 /// The span of a transaction, from the wait for its connection to its end; none if no trace is worked for. It says
 /// nothing of the rows.
 fn span(system: &'static str) -> Option<Span> {
-    let mut span = traces::child(Kind::Client, "transaction")?;
+    let mut span = trace::child(Kind::Client, "transaction")?;
     span.set("db.system.name", system);
     Some(span)
 }

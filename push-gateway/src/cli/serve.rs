@@ -8,11 +8,11 @@ use waypost_shared::{
     config_file,
     current::Current,
     health::{self, Operations, Readiness},
+    otlp::Exporter,
     reload::{self, Reasons, Renewed},
     serve::{self, Stop},
     service_manager,
     status::About,
-    traces::Tracer,
 };
 
 use crate::{
@@ -38,8 +38,9 @@ pub(super) async fn run(
     let public = serve::bind(&config.listen.public.to_string()).await?;
     let operations = serve::bind(&config.listen.operations.to_string()).await?;
     let readiness = Readiness::default();
-    let tracer = Tracer::start(&config.traces, &config.outbound, NAME, app.metrics.traces.clone(), Clock::System)
+    let exporter = Exporter::start(&config.traces, &config.outbound, NAME, app.metrics.traces.clone(), Clock::System)
         .map_err(StartError::from)?;
+    let tracer = exporter.as_ref().map(Exporter::tracer);
     app.deliveries.connect();
     let current = Current::new(app);
     let about = About::new(NAME, Clock::System, {
@@ -52,24 +53,23 @@ pub(super) async fn run(
     readiness.set(true);
     service_manager::ready();
 
-    let tracer_to_renew = tracer.clone();
+    let exporter_to_renew = exporter.clone();
     // In a task of its own: connections are accepted while files are read.
     let reloading =
         tokio::spawn(reload::keep_up(current.clone(), reasons, reloads, stop.clone(), move |app: &Arc<App>| {
             let (renewed, waiting) =
                 app.renewed(config_file::load::<Config>(path.as_deref(), config_file::environment())?)?;
-            if let Some(tracer) = &tracer_to_renew {
-                tracer.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
+            if let Some(exporter) = &exporter_to_renew {
+                exporter.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
             }
             Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
         }));
     // Health is answered until the last request has ended, and is not ready from the moment of the stop.
     let (until_served, served) = Stop::manual();
     let public = async {
-        let ended =
-            serve::serve(public, routes::public(), current, &config.server, http, tracer.clone(), stop.clone()).await;
-        if let Some(tracer) = &tracer {
-            tracer.stop().await;
+        let ended = serve::serve(public, routes::public(), current, &config.server, http, tracer, stop.clone()).await;
+        if let Some(exporter) = &exporter {
+            exporter.stop().await;
         }
         drop(until_served);
         ended

@@ -41,7 +41,7 @@ use self::{
 };
 use crate::{
     resolver::Resolver,
-    traces::{self, Span},
+    trace::{self, Span},
 };
 
 /// How often a request is sent at once again that its peer did nothing about.
@@ -255,7 +255,7 @@ impl HttpClient {
     ///
     /// [`HttpClientError`]; any answer, whatever its status, is not an error.
     pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
-        let span = traces::call(&request);
+        let span = trace::call(&request);
         let exchange = async {
             let (answer, lease) = self.begin(request).await?;
             let (head, body) = answer.into_parts();
@@ -277,7 +277,7 @@ impl HttpClient {
         request: Request<Bytes>,
         limits: CallLimits,
     ) -> Result<Response<Bytes>, HttpClientError> {
-        let span = traces::call(&request);
+        let span = trace::call(&request);
         let deadline = Instant::now() + limits.timeout;
         let exchange = async {
             let begun = timeout_at(deadline, self.begin(request)).await;

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, traces};
+use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, trace};
 
 use crate::{
     config::FcmCredentials,
@@ -99,7 +99,7 @@ impl Tokens {
         }
         // In a task of its own: whoever waits here may run out of time, and the next one shall find the token.
         let this = self.clone();
-        let fetched = tokio::spawn(traces::carried(async move {
+        let fetched = tokio::spawn(trace::carried(async move {
             let turn = this.fetching.clone().lock_owned().await;
             match this.usable() {
                 Some(token) => Ok(token.value),
