@@ -74,6 +74,7 @@ fn advice(trouble: Option<Trouble>) -> &'static str {
         Some(Trouble::Network) => {
             "no connection: look at its address and port, whether it runs, and at the firewalls on the way"
         }
+        Some(Trouble::Crowded) => "too many calls of this address are under way: try again later",
         Some(Trouble::Proxy) => "no way through the proxy: look at outbound.proxy_url and outbound.no_proxy",
         Some(Trouble::Certificate) => {
             "its certificate is not trusted: it must be valid, be for this name, come with its intermediates, and lead \

@@ -12,6 +12,7 @@ pub mod http;
 pub mod http_client;
 pub mod matrix_error;
 pub mod metrics;
+pub mod owner;
 pub mod params;
 pub mod process_metrics;
 pub mod random;

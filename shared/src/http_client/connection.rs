@@ -23,10 +23,13 @@ use hyper_util::{
     client::legacy::connect::Connection as _,
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use tokio::{net::TcpStream, sync::Notify, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 use tower_service::Service as _;
 
-use super::{connector::Connector, origin::Origin};
+use super::{
+    connector::{self, Connector},
+    origin::Origin,
+};
 
 /// A connection over which nothing has come for this long is asked for a sign of life ...
 const PING_AFTER: Duration = Duration::from_secs(30);
@@ -36,7 +39,7 @@ const PING_TIMEOUT: Duration = Duration::from_secs(10);
 const FIRST_LOOK: Duration = Duration::from_millis(100);
 
 type Body = Full<Bytes>;
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Stream = MaybeHttpsStream<TokioIo<connector::Stream>>;
 pub(super) type Http1 = http1::SendRequest<Body>;
 pub(super) type Http2 = http2::SendRequest<Body>;
 type Http2Connection = http2::Connection<Stream, Body, TokioExecutor>;
