@@ -198,7 +198,7 @@ impl App {
             let name = provider.name();
             let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
             expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
-            match Provider::new(provider, &mut shared) {
+            match Provider::new(provider, max_in_flight, &mut shared) {
                 Ok(provider) => {
                     let entry = Entry {
                         content,

@@ -3,6 +3,8 @@
 //! Source: Push Gateway API, `POST /_matrix/push/v1/notify`; where deployed homeservers differ from it, they win
 //! (null for "not there", an empty `sender` and `id`, missing `tweaks`).
 
+use std::net::IpAddr;
+
 use serde_json::{Map, Value};
 
 use crate::config::{Content, NotifyConfig};
@@ -148,6 +150,8 @@ impl Device {
 pub(crate) struct Notification {
     /// As it came, but for the devices.
     raw: Map<String, Value>,
+    /// Who sent the request.
+    pub(crate) source: IpAddr,
     pub(crate) counts: Counts,
     pub(crate) prio: Priority,
     pub(crate) devices: Vec<Device>,
@@ -155,7 +159,11 @@ pub(crate) struct Notification {
 
 impl Notification {
     /// Reads a request's body.
-    pub(crate) fn parse(mut body: Map<String, Value>, limits: &NotifyConfig) -> Result<Self, InvalidNotification> {
+    pub(crate) fn parse(
+        mut body: Map<String, Value>,
+        source: IpAddr,
+        limits: &NotifyConfig,
+    ) -> Result<Self, InvalidNotification> {
         let mut raw = match body.remove("notification") {
             Some(Value::Object(raw)) => raw,
             None | Some(Value::Null) => return Err(InvalidNotification::Missing("notification".to_owned())),
@@ -187,7 +195,7 @@ impl Notification {
             .enumerate()
             .map(|(number, device)| device_of(device, &format!("notification.devices[{number}]")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { raw, counts, prio, devices })
+        Ok(Self { raw, source, counts, prio, devices })
     }
 
     /// All that the request says, but for its devices.

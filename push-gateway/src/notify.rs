@@ -54,7 +54,7 @@ enum Verdict {
 /// `POST /_matrix/push/v1/notify`: an event, or new counts, for some devices.
 pub(crate) async fn notify(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     app.limits.request_from(request.source)?;
-    let notification = Notification::parse(request.json_object()?, &app.config)?;
+    let notification = Notification::parse(request.json_object()?, request.source, &app.config)?;
     // Devices whose data cannot be understood are left out, as long as there is another one.
     let all_faulty = notification.devices.iter().all(|device| device.fault.is_some());
     let fault = notification.devices.iter().find_map(|device| device.fault.clone());
@@ -253,7 +253,7 @@ async fn send(
     deadline: Instant,
 ) -> (Outcome, Ended) {
     let outcome = match entry.provider.prepare(notification, device, entry.content) {
-        Ok(request) => match entry.in_flight.enter(entry.provider.server(&request)) {
+        Ok(request) => match entry.in_flight.enter(entry.provider.owner(&request), notification.source) {
             Some(_permit) => {
                 let outcome = attempts(app, entry, &request, device, deadline).await;
                 judged(app, entry, notification, device, outcome).await
@@ -263,7 +263,7 @@ async fn send(
                 if entry.told_full.check(&()).is_ok() {
                     tracing::warn!(
                         app = entry.id,
-                        "as many pushes are under way as `max_in_flight` allows, in all or to one server"
+                        "as many pushes are under way as `max_in_flight` allows, in all, for one source or to one owner's servers"
                     );
                 }
                 Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) }
@@ -367,7 +367,7 @@ fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
 fn watch(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
     match outcome {
         // One of many servers, which says nothing about the app.
-        Outcome::Busy { .. } if entry.provider.server(request).is_some() => {}
+        Outcome::Busy { .. } if entry.provider.owner(request).is_some() => {}
         Outcome::Busy { .. } => entry.watch.is_down(|| "busy or away".to_owned()),
         Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.watch.is_down(|| why.clone()),
         Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {

@@ -1,5 +1,7 @@
 //! `send-test`: one push, what was sent, what came back, and what it means.
 
+use std::net::Ipv4Addr;
+
 use bytes::Bytes;
 use clap::Args;
 use http::{HeaderMap, Request, Response};
@@ -86,7 +88,8 @@ fn notification(app: &App, options: &Options) -> Result<Notification, RunError> 
         "devices": [{"app_id": options.app, "pushkey": options.pushkey, "data": data}],
     }});
     let Value::Object(body) = body else { return Err(RunError::Usage("no notification".to_owned())) };
-    Notification::parse(body, &app.config).map_err(|error| RunError::Usage(error.to_string()))
+    Notification::parse(body, Ipv4Addr::LOCALHOST.into(), &app.config)
+        .map_err(|error| RunError::Usage(error.to_string()))
 }
 
 fn sent(request: &Request<Bytes>) -> String {

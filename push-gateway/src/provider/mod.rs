@@ -11,21 +11,28 @@ mod webpush;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response, StatusCode, uri::Authority};
+use http::{Request, Response, StatusCode};
 use waypost_shared::{
     clock::Clock,
     http_client::{CallLimits, HttpClient, Outbound, OutboundError, Reach},
+    owner::Owner,
     retry::parse_retry_after,
 };
 
 pub(crate) use self::apns::TeamTokens;
 use crate::{
     config::{Content, ProviderConfig},
+    glob::Glob,
+    in_flight::share,
     notification::{Device, Notification},
 };
 
 /// Bytes of a provider's answer that are read: all of them say less.
 const MAX_ANSWER: usize = 64 * 1024;
+
+/// What a homeserver is asked to wait while too many pushes are under way to one address. Longer than any request's
+/// budget, so that the push is not tried again here, where it would keep its place.
+const WAIT_WHERE_CROWDED: Duration = Duration::from_secs(30);
 
 /// A push service's verdict on one push.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,7 +137,7 @@ pub(crate) struct Shared {
     outbound: Outbound,
     /// For the services that the operator configured.
     services: HttpClient,
-    /// For addresses that strangers chose.
+    /// For addresses that strangers chose among those that an operator allows.
     strangers: HttpClient,
     clock: Clock,
     /// Begins with those of the configuration before: Apple punishes who makes new ones too often.
@@ -138,6 +145,16 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    /// A client for the push servers of one app. Where strangers choose them, pushes to one address have a share of
+    /// those that may be under way: any number of names may lead there.
+    fn push_servers(&self, allowed_endpoints: &[Glob], max_in_flight: usize) -> HttpClient {
+        if allowed_endpoints.is_empty() {
+            self.outbound.client_for_strangers(share(max_in_flight))
+        } else {
+            self.strangers.clone()
+        }
+    }
+
     /// Two pools of connections for all apps.
     pub(crate) fn new(outbound: Outbound, clock: Clock) -> Self {
         let (services, strangers) = (outbound.client(Reach::Anywhere), outbound.client(Reach::PublicOnly));
@@ -147,12 +164,18 @@ impl Shared {
 
 impl Provider {
     /// Connects nothing yet; fails when a client certificate cannot be used.
-    pub(crate) fn new(config: ProviderConfig, shared: &mut Shared) -> Result<Self, OutboundError> {
+    pub(crate) fn new(
+        config: ProviderConfig,
+        max_in_flight: usize,
+        shared: &mut Shared,
+    ) -> Result<Self, OutboundError> {
         Ok(match config {
             ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, shared)?),
             ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, shared)),
-            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, shared)),
-            ProviderConfig::UnifiedPush(config) => Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, shared)),
+            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, max_in_flight, shared)),
+            ProviderConfig::UnifiedPush(config) => {
+                Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, max_in_flight, shared))
+            }
         })
     }
 
@@ -184,12 +207,14 @@ impl Provider {
         }
     }
 
-    /// Which server a request is for, where each device may have another one.
-    pub(crate) fn server<'r>(&self, request: &'r Request<Bytes>) -> Option<&'r str> {
-        match self {
-            Self::Apns(_) | Self::Fcm(_) => None,
-            Self::WebPush(_) | Self::UnifiedPush(_) => request.uri().authority().map(Authority::as_str),
-        }
+    /// Whose server a request is for, where each device may have another one.
+    pub(crate) fn owner(&self, request: &Request<Bytes>) -> Option<Owner> {
+        let owners = match self {
+            Self::Apns(_) | Self::Fcm(_) => return None,
+            Self::WebPush(webpush) => webpush.owners(),
+            Self::UnifiedPush(unifiedpush) => unifiedpush.owners(),
+        };
+        request.uri().authority().map(|authority| owners.of(authority.as_str()))
     }
 
     /// Makes the request for one device; it is the same for each attempt.

@@ -15,9 +15,10 @@ use url::Url;
 use waypost_shared::{
     clock::Clock,
     http_client::{HttpClient, HttpClientError},
+    owner::Owners,
 };
 
-use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, WAIT_WHERE_CROWDED, built, is_transient, limits};
 use crate::{
     config::UnifiedPushConfig,
     encryption::{self, NotEncrypted, Subscription},
@@ -34,6 +35,7 @@ const MAX_PLAIN: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct UnifiedPush {
     client: HttpClient,
+    owners: Owners,
     clock: Clock,
     /// Some push servers take no message without it.
     vapid: Option<Vapid>,
@@ -48,9 +50,15 @@ impl UnifiedPush {
         self.vapid.as_ref()
     }
 
-    pub(super) fn new(config: UnifiedPushConfig, shared: &Shared) -> Self {
+    /// Whose the push servers are.
+    pub(super) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    pub(super) fn new(config: UnifiedPushConfig, max_in_flight: usize, shared: &Shared) -> Self {
         Self {
-            client: shared.strangers.clone(),
+            client: shared.push_servers(&config.allowed_endpoints, max_in_flight),
+            owners: shared.outbound.owners().clone(),
             clock: shared.clock.clone(),
             vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, shared.clock.clone())),
             allowed_endpoints: config.allowed_endpoints,
@@ -109,6 +117,7 @@ impl UnifiedPush {
             Err(HttpClientError::Blocked) => {
                 Outcome::refused_push("the pushkey has an address that is not public").into()
             }
+            Err(HttpClientError::Crowded) => Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
             // Without the causes: they may name the host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "unifiedpush", %error, "no answer from the push server");

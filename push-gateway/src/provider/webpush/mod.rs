@@ -17,9 +17,10 @@ use url::Url;
 use waypost_shared::{
     clock::Clock,
     http_client::{HttpClient, HttpClientError},
+    owner::Owners,
 };
 
-use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
+use super::{Attempt, Outcome, Shared, Unsent, WAIT_WHERE_CROWDED, built, is_transient, limits};
 use crate::{
     config::WebPushConfig,
     encryption::{self, NotEncrypted, Subscription},
@@ -33,6 +34,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct WebPush {
     client: HttpClient,
+    owners: Owners,
     clock: Clock,
     vapid: Vapid,
     allowed_endpoints: Vec<Glob>,
@@ -46,9 +48,15 @@ impl WebPush {
         &self.vapid
     }
 
-    pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
+    /// Whose the push servers are.
+    pub(super) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    pub(super) fn new(config: WebPushConfig, max_in_flight: usize, shared: &Shared) -> Self {
         Self {
-            client: shared.strangers.clone(),
+            client: shared.push_servers(&config.allowed_endpoints, max_in_flight),
+            owners: shared.outbound.owners().clone(),
             clock: shared.clock.clone(),
             vapid: Vapid::new(config.vapid_key, config.vapid_contact, shared.clock.clone()),
             allowed_endpoints: config.allowed_endpoints,
@@ -105,6 +113,7 @@ impl WebPush {
             Err(HttpClientError::Blocked) => {
                 return Outcome::refused_push("the endpoint has an address that is not public").into();
             }
+            Err(HttpClientError::Crowded) => return Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
             // Without the causes: they may name the endpoint's host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "webpush", %error, "no answer from the push service");
