@@ -9,12 +9,13 @@ use tokio::task::JoinSet;
 use waypost_tests::dns::Dns;
 use waypost_tests::gateway::{PROXIES, TestGateway, UNIFIED, event, unifiedpush_app, with};
 use waypost_tests::process::{eventually, timed};
-use waypost_tests::record::PATIENCE;
 use waypost_tests::silence::Silence;
 
 /// Requests of the attacker, and devices in each: together more than `max_in_flight`, which is 1000.
 const REQUESTS: u8 = 11;
 const DEVICES: u8 = 100;
+/// How long a push may hang: as long as there may be.
+const BUDGET_SECS: u32 = 24;
 
 /// Where the attacker's device with a number is pushed to: a name, and the address that DNS has for it.
 type Place = fn(u8) -> (String, Ipv4Addr);
@@ -35,6 +36,7 @@ async fn others_are_delivered(place: Place, source: Source) {
         settings.push("apps", &with(unifiedpush_app(UNIFIED), &[("allowed_endpoints", json!([]))]));
         settings.set("outbound", "dns_servers", vec![dns.address.to_string()]);
         settings.set("server", "trusted_proxies", vec![PROXIES]);
+        settings.set("notify", "budget_secs", BUDGET_SECS).set("notify", "attempt_timeout_secs", BUDGET_SECS);
     })
     .await;
     let mut attack = JoinSet::new();
@@ -51,12 +53,12 @@ async fn others_are_delivered(place: Place, source: Source) {
         // It ends with the test; what it is answered does not matter.
         attack.spawn(async move { drop(api.try_send(sent).await) });
     }
-    // All that do not fit were given back, so that the others are under way.
-    let fit = f64::from(u16::from(REQUESTS) * u16::from(DEVICES) - 1000);
+    // Once all that are too much were given back the others hang, and do so for longer than this waits.
+    let too_much = f64::from(u16::from(REQUESTS) * u16::from(DEVICES) - 750);
     let metric =
         format!("waypost_push_gateway_pushes_total{{app=\"{UNIFIED}\",provider=\"unifiedpush\",outcome=\"busy\"}}");
-    eventually(PATIENCE, "the app is busy", || async { gateway.metric(&metric).await.filter(|count| *count >= fit) })
-        .await;
+    let given_back = || async { gateway.metric(&metric).await.filter(|count| *count >= too_much) };
+    eventually(Duration::from_secs(u64::from(BUDGET_SECS - 4)), "pushes that were given back", given_back).await;
 
     for number in 0..5 {
         let device = json!({"app_id": UNIFIED, "pushkey": gateway.unifiedpush.endpoint(&format!("phone-{number}"))});
