@@ -125,8 +125,8 @@ impl Threepid {
         &self.address
     }
 
-    /// Who reads what is sent to it, for budgets. Whoever writes chooses what follows a plus sign (RFC 5233): `a+1@` and
-    /// `a+2@` are one person's, and so are the spellings of an internationalised domain.
+    /// Who reads what is sent to it, for budgets. Whoever writes chooses what follows a plus sign (RFC 5233): `a+1@`
+    /// and `a+2@` are one person's, and so are the spellings of an internationalised domain.
     pub(crate) fn mailbox(&self) -> Cow<'_, str> {
         let Some((local, domain)) = self.address.split_once('@') else {
             return Cow::Borrowed(&self.address);

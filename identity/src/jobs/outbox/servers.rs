@@ -1,8 +1,8 @@
 //! Which homeservers may be called now, so that one that is away or slow holds up no other.
 //!
 //! Calls under way are counted for the owner, who could make up any number of homeservers. Whether one is away is its
-//! own matter: otherwise a single dead sub-domain would cut off its siblings, and a new name gains no more than one call
-//! within its owner's share.
+//! own matter: otherwise a single dead sub-domain would cut off its siblings, and a new name gains no more than one
+//! call within its owner's share.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -44,8 +44,8 @@ struct Known {
 #[derive(Debug, Default)]
 struct Calls {
     under_way: usize,
-    /// Homeservers that found no room. They get no more calls before half of the owner's have ended: what waits for them
-    /// is then taken out of the database by the dozen, and not one by one.
+    /// Homeservers that found no room. They get no more calls before half of the owner's have ended: what waits for
+    /// them is then taken out of the database by the dozen, and not one by one.
     left_out: HashSet<String>,
 }
 
@@ -59,8 +59,8 @@ struct Server {
 }
 
 impl Servers {
-    /// Begins a call of the homeserver `name`, if fewer than `share` of its owner's are under way; [`Servers::end`] must
-    /// follow.
+    /// Begins a call of the homeserver `name`, if fewer than `share` of its owner's are under way; [`Servers::end`]
+    /// must follow.
     ///
     /// # Errors
     ///
