@@ -8,6 +8,7 @@ use url::Url;
 use waypost_shared::{
     clock::{Clock, millis},
     http_client::{Outbound, OutboundError},
+    owner::{Owner, Owners},
     rate_limit::Limiter,
     secret::SecretString,
     status::HealthProbe,
@@ -58,6 +59,8 @@ pub(crate) struct AppState {
     /// What callers of the internal listener have to know; none: there is no such listener.
     pub(crate) internal_secret: Option<SecretString>,
     pub(crate) homeservers: Homeservers,
+    /// Tells apart whose the homeservers are, for budgets and block lists.
+    pub(crate) owners: Owners,
     pub(crate) mailer: Mailer,
     pub(crate) sms: Sms,
     /// Where text messages may go (everywhere if it is empty), and where they may not.
@@ -107,9 +110,9 @@ pub(crate) struct Limits {
     pub(crate) lookup: Limiter<Arc<str>>,
     pub(crate) bind: Limiter<Arc<str>>,
     pub(crate) unbind: Limiter<Option<std::net::IpAddr>>,
-    pub(crate) lookup_homeserver: Limiter<Arc<str>>,
+    pub(crate) lookup_homeserver: Limiter<Owner>,
     pub(crate) addresses: Limiter<Arc<str>>,
-    pub(crate) addresses_homeserver: Limiter<Arc<str>>,
+    pub(crate) addresses_homeserver: Limiter<Owner>,
 }
 
 impl Limits {
@@ -251,6 +254,7 @@ impl AppState {
         let outbound = Outbound::new(&config.outbound)?;
         let patterns = config.validation.next_link_allowed.iter();
         Ok(Self {
+            owners: config.outbound.owners(),
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, lasting.clock.clone()),
             mailer: Mailer::new(&config, lasting.clock.clone())?,
             sms: Sms::new(&config.sms, &outbound, lasting.clock.clone())?,

@@ -3,7 +3,7 @@
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
 use parking_lot::RwLock;
-use waypost_shared::{clock::millis, http::Incoming};
+use waypost_shared::{clock::millis, http::Incoming, owner::Owner};
 
 use crate::{
     app::AppState,
@@ -26,8 +26,10 @@ const MAX_CACHED: usize = 100_000;
 pub(crate) struct Account {
     /// `@user:server`
     pub(crate) mxid: Arc<str>,
-    /// The homeserver's name, for its budgets.
+    /// The homeserver's name, for the list of those that are allowed.
     pub(crate) homeserver: Arc<str>,
+    /// Whose homeserver it is: its budgets are shared by all that one owner can make up.
+    pub(crate) owner: Owner,
     /// What stands for the token.
     pub(crate) token_hash: Fingerprint,
     terms_accepted: bool,
@@ -131,8 +133,9 @@ pub(crate) async fn account(app: &AppState, request: &Incoming) -> Result<Accoun
         app.store.touch_token(&token_hash, now_ms).await?;
     }
     let terms_accepted = app.terms.is_empty() || app.terms.are_accepted_by(&app.store.accepted_terms(&row.mxid).await?);
-    let homeserver = row.mxid.split_once(':').map_or("", |(_, name)| name).into();
-    let account = Account { mxid: row.mxid.into(), homeserver, token_hash, terms_accepted };
+    let homeserver: Arc<str> = row.mxid.split_once(':').map_or("", |(_, name)| name).into();
+    let owner = app.owners.of(&homeserver);
+    let account = Account { mxid: row.mxid.into(), homeserver, owner, token_hash, terms_accepted };
     // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
     if terms_accepted {
         app.tokens.put(account.clone(), now_ms, forgotten, app.number);

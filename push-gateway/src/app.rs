@@ -185,7 +185,7 @@ impl App {
                 warn_of_certificate(&id, validity.at(clock.now_ms()));
                 expiries.push((id.clone(), name, validity.not_after_ms));
             }
-            match Provider::new(provider, &upstream, &mut team_tokens) {
+            match Provider::new(provider, max_in_flight, &upstream, &mut team_tokens) {
                 Ok(provider) => {
                     let metrics = metrics.of_app(&id, name);
                     let entry = Entry {

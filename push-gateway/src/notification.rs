@@ -4,6 +4,7 @@
 //! (null for "not there", an empty `sender` and `id`, missing `tweaks`).
 
 use serde_json::{Map, Value};
+use waypost_shared::rate_limit::RequestSource;
 
 use crate::{
     config::{Content, NotifyConfig},
@@ -150,6 +151,8 @@ impl Device {
 pub(crate) struct Notification {
     /// As it came, but for the devices.
     raw: Map<String, Value>,
+    /// Who sent the request.
+    pub(crate) source: RequestSource,
     pub(crate) counts: Counts,
     pub(crate) prio: Priority,
     pub(crate) devices: Vec<Device>,
@@ -157,7 +160,11 @@ pub(crate) struct Notification {
 
 impl Notification {
     /// Reads a request's body.
-    pub(crate) fn parse(mut body: Map<String, Value>, limits: &NotifyConfig) -> Result<Self, InvalidNotification> {
+    pub(crate) fn parse(
+        mut body: Map<String, Value>,
+        source: RequestSource,
+        limits: &NotifyConfig,
+    ) -> Result<Self, InvalidNotification> {
         let mut raw = match body.remove("notification") {
             Some(Value::Object(raw)) => raw,
             None | Some(Value::Null) => return Err(InvalidNotification::Missing("notification".to_owned())),
@@ -189,7 +196,7 @@ impl Notification {
             .enumerate()
             .map(|(number, device)| device_of(device, &format!("notification.devices[{number}]")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { raw, counts, prio, devices })
+        Ok(Self { raw, source, counts, prio, devices })
     }
 
     /// All that the request says, but for its devices.

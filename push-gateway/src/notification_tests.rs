@@ -13,7 +13,7 @@ pub(crate) fn notification(value: Value) -> Notification {
 
 fn parse(body: Value) -> Result<Notification, InvalidNotification> {
     let Value::Object(body) = body else { panic!("a body is an object") };
-    Notification::parse(body, &NotifyConfig::default())
+    Notification::parse(body, RequestSource::UNKNOWN, &NotifyConfig::default())
 }
 
 fn refused(notification: Value) -> String {

@@ -126,7 +126,7 @@ async fn a_new_configuration_gives_an_app_no_new_budget_unless_it_changes_it() {
 #[tokio::test]
 async fn a_new_configuration_lets_in_no_more_pushes_than_there_may_be() {
     let (app, _fcm, _clock) = gateway(200, |config| config.apps[0].max_in_flight = Some(1)).await;
-    let under_way = app.entry("org.example.android").unwrap().in_flight.enter(None).unwrap();
+    let under_way = app.entry("org.example.android").unwrap().in_flight.enter(None, RequestSource::UNKNOWN).unwrap();
     let same = renewed(&app, |config| config.notify.max_devices = 50);
     assert_eq!(answered(&same, event("$1", json!([device("k")]))).await.0, 503);
     drop(under_way);

@@ -94,12 +94,13 @@ impl Push<'_> {
     /// Sends the request, again and again while the provider is busy and there is time, and remembers what that says of
     /// the pushkey.
     async fn attempts(&self, request: &Request<Bytes>) -> Outcome {
-        let Some(_permit) = self.entry.in_flight.enter(self.entry.provider.server(request)) else {
+        let Some(_permit) = self.entry.in_flight.enter(self.entry.provider.owner(request), self.notification.source)
+        else {
             // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
             if self.entry.told_full.check(&()).is_ok() {
                 tracing::warn!(
                     app = self.entry.id,
-                    "as many pushes are under way as `max_in_flight` allows, in all or to one server"
+                    "in-flight cap reached: `max_in_flight` in all, or the share of one source or one owner's servers"
                 );
             }
             return Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) };
@@ -167,7 +168,7 @@ fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
 fn note_health(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
     match outcome {
         // One of many servers, which says nothing about the app.
-        Outcome::Busy { .. } if entry.provider.server(request).is_some() => {}
+        Outcome::Busy { .. } if entry.provider.owner(request).is_some() => {}
         Outcome::Busy { .. } => entry.probe.mark_down(|| "busy or away".to_owned()),
         Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.probe.mark_down(|| why.to_string()),
         Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {

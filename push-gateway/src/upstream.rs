@@ -9,10 +9,18 @@ use waypost_shared::{
     http_client::{CallLimits, HttpClient, Outbound, Reach},
 };
 
-use crate::outcome::{Ended, Outcome};
+use crate::{
+    glob::Glob,
+    in_flight::share,
+    outcome::{Ended, Outcome},
+};
 
 /// Bytes of a provider's answer that are read: all of them say less.
 const MAX_ANSWER: usize = 64 * 1024;
+
+/// What a homeserver is asked to wait while too many pushes are in flight to one address. Longer than any request's
+/// budget, so that the push is not tried again here, where it would keep its place.
+pub(crate) const WAIT_WHERE_CROWDED: Duration = Duration::from_secs(30);
 
 /// The way to the push services, for all apps.
 #[derive(Debug)]
@@ -20,7 +28,7 @@ pub(crate) struct Upstream {
     pub(crate) outbound: Outbound,
     /// For the services that the operator configured.
     pub(crate) services: HttpClient,
-    /// For addresses that strangers chose.
+    /// For addresses that strangers chose among those that an operator allows.
     pub(crate) strangers: HttpClient,
     pub(crate) clock: Clock,
 }
@@ -30,6 +38,16 @@ impl Upstream {
     pub(crate) fn new(outbound: Outbound, clock: Clock) -> Self {
         let (services, strangers) = (outbound.client(Reach::Anywhere), outbound.client(Reach::PublicOnly));
         Self { outbound, services, strangers, clock }
+    }
+
+    /// A client for the push servers of one app. Where strangers choose them, pushes to one address have a share of
+    /// those that may be in flight: any number of names may lead there.
+    pub(crate) fn push_servers(&self, allowed_endpoints: &[Glob], max_in_flight: usize) -> HttpClient {
+        if allowed_endpoints.is_empty() {
+            self.outbound.client_for_strangers(share(max_in_flight))
+        } else {
+            self.strangers.clone()
+        }
     }
 }
 

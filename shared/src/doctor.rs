@@ -74,6 +74,7 @@ fn advice(failure: Option<ConnectFailure>) -> &'static str {
         Some(ConnectFailure::Network) => {
             "no connection: look at its address and port, whether it runs, and at the firewalls on the way"
         }
+        Some(ConnectFailure::Crowded) => "too many calls of this address are under way: try again later",
         Some(ConnectFailure::Proxy) => "no way through the proxy: look at outbound.proxy_url and outbound.no_proxy",
         Some(ConnectFailure::Certificate) => {
             "its certificate is not trusted: it must be valid, be for this name, come with its intermediates, and lead \

@@ -14,6 +14,7 @@ pub mod http_client;
 pub mod matrix_error;
 pub mod metrics;
 pub mod otlp;
+pub mod owner;
 pub mod params;
 pub mod process_metrics;
 pub mod random;

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     hash::Hash,
-    net::{IpAddr, Ipv6Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     num::NonZeroU32,
     sync::atomic::{AtomicU32, AtomicUsize, Ordering},
     time::Duration,
@@ -75,6 +75,23 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
     }
 }
 
+/// Whom to count for an address: one IPv6 customer has a whole /64, so its addresses are one. An IPv4 address that was
+/// mapped or translated (NAT64, RFC 6052) to IPv6 is itself.
+#[must_use]
+pub fn source_key(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V4(address) => address.into(),
+        IpAddr::V6(address) if matches!(address.segments(), [0x64, 0xff9b, 0, 0, 0, 0, _, _]) => {
+            let [.., a, b, c, d] = address.octets();
+            Ipv4Addr::new(a, b, c, d).into()
+        }
+        IpAddr::V6(address) => {
+            let [a, b, c, d, ..] = address.segments();
+            Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+    }
+}
+
 /// Where a request came from: the peer's address, or the one that a trusted proxy names; unknown if such a proxy names
 /// none that can be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,16 +107,10 @@ impl RequestSource {
         self.0
     }
 
-    /// Whom to count for it: one IPv6 customer has a whole /64, so its addresses are one.
+    /// Whom to count for it; see [`source_key`].
     #[must_use]
     pub fn key(self) -> Option<IpAddr> {
-        Some(match self.0? {
-            IpAddr::V4(address) => address.into(),
-            IpAddr::V6(address) => {
-                let [a, b, c, d, ..] = address.segments();
-                Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-            }
-        })
+        self.0.map(source_key)
     }
 }
 
@@ -131,6 +142,8 @@ mod tests {
         assert_eq!(key("2001:db8:1:2::1"), key("2001:db8:1:2:ffff::9"));
         assert_ne!(key("2001:db8:1:2::1"), key("2001:db8:1:3::1"));
         assert_eq!(key("::ffff:192.0.2.1"), key("192.0.2.1"));
+        assert_eq!(key("64:ff9b::192.0.2.1"), key("192.0.2.1"));
+        assert_ne!(key("64:ff9b::192.0.2.1"), key("64:ff9b::192.0.2.2"));
         assert_ne!(key("192.0.2.1"), key("192.0.2.2"));
         assert_eq!(RequestSource::UNKNOWN.key(), None);
     }

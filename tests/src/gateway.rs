@@ -1,5 +1,7 @@
 //! A push gateway with the push services around it.
 
+use ::http::Request;
+use bytes::Bytes;
 use serde_json::{Value, json};
 
 use crate::apns::{self, Apns};
@@ -23,6 +25,9 @@ pub const UNIFIED: &str = "org.example.unified";
 pub const TOPIC: &str = "org.example.ios.app";
 /// The one endpoint.
 pub const NOTIFY: &str = "/_matrix/push/v1/notify";
+
+/// The proxies that a test plays: requests from here name their source.
+pub const PROXIES: &str = "127.0.0.0/8";
 
 /// The running gateway and its surroundings.
 #[derive(Debug)]
@@ -178,6 +183,14 @@ impl TestGateway {
     /// Sends a notification.
     pub async fn notify(&self, notification: &Value) -> Reply {
         self.api.post(NOTIFY, None, &json!({"notification": notification})).await
+    }
+
+    /// Sends a notification from a homeserver with this address, to a gateway whose `server.trusted_proxies` hold
+    /// [`PROXIES`].
+    pub async fn notify_from(&self, source: &str, notification: &Value) -> Reply {
+        let body = json!({"notification": notification}).to_string();
+        let request = Request::post(self.api.absolute(NOTIFY)).header("x-forwarded-for", source);
+        self.api.send(request.body(Bytes::from(body)).unwrap()).await
     }
 
     /// Sends a notification that has to succeed; returns `rejected`.

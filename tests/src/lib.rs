@@ -30,6 +30,7 @@ pub mod retrier;
 pub mod script;
 pub mod service;
 pub mod settings;
+pub mod silence;
 pub mod smtp;
 pub mod tls_server;
 pub mod unifiedpush;

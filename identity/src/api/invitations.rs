@@ -97,7 +97,7 @@ async fn take(
     texts: &Map<String, Value>,
 ) -> Result<Response, ApiError> {
     let texts = texts.iter().filter_map(|(name, value)| Some((name.as_str(), value.as_str()?)));
-    if app.config.invites.blocked.refuses(&invitation.sender, &invitation.room_id, texts) {
+    if app.config.invites.blocked.refuses(&app.owners, &invitation.sender, &invitation.room_id, texts) {
         return Err(ApiError::InviteNotAllowed);
     }
     // Before it is told whether somebody has the address: this is no way to find that out for many.
@@ -196,7 +196,7 @@ async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> 
     for (bucket, key, rate) in [
         ("invite_per_account", app.keys.budget_hash(&invitation.sender), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
-        ("invite_per_address", app.keys.fingerprint(&invitation.threepid), limits.invite_per_address),
+        ("invite_per_address", app.keys.mailbox_hash(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
         app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;

@@ -2,7 +2,7 @@
 //!
 //! Source: Identity Service API, "Association lookup".
 
-use std::{borrow::Cow, sync::Arc};
+use std::borrow::Cow;
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use serde_json::{Map, json};
 use waypost_shared::{
     http::{Incoming, Response, json, json_object, with_body},
+    owner::Owner,
     params::Params,
 };
 
@@ -81,7 +82,7 @@ pub(crate) async fn v1_lookup(app: App, mut request: Incoming) -> Result<Respons
     let medium = params.text("medium");
     let address = params.text("address");
     params.finish()?;
-    let caller: Arc<str> = request.source.to_string().into();
+    let caller = Owner::from(request.source);
     app.limits.lookup_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
     app.limits.addresses_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
 
@@ -97,14 +98,15 @@ pub(crate) async fn v1_lookup(app: App, mut request: Incoming) -> Result<Respons
     Ok(json(&signed))
 }
 
-/// Nobody can go through all addresses that there could be: not one account, and not a homeserver that makes many.
+/// Nobody can go through all addresses that there could be: not one account, and not the owner of a homeserver, who can
+/// make many of both.
 fn charge(app: &AppState, account: &Account, addresses: usize) -> Result<(), ApiError> {
     let addresses = u32::try_from(addresses).unwrap_or(u32::MAX);
     let limits = &app.limits;
     limits.lookup.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
-    limits.lookup_homeserver.check(&account.homeserver).map_err(ApiError::LimitExceeded)?;
+    limits.lookup_homeserver.check(&account.owner).map_err(ApiError::LimitExceeded)?;
     limits.addresses.check_many(&account.mxid, addresses).map_err(ApiError::LimitExceeded)?;
-    limits.addresses_homeserver.check_many(&account.homeserver, addresses).map_err(ApiError::LimitExceeded)
+    limits.addresses_homeserver.check_many(&account.owner, addresses).map_err(ApiError::LimitExceeded)
 }
 
 /// What is wrong with a body that is not as it should be; the fast way of reading does not tell it well.

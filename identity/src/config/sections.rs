@@ -7,7 +7,7 @@ use serde::Deserialize;
 use url::Url;
 use waypost_shared::secret::SecretString;
 
-use crate::domain::{invite::Blocked, terms::Policy};
+use crate::domain::{invite::Blocked, server_name::is_same_server, terms::Policy};
 
 /// Where the service listens.
 #[derive(Clone, Debug, Deserialize)]
@@ -237,7 +237,7 @@ pub(crate) struct HomeserversConfig {
 impl HomeserversConfig {
     /// Whether users of `server_name` may use this server.
     pub(crate) fn allows(&self, server_name: &str) -> bool {
-        self.allow.is_empty() || self.allow.iter().any(|name| name == server_name)
+        self.allow.is_empty() || self.allow.iter().any(|name| is_same_server(name, server_name))
     }
 
     /// The same, of a Matrix id; what has no server is nobody's.

@@ -6,6 +6,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use unicase::UniCase;
 use url::form_urlencoded::byte_serialize;
+use waypost_shared::owner::Owners;
 
 use super::association::Association;
 
@@ -54,7 +55,7 @@ impl PendingInvite {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Blocked {
-    /// Server names, of senders and of rooms.
+    /// Server names, of senders and of rooms. Each stands for all servers of its owner.
     pub(crate) homeservers: Vec<String>,
     /// Room ids.
     pub(crate) rooms: Vec<String>,
@@ -63,18 +64,20 @@ pub(crate) struct Blocked {
 }
 
 impl Blocked {
-    /// Whether an invite with these texts is refused.
+    /// Whether an invite with these texts is refused. Homeservers are compared by their owners: whoever is blocked
+    /// could make up another port or sub-domain.
     pub(crate) fn refuses<'a>(
         &self,
+        owners: &Owners,
         sender: &str,
         room_id: &str,
         mut texts: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> bool {
-        let server = |id: &str| id.split_once(':').map(|(_, server)| server.to_ascii_lowercase());
-        let (of_sender, of_room) = (server(sender), server(room_id));
+        let owner = |id: &str| id.split_once(':').map(|(_, server)| owners.of(server));
+        let (of_sender, of_room) = (owner(sender), owner(room_id));
         let listed = |name: &String| {
-            let name = Some(name.to_ascii_lowercase());
-            name == of_sender || name == of_room
+            let owner = Some(owners.of(name));
+            owner == of_sender || owner == of_room
         };
         if self.homeservers.iter().any(listed) || self.rooms.iter().any(|room| room == room_id) {
             return true;
@@ -254,12 +257,18 @@ mod tests {
     #[test]
     fn blocked_servers_rooms_and_words() {
         let blocked = Blocked {
-            homeservers: vec!["Evil.test".to_owned()],
+            homeservers: vec!["Evil.test".to_owned(), "eve.hosting.test".to_owned()],
             rooms: vec!["!spam:hs.test".to_owned()],
             words: vec!["CASINO".to_owned(), "https".to_owned(), String::new()],
         };
-        let refuses = |sender, room, name, text| blocked.refuses(sender, room, [(name, text)].into_iter());
-        assert!(refuses("@a:evil.test", "!r:hs.test", "room_name", "a"));
+        let owners = Owners::new(&["hosting.test".to_owned()]);
+        let refuses = |sender: &str, room: &str, name: &str, text: &str| {
+            blocked.refuses(&owners, sender, room, [(name, text)].into_iter())
+        };
+        for server in ["evil.test", "evil.test:8448", "EVIL.test.", "sub.evil.test", "matrix.eve.hosting.test:1"] {
+            assert!(refuses(&format!("@a:{server}"), "!r:hs.test", "room_name", "a"), "{server}");
+        }
+        assert!(!refuses("@a:bob.hosting.test", "!r:hs.test", "room_name", "a"));
         assert!(refuses("@a:hs.test", "!r:evil.test", "room_name", "a"));
         assert!(refuses("@a:hs.test", "!spam:hs.test", "room_name", "a"));
         assert!(refuses("@a:hs.test", "!r:hs.test", "room_name", "the casino"));

@@ -149,6 +149,11 @@ impl StorageKeys {
         self.keyed_hash(b"threepid", &[threepid.medium().as_str().as_bytes(), threepid.address().as_bytes()])
     }
 
+    /// What stands for the one who reads what is sent to an address, for budgets: equal for an address with any tag.
+    pub(crate) fn mailbox_hash(&self, threepid: &Threepid) -> Fingerprint {
+        self.keyed_hash(b"mailbox", &[threepid.medium().as_str().as_bytes(), threepid.mailbox().as_bytes()])
+    }
+
     /// What stands for an access token.
     pub(crate) fn token_hash(&self, token: &str) -> Fingerprint {
         self.keyed_hash(b"access token", &[token.as_bytes()])

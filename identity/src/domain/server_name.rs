@@ -5,6 +5,10 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ruma_common::UserId;
+use waypost_shared::owner::canonical_host;
+
+/// The port of servers whose name has none.
+pub(crate) const DEFAULT_PORT: u16 = 8448;
 
 /// A text that is no server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -75,6 +79,15 @@ fn is_dns_name(host: &str) -> bool {
     (1..=230).contains(&host.len()) && host.bytes().all(known) && !host.starts_with('.') && !host.contains("..")
 }
 
+/// Whether two names are the same server's: upper and lower case, a final dot and the default port make no difference.
+pub(crate) fn is_same_server(one: &str, other: &str) -> bool {
+    let place = |name| {
+        let name = ServerName::parse(name).ok()?;
+        Some((canonical_host(name.host()), name.port().unwrap_or(DEFAULT_PORT)))
+    };
+    one == other || place(one).is_some_and(|one| Some(one) == place(other))
+}
+
 /// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
 pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
     is_printable(mxid) && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
@@ -136,6 +149,26 @@ mod tests {
         ] {
             assert_eq!(ServerName::parse(text), Err(InvalidServerName), "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_server_is_the_same_however_its_name_is_written() {
+        for (other, same) in [
+            ("hs.test", true),
+            ("HS.Test", true),
+            ("hs.test.", true),
+            ("hs.test:8448", true),
+            ("hs.test:8449", false),
+            ("sub.hs.test", false),
+            ("hs.test.evil", false),
+            ("", false),
+            ("hs test", false),
+        ] {
+            assert_eq!(is_same_server("hs.test", other), same, "{other:?}");
+            assert_eq!(is_same_server(other, "hs.test"), same, "{other:?}");
+        }
+        assert!(is_same_server("[2001:DB8::1]", "[2001:db8:0::1]:8448"));
+        assert!(is_same_server("no name", "no name") && !is_same_server("no name", "no other"));
     }
 
     #[test]

@@ -2,9 +2,10 @@
 //!
 //! Source: Appendices, "3PID Types".
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
 
 use unicase::UniCase;
+use waypost_shared::owner::canonical_host;
 
 /// The longest address that is taken, in characters. RFC 5321 allows 254; internationalised ones may be longer.
 const MAX_ADDRESS_CHARS: usize = 500;
@@ -123,6 +124,19 @@ impl Threepid {
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
+
+    /// Who reads what is sent to it, for budgets. Whoever writes chooses what follows a plus sign (RFC 5233): `a+1@`
+    /// and `a+2@` are one person's, and so are the spellings of an internationalised domain.
+    pub(crate) fn mailbox(&self) -> Cow<'_, str> {
+        let Some((local, domain)) = self.address.split_once('@') else {
+            return Cow::Borrowed(&self.address);
+        };
+        let name = match local.split_once('+') {
+            Some((name, _)) if !name.is_empty() => name,
+            _ => local,
+        };
+        Cow::Owned(format!("{name}@{}", canonical_host(domain)))
+    }
 }
 
 /// Shows no address: debug output ends up in logs.
@@ -146,6 +160,23 @@ mod tests {
         ] {
             assert_eq!(Threepid::email(raw).map(|threepid| threepid.address), Ok(folded.to_owned()));
         }
+    }
+
+    #[test]
+    fn a_mailbox_is_an_address_without_its_tag() {
+        for (raw, mailbox) in [
+            ("alice@example.com", "alice@example.com"),
+            ("Alice+Shopping@Example.com", "alice@example.com"),
+            ("alice+a+b@example.com", "alice@example.com"),
+            ("alice+@example.com", "alice@example.com"),
+            ("alice@bücher.example", "alice@xn--bcher-kva.example"),
+            ("alice@XN--BCHER-KVA.example", "alice@xn--bcher-kva.example"),
+            ("+alice@example.com", "+alice@example.com"),
+            ("al.ice@example.com", "al.ice@example.com"),
+        ] {
+            assert_eq!(Threepid::email(raw).map(|threepid| threepid.mailbox().into_owned()), Ok(mailbox.to_owned()));
+        }
+        assert_eq!(Threepid::stored(Medium::Msisdn, "18005552067".to_owned()).mailbox(), "18005552067");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! Source: Server-Server API, "Resolving server names". The steps, in order: an address literal; a port; what
 //! `.well-known/matrix/server` delegates to; SRV `_matrix-fed._tcp`, then `_matrix._tcp`; port 8448.
 
-use std::{collections::HashMap, time::Duration};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::{
@@ -15,15 +15,14 @@ use serde_json::Value;
 use waypost_shared::{
     clock::{Clock, millis},
     http_client::{CallLimits, HttpClient},
+    owner::{ByServer, Owners},
     resolver::Resolver,
 };
 
-use crate::domain::server_name::ServerName;
+use crate::domain::server_name::{DEFAULT_PORT, ServerName};
 
 use super::Destination;
 
-/// The port of servers that say nothing else.
-const DEFAULT_PORT: u16 = 8448;
 /// A .well-known file is a line; 50 KiB is what other servers allow.
 const WELL_KNOWN_LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(10), max_body: 50 * 1024 };
 const MAX_REDIRECTS: usize = 3;
@@ -40,7 +39,7 @@ pub(super) struct Discovery {
     well_known: HttpClient,
     resolver: Resolver,
     clock: Clock,
-    delegations: Mutex<HashMap<String, Delegation>>,
+    delegations: Mutex<ByServer<Delegation>>,
 }
 
 #[derive(Clone, Debug)]
@@ -51,8 +50,8 @@ struct Delegation {
 
 impl Discovery {
     /// `well_known` reaches public addresses only: strangers name the servers.
-    pub(super) fn new(well_known: HttpClient, resolver: Resolver, clock: Clock) -> Self {
-        Self { well_known, resolver, clock, delegations: Mutex::default() }
+    pub(super) fn new(well_known: HttpClient, resolver: Resolver, owners: Owners, clock: Clock) -> Self {
+        Self { well_known, resolver, clock, delegations: Mutex::new(ByServer::new(owners, MAX_CACHED)) }
     }
 
     /// Where `name` is to be reached. Whether anything answers there is not asked.
@@ -85,11 +84,8 @@ impl Discovery {
         let lives = found.as_ref().map_or(FAILURE_CACHE, |(_, lives)| *lives);
         let to = found.map(|(to, _)| to);
         let mut delegations = self.delegations.lock();
-        if delegations.len() >= MAX_CACHED {
-            delegations.clear();
-        }
         let until_ms = now_ms.saturating_add(millis(lives));
-        delegations.insert(name.as_str().to_owned(), Delegation { to: to.clone(), until_ms });
+        delegations.insert(name.as_str(), Delegation { to: to.clone(), until_ms });
         to
     }
 

@@ -77,9 +77,14 @@ impl Homeservers {
         });
         Self {
             client: Client::new(outbound),
-            discovery: Discovery::new(outbound.client(Reach::PublicOnly), outbound.resolver().clone(), clock.clone()),
+            discovery: Discovery::new(
+                outbound.client(Reach::PublicOnly),
+                outbound.resolver().clone(),
+                outbound.owners().clone(),
+                clock.clone(),
+            ),
             overrides: overrides.collect(),
-            keys: KeyCache::default(),
+            keys: KeyCache::new(outbound.owners().clone()),
             clock,
         }
     }
@@ -151,7 +156,7 @@ impl Homeservers {
         }
         match self.fetch_keys(&name, now_ms).await {
             Ok(keys) => {
-                self.keys.put(origin, keys.clone(), now_ms);
+                self.keys.put(origin, keys.clone());
                 Ok(request.holds(origin, &keys))
             }
             Err(error) => {

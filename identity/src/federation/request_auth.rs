@@ -10,6 +10,7 @@ use std::{
 use http::{HeaderMap, header::AUTHORIZATION};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
+use waypost_shared::owner::{ByServer, Owners};
 
 use crate::domain::signing;
 
@@ -163,14 +164,18 @@ impl ServerKeys {
 pub(super) type Fetching = tokio::sync::Mutex<Option<i64>>;
 
 /// Keys that were fetched a while ago and are still valid.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct KeyCache {
-    known: Mutex<HashMap<String, ServerKeys>>,
+    known: Mutex<ByServer<ServerKeys>>,
     /// Only those that somebody holds are kept.
     fetching: Mutex<HashMap<String, Weak<Fetching>>>,
 }
 
 impl KeyCache {
+    pub(super) fn new(owners: Owners) -> Self {
+        Self { known: Mutex::new(ByServer::new(owners, MAX_CACHED)), fetching: Mutex::default() }
+    }
+
     /// The keys of `origin`, unless they must be fetched: they are not known, not valid any more, or do not contain
     /// those of the request, which may be new.
     pub(super) fn get(&self, origin: &str, request: &SignedRequest<'_>, now_ms: i64) -> Option<ServerKeys> {
@@ -194,14 +199,8 @@ impl KeyCache {
     }
 
     /// Keeps keys.
-    pub(super) fn put(&self, origin: &str, keys: ServerKeys, now_ms: i64) {
-        let mut known = self.known.lock();
-        if known.len() >= MAX_CACHED {
-            known.retain(|_, keys| keys.until_ms > now_ms);
-        }
-        if known.len() < MAX_CACHED || known.contains_key(origin) {
-            known.insert(origin.to_owned(), keys);
-        }
+    pub(super) fn put(&self, origin: &str, keys: ServerKeys) {
+        self.known.lock().insert(origin, keys);
     }
 }
 
@@ -317,9 +316,9 @@ mod tests {
 
     #[test]
     fn a_key_that_is_not_known_is_asked_for_once_a_minute() {
-        let cache = KeyCache::default();
+        let cache = KeyCache::new(Owners::default());
         let keys = ServerKeys::read("hs.test", answer(NOW_MS + DAY_MS), NOW_MS).unwrap();
-        cache.put("hs.test", keys, NOW_MS);
+        cache.put("hs.test", keys);
         let content = Map::new();
         let cached = |key_number: u8, now_ms: i64| {
             let signatures = [header(&key(key_number), &content, "destination", "id.test")];

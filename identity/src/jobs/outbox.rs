@@ -94,11 +94,12 @@ async fn turn(
 async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
     let server = server_of(letter);
     let rules = &app.config.outbox;
-    let noted = match servers.begin(server, share(rules), app.clock.now_ms()) {
+    let owner = app.owners.of(server);
+    let noted = match servers.begin(&owner, server, share(rules), app.clock.now_ms()) {
         Ok(()) => {
             let delivered = deliver_one(app, letter).await;
             let away = delivered.as_ref().is_err_and(|failure| failure.away);
-            servers.end(server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
+            servers.end(&owner, server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, letter, delivered.map_err(|failure| failure.text)).await
         }
         // However old the letter is: it will be its turn.
@@ -158,7 +159,7 @@ async fn give_up(app: &AppState, letter: &Letter, failure: &str, now_ms: i64) ->
     Ok(())
 }
 
-/// How many calls of one homeserver may be under way: three quarters of all, so that there is room for others.
+/// How many calls of the homeservers of one owner may be under way: three quarters of all, so that there is room for others.
 fn share(rules: &OutboxConfig) -> usize {
     rules.at_once - rules.at_once / 4
 }
@@ -253,10 +254,11 @@ mod tests {
         // Waypost itself was away.
         clock.advance(Duration::from_secs(30 * 24 * 60 * 60));
         let servers = Servers::default();
-        servers.begin("hs.test", share(&app.config.outbox), clock.now_ms()).unwrap();
+        let owner = app.owners.of("hs.test");
+        servers.begin(&owner, "hs.test", share(&app.config.outbox), clock.now_ms()).unwrap();
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
-        servers.end("hs.test", share(&app.config.outbox), Some(backoff(&app.config.outbox)), clock.now_ms());
+        servers.end(&owner, "hs.test", share(&app.config.outbox), Some(backoff(&app.config.outbox)), clock.now_ms());
 
         clock.advance(Duration::from_secs(1));
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;

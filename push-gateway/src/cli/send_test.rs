@@ -5,6 +5,7 @@ use clap::Args;
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
+use waypost_shared::rate_limit::RequestSource;
 
 use crate::{
     app::App,
@@ -87,7 +88,7 @@ fn notification(app: &App, options: &Options) -> Result<Notification, RunError> 
         "devices": [{"app_id": options.app, "pushkey": options.pushkey, "data": data}],
     }});
     let Value::Object(body) = body else { return Err(RunError::Usage("no notification".to_owned())) };
-    Notification::parse(body, &app.config).map_err(|error| RunError::Usage(error.to_string()))
+    Notification::parse(body, RequestSource::UNKNOWN, &app.config).map_err(|error| RunError::Usage(error.to_string()))
 }
 
 fn sent(request: &Request<Bytes>) -> String {

@@ -11,8 +11,8 @@ mod webpush;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, uri::Authority};
-use waypost_shared::http_client::OutboundError;
+use http::Request;
+use waypost_shared::{http_client::OutboundError, owner::Owner};
 
 pub(crate) use self::apns::TeamTokens;
 use crate::{
@@ -35,14 +35,17 @@ impl Provider {
     /// Connects nothing yet; fails when a client certificate cannot be used. Apps of one Apple team share its token.
     pub(crate) fn new(
         config: ProviderConfig,
+        max_in_flight: usize,
         upstream: &Upstream,
         team_tokens: &mut TeamTokens,
     ) -> Result<Self, OutboundError> {
         Ok(match config {
             ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, upstream, team_tokens)?),
             ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, upstream)),
-            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, upstream)),
-            ProviderConfig::UnifiedPush(config) => Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, upstream)),
+            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, max_in_flight, upstream)),
+            ProviderConfig::UnifiedPush(config) => {
+                Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, max_in_flight, upstream))
+            }
         })
     }
 
@@ -74,12 +77,14 @@ impl Provider {
         }
     }
 
-    /// Which server a request is for, where each device may have another one.
-    pub(crate) fn server<'r>(&self, request: &'r Request<Bytes>) -> Option<&'r str> {
-        match self {
-            Self::Apns(_) | Self::Fcm(_) => None,
-            Self::WebPush(_) | Self::UnifiedPush(_) => request.uri().authority().map(Authority::as_str),
-        }
+    /// Whose server a request is for, where each device may have another one.
+    pub(crate) fn owner(&self, request: &Request<Bytes>) -> Option<Owner> {
+        let owners = match self {
+            Self::Apns(_) | Self::Fcm(_) => return None,
+            Self::WebPush(webpush) => webpush.owners(),
+            Self::UnifiedPush(unifiedpush) => unifiedpush.owners(),
+        };
+        request.uri().authority().map(|authority| owners.of(authority.as_str()))
     }
 
     /// Makes the request for one device; it is the same for each attempt. An error is how the push ends without one.

@@ -18,8 +18,13 @@ use super::proxy::{NotAProxy, Proxy};
 use crate::{
     config_file::{ConfigError, Source},
     http::causes,
+    owner::{Owners, is_domain},
     secret::{SecretString, inline_or_file},
 };
+
+/// Providers of Matrix homeservers that give each customer a sub-domain and are not in the public suffix list: without
+/// them all customers of one would share a budget. Each name costs a subscription, so it is not free to multiply.
+const HOSTING_SUFFIXES: [&str; 4] = ["ems.host", "etke.host", "modular.im", "onmatrix.chat"];
 
 /// The section `[outbound]`: how other servers are reached.
 #[derive(Clone, Debug, Deserialize)]
@@ -45,6 +50,9 @@ pub struct OutboundConfig {
     pub max_connections_per_origin: usize,
     /// Servers that connections are kept to; those that were used longest ago make room. Default 256.
     pub max_origins: usize,
+    /// Domains below which each name is somebody else's, beside those of the public suffix list. Default
+    /// `ems.host`, `etke.host`, `modular.im` and `onmatrix.chat`.
+    pub hosting_suffixes: Vec<String>,
 }
 
 impl Default for OutboundConfig {
@@ -60,6 +68,7 @@ impl Default for OutboundConfig {
             streams_per_connection: 1000,
             max_connections_per_origin: 64,
             max_origins: 256,
+            hosting_suffixes: HOSTING_SUFFIXES.map(str::to_owned).to_vec(),
         }
     }
 }
@@ -88,7 +97,17 @@ impl OutboundConfig {
                 problems.push(source.error(&format!("outbound.{key}"), "must be 1 or more"));
             }
         }
+        for (number, suffix) in self.hosting_suffixes.iter().enumerate().filter(|(_, suffix)| !is_domain(suffix)) {
+            let problem = format!("{suffix:?} is not a domain, such as \"ems.host\"");
+            problems.push(source.error(&format!("outbound.hosting_suffixes.{number}"), problem));
+        }
         problems
+    }
+
+    /// Tells apart whose the servers are that are called or that call.
+    #[must_use]
+    pub fn owners(&self) -> Owners {
+        Owners::new(&self.hosting_suffixes)
     }
 
     /// The proxy, if there is one; or the key that is wrong, and how.

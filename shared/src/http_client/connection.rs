@@ -23,10 +23,13 @@ use hyper_util::{
     client::legacy::connect::Connection as _,
     rt::{TokioExecutor, TokioIo, TokioTimer},
 };
-use tokio::{net::TcpStream, sync::Notify, time::sleep};
+use tokio::{sync::Notify, time::sleep};
 use tower_service::Service as _;
 
-use super::{connector::Connector, origin::Origin};
+use super::{
+    connector::{self, Connector},
+    origin::Origin,
+};
 
 /// A connection over which nothing has come for this long is asked for a sign of life ...
 const PING_AFTER: Duration = Duration::from_secs(30);
@@ -44,7 +47,7 @@ const WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 type Body = Full<Bytes>;
-type Stream = MaybeHttpsStream<TokioIo<TcpStream>>;
+type Stream = MaybeHttpsStream<TokioIo<connector::Stream>>;
 pub(super) type Http1 = http1::SendRequest<Body>;
 pub(super) type Http2 = http2::SendRequest<Body>;
 type Http2Connection = http2::Connection<Stream, Body, TokioExecutor>;

@@ -4,7 +4,8 @@
 use std::{
     collections::HashMap,
     error::Error as StdError,
-    fmt, io,
+    fmt,
+    io::{self, IoSlice},
     net::{IpAddr, SocketAddr},
     pin::Pin,
     sync::Arc,
@@ -13,14 +14,22 @@ use std::{
 };
 
 use http::Uri;
-use hyper_util::rt::TokioIo;
+use hyper_util::{
+    client::legacy::connect::{self, Connection},
+    rt::TokioIo,
+};
 use ipnet::IpNet;
 use parking_lot::RwLock;
-use tokio::{net::TcpStream, time::timeout};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    time::timeout,
+};
 use tower_service::Service;
 
 use super::{
     address::is_public,
+    load::{Connected, Crowded, OriginLoad},
     proxy::{Proxy, TunnelError},
 };
 use crate::resolver::Resolver;
@@ -70,6 +79,8 @@ pub(super) enum ConnectError {
     Proxy(#[source] Box<ConnectError>),
     #[error("there is no way through the proxy")]
     Tunnel(#[from] TunnelError),
+    #[error(transparent)]
+    Crowded(#[from] Crowded),
 }
 
 /// Why a connection could not be made, for whoever has to fix it.
@@ -87,6 +98,8 @@ pub enum ConnectFailure {
     Certificate,
     /// TLS, for another reason.
     Tls,
+    /// Too many requests to the address are under way.
+    Crowded,
 }
 
 impl ConnectFailure {
@@ -99,6 +112,7 @@ impl ConnectFailure {
                 Some(ConnectError::Blocked) => return Self::Blocked,
                 Some(ConnectError::NoAddress | ConnectError::Resolve(_)) => return Self::Name,
                 Some(ConnectError::Io(_)) => return Self::Network,
+                Some(ConnectError::Crowded(_)) => return Self::Crowded,
                 Some(ConnectError::Proxy(_) | ConnectError::Tunnel(_)) => return Self::Proxy,
                 None => {}
             }
@@ -150,10 +164,12 @@ pub(super) struct Connector {
     pub(super) guard: Option<Arc<[IpNet]>>,
     pub(super) targets: Option<Targets>,
     pub(super) proxy: Option<Proxy>,
+    /// The requests of the origin that is connected to, where they are counted by address.
+    pub(super) load: Option<Arc<OriginLoad>>,
 }
 
 impl Service<Uri> for Connector {
-    type Response = TokioIo<TcpStream>;
+    type Response = TokioIo<Stream>;
     type Error = ConnectError;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Self::Error>> + Send>>;
 
@@ -168,7 +184,7 @@ impl Service<Uri> for Connector {
 }
 
 impl Connector {
-    async fn connect(&self, uri: &Uri) -> Result<TcpStream, ConnectError> {
+    async fn connect(&self, uri: &Uri) -> Result<Stream, ConnectError> {
         let authority = uri.authority().ok_or(ConnectError::NoAddress)?;
         let elsewhere = self.targets.as_ref().and_then(|targets| targets.get(authority.as_str()));
         let targets = elsewhere.unwrap_or_else(|| {
@@ -185,7 +201,7 @@ impl Connector {
         Err(last)
     }
 
-    async fn connect_to(&self, host: &str, port: u16) -> Result<TcpStream, ConnectError> {
+    async fn connect_to(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let proxy = self.proxy.as_ref().filter(|proxy| !proxy.spares(host));
         if let Some(proxy) = proxy
@@ -196,7 +212,7 @@ impl Connector {
                 Some(address) => SocketAddr::new(address, port).to_string(),
                 None => format!("{host}:{port}"),
             };
-            return self.through(proxy, &target).await;
+            return Ok(Stream { tcp: self.through(proxy, &target).await?, _connected: None });
         }
         let mut last = ConnectError::NoAddress;
         for address in self.resolver.addresses(host).await.map_err(ConnectError::Resolve)? {
@@ -204,6 +220,14 @@ impl Connector {
                 last = ConnectError::Blocked;
                 continue;
             }
+            // Before the connection is there: one that is never accepted keeps requests waiting too.
+            let counted = match self.load.as_ref().map(|load| load.connect(address)).transpose() {
+                Ok(counted) => counted,
+                Err(crowded) => {
+                    last = crowded.into();
+                    continue;
+                }
+            };
             let place = SocketAddr::new(address, port);
             let connected = match proxy.filter(|proxy| !proxy.spares_address(address)) {
                 // By the address that was checked: what the proxy would make of the name is not known here.
@@ -211,7 +235,7 @@ impl Connector {
                 None => self.directly(place).await,
             };
             match connected {
-                Ok(stream) => return Ok(stream),
+                Ok(tcp) => return Ok(Stream { tcp, _connected: counted }),
                 Err(error) => last = error,
             }
         }
@@ -246,6 +270,55 @@ impl Connector {
         let Some(allowed) = &self.guard else { return true };
         let address = address.to_canonical();
         allowed.iter().any(|range| range.contains(&address)) || is_public(address)
+    }
+}
+
+/// A connection that counts for its address as long as it is open.
+#[derive(Debug)]
+pub(super) struct Stream {
+    tcp: TcpStream,
+    _connected: Option<Connected>,
+}
+
+impl Connection for Stream {
+    fn connected(&self) -> connect::Connected {
+        self.tcp.connected()
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_read(context, buffer)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        parts: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tcp).poll_write_vectored(context, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(context)
     }
 }
 

@@ -9,6 +9,7 @@ mod address;
 mod config;
 mod connection;
 mod connector;
+mod load;
 mod origin;
 mod pool;
 mod proxy;
@@ -19,7 +20,6 @@ use bytes::Bytes;
 use http::{Request, Response, Uri};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
-use hyper_rustls::HttpsConnectorBuilder;
 use ipnet::IpNet;
 use rustls::{
     ClientConfig, RootCertStore,
@@ -35,11 +35,13 @@ pub use self::{
 use self::{
     connection::Lease,
     connector::{ConnectError, Connector, NoConnection},
+    load::{Crowded, Loads, UnderWay},
     origin::Origin,
-    pool::{Pool, PoolLimits},
+    pool::{Pool, PoolLimits, Shares},
     proxy::{Proxy, TunnelError},
 };
 use crate::{
+    owner::Owners,
     resolver::Resolver,
     trace::{self, Span},
 };
@@ -69,6 +71,7 @@ pub struct Outbound {
     proxy: Option<Proxy>,
     allowed: Arc<[IpNet]>,
     limits: PoolLimits,
+    owners: Owners,
 }
 
 impl fmt::Debug for Outbound {
@@ -96,7 +99,14 @@ impl Outbound {
             idle: STRANGER_IDLE,
             warm: false,
         };
-        Ok(Self { tls, roots, resolver, proxy, allowed: config.allowed_ranges.clone().into(), limits })
+        let (allowed, owners) = (config.allowed_ranges.clone().into(), config.owners());
+        Ok(Self { tls, roots, resolver, proxy, allowed, limits, owners })
+    }
+
+    /// Tells apart whose the servers are.
+    #[must_use]
+    pub fn owners(&self) -> &Owners {
+        &self.owners
     }
 
     /// The resolver, for SRV records.
@@ -114,13 +124,21 @@ impl Outbound {
     /// A client with its own pool of connections.
     #[must_use]
     pub fn client(&self, reach: Reach) -> HttpClient {
-        self.build(self.tls.clone(), reach, None)
+        self.build(self.tls.clone(), reach, None, None)
+    }
+
+    /// A client for places that strangers name, with its own pool, that has `most_per_address` requests under way to
+    /// one address (IPv6: one /64) at the most, whatever names it is given. Further ones fail at once with
+    /// [`HttpClientError::Crowded`].
+    #[must_use]
+    pub fn client_for_strangers(&self, most_per_address: usize) -> HttpClient {
+        self.build(self.tls.clone(), Reach::PublicOnly, None, Some(most_per_address))
     }
 
     /// A client that connects to `targets` where they name other hosts than the URI does.
     #[must_use]
     pub fn client_with_targets(&self, reach: Reach, targets: Targets) -> HttpClient {
-        self.build(self.tls.clone(), reach, Some(targets))
+        self.build(self.tls.clone(), reach, Some(targets), None)
     }
 
     /// A client that shows a certificate (PEM chain and PEM key), and reaches any address.
@@ -137,7 +155,7 @@ impl Outbound {
             .with_root_certificates(self.roots.clone())
             .with_client_auth_cert(chain, key)
             .map_err(|error| bad(&error))?;
-        Ok(self.build(tls, Reach::Anywhere, None))
+        Ok(self.build(tls, Reach::Anywhere, None, None))
     }
 
     /// Whether the proxy is there, speaks HTTP and takes our credentials: it is asked for a way to a name that nobody
@@ -148,7 +166,8 @@ impl Outbound {
     /// [`HttpClientError`]: what is wrong with the proxy, or that it said nothing within `limit`.
     pub async fn try_proxy(&self, limit: Duration) -> Option<Result<(), HttpClientError>> {
         let proxy = self.proxy.clone()?;
-        let connector = Connector { resolver: self.resolver.clone(), guard: None, targets: None, proxy: None };
+        let connector =
+            Connector { resolver: self.resolver.clone(), guard: None, targets: None, proxy: None, load: None };
         Some(match timeout(limit, connector.through(&proxy, "waypost.invalid:443")).await {
             Err(_) => Err(HttpClientError::Timeout(limit)),
             Ok(Ok(_) | Err(ConnectError::Tunnel(TunnelError::Refused(_)))) => Ok(()),
@@ -156,18 +175,24 @@ impl Outbound {
         })
     }
 
-    fn build(&self, tls: ClientConfig, reach: Reach, targets: Option<Targets>) -> HttpClient {
-        let (guard, limits) = match reach {
-            Reach::Anywhere => (None, PoolLimits { idle: SERVICE_IDLE, warm: true, ..self.limits }),
-            Reach::PublicOnly => (Some(self.allowed.clone()), self.limits),
+    fn build(
+        &self,
+        mut tls: ClientConfig,
+        reach: Reach,
+        targets: Option<Targets>,
+        most_per_address: Option<usize>,
+    ) -> HttpClient {
+        let (guard, shares, limits) = match reach {
+            Reach::Anywhere => (None, None, PoolLimits { idle: SERVICE_IDLE, warm: true, ..self.limits }),
+            Reach::PublicOnly => {
+                let loads = most_per_address.map(|most| Arc::new(Loads::new(most)));
+                (Some(self.allowed.clone()), Some(Shares { owners: self.owners.clone(), loads }), self.limits)
+            }
         };
+        tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
         let (resolver, proxy) = (self.resolver.clone(), self.proxy.clone());
-        let https = HttpsConnectorBuilder::new()
-            .with_tls_config(tls)
-            .https_or_http()
-            .enable_all_versions()
-            .wrap_connector(Connector { resolver, guard, targets, proxy });
-        HttpClient { pool: Arc::new(Pool::new(https, limits)) }
+        let connector = Connector { resolver, guard, targets, proxy, load: None };
+        HttpClient { pool: Arc::new(Pool::new(connector, tls, shares, limits)) }
     }
 }
 
@@ -186,6 +211,9 @@ pub enum HttpClientError {
     /// The name has no address that this client may reach.
     #[error("the address is not one that this server may connect to")]
     Blocked,
+    /// As many requests to the address are under way as there may be.
+    #[error("too many requests to this address are under way")]
+    Crowded,
     /// No answer in time.
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
@@ -209,6 +237,7 @@ impl HttpClientError {
     pub fn connect_failure(&self) -> Option<ConnectFailure> {
         match self {
             Self::Blocked => Some(ConnectFailure::Blocked),
+            Self::Crowded => Some(ConnectFailure::Crowded),
             Self::Connect(reason) => reason.downcast_ref::<NoConnection>().map(|reason| reason.failure),
             Self::Timeout(_) | Self::TooLarge(_) | Self::TurnedAway(_) | Self::Exchange(_) => None,
         }
@@ -218,6 +247,7 @@ impl HttpClientError {
     fn label(&self) -> &'static str {
         match self {
             Self::Blocked => "blocked",
+            Self::Crowded => "crowded",
             Self::Timeout(_) => "timeout",
             Self::TooLarge(_) => "too_large",
             Self::Connect(_) => "connect",
@@ -230,7 +260,7 @@ impl HttpClientError {
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
         match self {
-            Self::Blocked | Self::Connect(_) | Self::TurnedAway(_) => false,
+            Self::Blocked | Self::Crowded | Self::Connect(_) | Self::TurnedAway(_) => false,
             Self::Timeout(_) | Self::TooLarge(_) | Self::Exchange(_) => true,
         }
     }
@@ -238,7 +268,17 @@ impl HttpClientError {
 
 impl From<NoConnection> for HttpClientError {
     fn from(reason: NoConnection) -> Self {
-        if reason.failure == ConnectFailure::Blocked { Self::Blocked } else { Self::Connect(reason.into()) }
+        match reason.failure {
+            ConnectFailure::Blocked => Self::Blocked,
+            ConnectFailure::Crowded => Self::Crowded,
+            _ => Self::Connect(reason.into()),
+        }
+    }
+}
+
+impl From<Crowded> for HttpClientError {
+    fn from(_: Crowded) -> Self {
+        Self::Crowded
     }
 }
 
@@ -257,7 +297,7 @@ impl HttpClient {
     pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
         let span = trace::call(&request);
         let exchange = async {
-            let (answer, lease) = self.begin(request).await?;
+            let (answer, lease, _under_way) = self.begin(request).await?;
             let (head, body) = answer.into_parts();
             Ok(Response::from_parts(head, read(body, lease, limits.max_body).await?))
         };
@@ -281,7 +321,7 @@ impl HttpClient {
         let deadline = Instant::now() + limits.timeout;
         let exchange = async {
             let begun = timeout_at(deadline, self.begin(request)).await;
-            let (answer, lease) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?;
+            let (answer, lease, _under_way) = begun.unwrap_or(Err(HttpClientError::Timeout(limits.timeout)))?;
             let (head, body) = answer.into_parts();
             let body = match timeout_at(deadline, read(body, lease, limits.max_body)).await {
                 Ok(Ok(body)) => body,
@@ -295,15 +335,16 @@ impl HttpClient {
     }
 
     /// Up to the answer's body. What the peer surely did nothing about is sent again at once.
-    async fn begin(&self, request: Request<Bytes>) -> Result<(Response<Incoming>, Lease), HttpClientError> {
+    async fn begin(&self, request: Request<Bytes>) -> Result<Begun, HttpClientError> {
         let request = request.map(Full::new);
         let origin = self.origin(request.uri())?;
+        let under_way = origin.begin()?;
         let mut tries = 0;
         loop {
             let mut lease = origin.lease().await?;
             // A copy shares the body and the texts.
             match lease.send(request.clone()).await {
-                Ok(answer) => return Ok((answer, lease)),
+                Ok(answer) => return Ok((answer, lease, under_way)),
                 Err(unanswered) if !unanswered.is_untouched => {
                     return Err(HttpClientError::Exchange(unanswered.error.into()));
                 }
@@ -340,6 +381,9 @@ impl HttpClient {
         &self.pool
     }
 }
+
+/// An answer up to its body, and what is held until that has been read: the connection, and a place at the address.
+type Begun = (Response<Incoming>, Lease, Option<UnderWay>);
 
 /// Says in a call's span how it ended, and ends it.
 fn ended(span: Option<Span>, sent: &Result<Response<Bytes>, HttpClientError>) {

@@ -17,8 +17,10 @@ use tokio::{
 use super::{
     connection::{Http1, Http2, Lease, Opened, Peer, Place, Slot, drive, open},
     connector::{Connector, NoConnection},
+    load::{Crowded, OriginLoad, UnderWay},
     pool::PoolLimits,
 };
+use crate::owner::Owner;
 
 /// The name, the connection, the proxy and TLS together take no longer.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
@@ -34,6 +36,9 @@ pub(super) struct Origin {
     uri: Uri,
     connector: HttpsConnector<Connector>,
     limits: PoolLimits,
+    /// Whose it is and what it weighs, where strangers name the origins.
+    pub(super) owner: Option<Owner>,
+    load: Option<Arc<OriginLoad>>,
     state: Mutex<State>,
     /// Wakes one of those in line for each place that becomes free. Who is woken and leaves places over wakes the next.
     freed: Notify,
@@ -108,7 +113,13 @@ impl Drop for InLine<'_> {
 }
 
 impl Origin {
-    pub(super) fn new(uri: Uri, connector: HttpsConnector<Connector>, limits: PoolLimits) -> Self {
+    pub(super) fn new(
+        uri: Uri,
+        connector: HttpsConnector<Connector>,
+        limits: PoolLimits,
+        owner: Option<Owner>,
+        load: Option<Arc<OriginLoad>>,
+    ) -> Self {
         let state = State {
             multiplexed: Vec::new(),
             idle: Vec::new(),
@@ -122,7 +133,12 @@ impl Origin {
             failure: None,
             used: Instant::now(),
         };
-        Self { uri, connector, limits, state: Mutex::new(state), freed: Notify::new() }
+        Self { uri, connector, limits, owner, load, state: Mutex::new(state), freed: Notify::new() }
+    }
+
+    /// Begins a request, which counts for its address from now on.
+    pub(super) fn begin(&self) -> Result<Option<UnderWay>, Crowded> {
+        self.load.as_ref().map(OriginLoad::begin).transpose()
     }
 
     /// A place on a connection, as soon as there is one.

@@ -8,9 +8,15 @@ use http::{
 };
 use hyper_rustls::HttpsConnector;
 use parking_lot::Mutex;
+use rustls::ClientConfig;
 use tokio::time::{Instant, interval};
 
-use super::{connector::Connector, origin::Origin};
+use super::{
+    connector::Connector,
+    load::{Loads, OriginLoad},
+    origin::Origin,
+};
+use crate::owner::Owners;
 
 /// How often is looked for connections that nobody uses.
 const SWEPT_EVERY: Duration = Duration::from_secs(15);
@@ -30,9 +36,19 @@ pub(super) struct PoolLimits {
     pub(super) warm: bool,
 }
 
+/// What bounds those who name origins, where strangers do.
+pub(super) struct Shares {
+    /// Connections are kept to a quarter of all origins for one owner.
+    pub(super) owners: Owners,
+    /// Requests by address, where they are bounded.
+    pub(super) loads: Option<Arc<Loads>>,
+}
+
 /// The connections of one client.
 pub(super) struct Pool {
-    connector: HttpsConnector<Connector>,
+    connector: Connector,
+    tls: Arc<ClientConfig>,
+    shares: Option<Shares>,
     limits: PoolLimits,
     origins: Mutex<HashMap<(Scheme, Authority), Arc<Origin>>>,
 }
@@ -44,8 +60,9 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    pub(super) fn new(connector: HttpsConnector<Connector>, limits: PoolLimits) -> Self {
-        Self { connector, limits, origins: Mutex::default() }
+    /// `tls` names the protocols to offer.
+    pub(super) fn new(connector: Connector, tls: ClientConfig, shares: Option<Shares>, limits: PoolLimits) -> Self {
+        Self { connector, tls: Arc::new(tls), shares, limits, origins: Mutex::default() }
     }
 
     /// Where a request for `uri` goes; none if it is not absolute.
@@ -61,14 +78,23 @@ impl Pool {
         if origins.is_empty() {
             self.sweep_from_now_on();
         }
-        if origins.len() >= self.limits.origins {
-            let oldest = origins.iter().min_by_key(|(_, origin)| origin.last_used()).map(|(key, _)| key.clone());
+        let owner = self.shares.as_ref().map(|shares| shares.owners.of(authority.as_str()));
+        let of_same = origins.values().filter(|origin| owner.is_some() && origin.owner == owner).count();
+        // Whoever makes up origins pushes out only what they made up before.
+        let has_share = of_same >= (self.limits.origins / 4).max(1);
+        if has_share || origins.len() >= self.limits.origins {
+            let may_go = origins.iter().filter(|(_, origin)| !has_share || origin.owner == owner);
+            let oldest = may_go.min_by_key(|(_, origin)| origin.last_used()).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
                 // What is under way there keeps its connection until it has ended.
                 origins.remove(&oldest);
             }
         }
-        let origin = Arc::new(Origin::new(uri, self.connector.clone(), self.limits));
+        let loads = self.shares.as_ref().and_then(|shares| shares.loads.clone());
+        let load = loads.map(|loads| Arc::new(OriginLoad::new(loads)));
+        let connector = Connector { load: load.clone(), ..self.connector.clone() };
+        let connector = HttpsConnector::from((connector, self.tls.clone()));
+        let origin = Arc::new(Origin::new(uri, connector, self.limits, owner, load));
         origins.insert((key.0, authority), origin.clone());
         Some(origin)
     }
@@ -89,6 +115,13 @@ impl Pool {
                 }
             }
         });
+    }
+
+    /// Whether connections are kept to the origin of `uri`.
+    #[cfg(test)]
+    pub(super) fn keeps(&self, uri: &Uri) -> bool {
+        let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else { return false };
+        self.origins.lock().contains_key(&(scheme.clone(), authority.clone()))
     }
 
     /// How many origins connections are kept to.

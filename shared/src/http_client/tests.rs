@@ -249,6 +249,77 @@ async fn connections_are_kept_to_the_origins_that_were_used_last() {
     assert_eq!(client.pool().len(), 2);
 }
 
+#[tokio::test]
+async fn one_owner_pushes_no_others_connections_out() {
+    let (address, _) = lasting_server().await;
+    let names: Vec<_> = (0..20).map(|number| format!("{number}.evil.test")).chain(["good.test".to_owned()]).collect();
+    let config = OutboundConfig {
+        max_origins: 8,
+        allowed_ranges: vec!["127.0.0.0/8".parse().unwrap()],
+        dns_servers: vec!["127.0.0.1:9".parse().unwrap()],
+        hosts: names.into_iter().map(|name| (name, address.ip())).collect(),
+        ..OutboundConfig::default()
+    };
+    let client = Outbound::new(&config).unwrap().client(Reach::PublicOnly);
+    let good = format!("http://good.test:{}/", address.port());
+    client.send(get(good.clone()), LIMITS).await.unwrap();
+    for number in 0..20 {
+        let evil = format!("http://{number}.evil.test:{}/", address.port());
+        client.send(get(evil), LIMITS).await.unwrap();
+    }
+    assert!(client.pool().keeps(&good.parse().unwrap()));
+    // A quarter of eight, and the good one.
+    assert_eq!(client.pool().len(), 3);
+}
+
+/// Accepts connections and says nothing; how many there were is told.
+async fn silent_server() -> (SocketAddr, tokio::sync::watch::Receiver<usize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (accepted, count) = tokio::sync::watch::channel(0);
+    tokio::spawn(async move {
+        let mut open = Vec::new();
+        loop {
+            open.push(listener.accept().await.unwrap());
+            accepted.send_replace(open.len());
+        }
+    });
+    (address, count)
+}
+
+#[tokio::test]
+async fn the_names_of_one_address_share_its_requests() {
+    let ((silent, mut accepted), (good, _)) = (silent_server().await, lasting_server().await);
+    let names = (0..5).map(|number| (format!("evil{number}.test"), silent.ip()));
+    let config = OutboundConfig {
+        allowed_ranges: vec!["127.0.0.0/8".parse().unwrap()],
+        dns_servers: vec!["127.0.0.1:9".parse().unwrap()],
+        hosts: names.chain([("good.test".to_owned(), "127.0.0.1".parse().unwrap())]).collect(),
+        ..OutboundConfig::default()
+    };
+    let client = Outbound::new(&config).unwrap().client_for_strangers(4);
+    // Over TLS they wait for the handshake: there is no connection yet that a request could be sent on.
+    let hanging: Vec<_> = (0..4)
+        .map(|number| {
+            let (client, uri) = (client.clone(), format!("https://evil{number}.test:{}/", silent.port()));
+            tokio::spawn(async move { client.send(get(uri), LIMITS).await })
+        })
+        .collect();
+    accepted.wait_for(|count| *count == 4).await.unwrap();
+    for name in ["evil4.test", "good.test"] {
+        let port = if name == "good.test" { good.port() } else { silent.port() };
+        let refused = client.send(get(format!("http://{name}:{port}/")), LIMITS).await.unwrap_err();
+        assert!(matches!(refused, HttpClientError::Crowded), "{name}: {refused:?}");
+        assert!(!refused.may_have_arrived());
+    }
+    for task in hanging {
+        task.abort();
+        assert!(task.await.unwrap_err().is_cancelled());
+    }
+    // Whoever gives up makes room at once.
+    assert_eq!(client.send(get(format!("http://good.test:{}/", good.port())), LIMITS).await.unwrap().body(), "ok");
+}
+
 /// A proxy that opens each tunnel it is asked for with the credentials `us:pw`; the targets it was asked for.
 async fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -14,6 +14,7 @@ mod lookup;
 mod mail;
 mod msisdn;
 mod onbind;
+mod owners;
 mod pages;
 mod pepper;
 mod pubkey;

@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use waypost_tests::gateway::{ANDROID, IOS, TestGateway, WEB, android, apns_token, event, ios, with};
+use waypost_tests::gateway::{ANDROID, IOS, PROXIES, TestGateway, WEB, android, apns_token, event, ios, with};
 use waypost_tests::process::timed;
 use waypost_tests::tls_server::Answer;
-use waypost_tests::webpush::PushService;
+use waypost_tests::webpush::{HOST, PushService};
 
 use super::{assert_try_again, retry_after};
 
@@ -17,6 +17,7 @@ async fn a_provider_that_hangs_holds_so_many_pushes_and_no_more() {
     let gateway = TestGateway::start_apps(|settings, around| {
         settings.push("apps", &with(around.fcm_app(ANDROID), &[("max_in_flight", json!(5))]));
         settings.push("apps", &around.apns_app(IOS));
+        settings.set("server", "trusted_proxies", vec![PROXIES]);
     })
     .await;
     for number in 0..30 {
@@ -25,7 +26,10 @@ async fn a_provider_that_hangs_holds_so_many_pushes_and_no_more() {
     let hanging: Vec<_> = (0..5).map(|number| event("$1", &[android(&format!("device-{number}"))])).collect();
     let further: Vec<_> = (5..30).map(|number| event("$1", &[android(&format!("device-{number}"))])).collect();
     let others: Vec<_> = (0..20).map(|number| event("$1", &[ios(&apns_token(number))])).collect();
-    let (stuck, ()) = tokio::join!(join_all(hanging.iter().map(|event| gateway.notify(event))), async {
+    // Several sources, since one alone may not have all five.
+    let sources = ["192.0.2.1", "192.0.2.2"].into_iter().cycle();
+    let stuck = join_all(sources.zip(&hanging).map(|(source, event)| gateway.notify_from(source, event)));
+    let (stuck, ()) = tokio::join!(stuck, async {
         gateway.fcm.pushes().wait_for("five pushes", |_| gateway.fcm.pushes().len() == 5).await;
         // What is too much is given back at once, and nothing of it is asked.
         for event in &further {
@@ -53,9 +57,17 @@ async fn a_provider_that_hangs_holds_so_many_pushes_and_no_more() {
 #[tokio::test]
 async fn a_push_server_that_hangs_leaves_room_for_the_others() {
     let gateway = TestGateway::start_apps(|settings, around| {
-        settings.push("apps", &with(around.webpush_app(WEB), &[("max_in_flight", json!(8))]));
+        settings.push(
+            "apps",
+            &with(
+                around.webpush_app(WEB),
+                &[("max_in_flight", json!(8)), ("allowed_endpoints", json!([HOST, "127.0.0.1"]))],
+            ),
+        );
+        settings.set("server", "trusted_proxies", vec![PROXIES]);
     })
     .await;
+    // Another host: ports of one are one server's.
     let other = PushService::start(&gateway.ca).await;
     let devices: Vec<_> = (0..20)
         .map(|number| {
@@ -68,8 +80,10 @@ async fn a_push_server_that_hangs_leaves_room_for_the_others() {
     let (stuck, ()) = tokio::join!(gateway.notify(&notification), async {
         gateway.webpush.pushes().wait_for("six pushes", |_| gateway.webpush.pushes().len() == 6).await;
         for number in 0..10 {
-            let browser = other.subscribe(&format!("browser-{number}"));
-            let (reply, took) = timed(gateway.notify(&event("$1", &[browser.device(WEB)]))).await;
+            let mut device = other.subscribe(&format!("browser-{number}")).device(WEB);
+            let endpoint = device["data"]["endpoint"].as_str().unwrap().replace(HOST, "127.0.0.1");
+            device["data"]["endpoint"] = json!(endpoint);
+            let (reply, took) = timed(gateway.notify_from("192.0.2.2", &event("$1", &[device]))).await;
             assert_eq!(reply.ok(), json!({"rejected": []}));
             assert!(took < Duration::from_secs(5), "{took:?}");
         }

@@ -14,6 +14,7 @@ mod leniency;
 mod operations;
 mod operators;
 mod outcomes;
+mod owners;
 mod payloads;
 mod proxy;
 mod replicas;

@@ -89,7 +89,7 @@ fn budgets(app: &AppState, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budge
         let source = app.keys.budget_hash(&source.to_string());
         budgets.push(("mail_per_source", source, limits.mail_per_source));
     }
-    budgets.push(("mail_per_address", app.keys.fingerprint(threepid), limits.mail_per_address));
+    budgets.push(("mail_per_address", app.keys.mailbox_hash(threepid), limits.mail_per_address));
     budgets.push(("mail_total", app.keys.budget_hash(""), limits.mail_total));
     budgets
 }

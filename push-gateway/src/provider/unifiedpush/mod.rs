@@ -15,6 +15,7 @@ use url::Url;
 use waypost_shared::{
     clock::Clock,
     http_client::{HttpClient, HttpClientError},
+    owner::Owners,
 };
 
 use crate::{
@@ -24,7 +25,7 @@ use crate::{
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
     outcome::{Ended, Outcome},
-    upstream::{Attempt, Upstream, built, is_transient, limits},
+    upstream::{Attempt, Upstream, WAIT_WHERE_CROWDED, built, is_transient, limits},
     vapid::Vapid,
 };
 
@@ -35,6 +36,7 @@ const MAX_PLAIN: usize = 4096;
 #[derive(Debug)]
 pub(crate) struct UnifiedPush {
     client: HttpClient,
+    owners: Owners,
     clock: Clock,
     /// Some push servers take no message without it.
     vapid: Option<Vapid>,
@@ -49,9 +51,15 @@ impl UnifiedPush {
         self.vapid.as_ref()
     }
 
-    pub(super) fn new(config: UnifiedPushConfig, upstream: &Upstream) -> Self {
+    /// Whose the push servers are.
+    pub(super) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    pub(super) fn new(config: UnifiedPushConfig, max_in_flight: usize, upstream: &Upstream) -> Self {
         Self {
-            client: upstream.strangers.clone(),
+            client: upstream.push_servers(&config.allowed_endpoints, max_in_flight),
+            owners: upstream.outbound.owners().clone(),
             clock: upstream.clock.clone(),
             vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, upstream.clock.clone())),
             allowed_endpoints: config.allowed_endpoints,
@@ -111,6 +119,7 @@ impl UnifiedPush {
             Err(HttpClientError::Blocked) => {
                 Outcome::refused_push("the pushkey has an address that is not public").into()
             }
+            Err(HttpClientError::Crowded) => Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
             // Without the causes: they may name the host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "unifiedpush", %error, "no answer from the push server");

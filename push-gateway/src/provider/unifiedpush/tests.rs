@@ -19,7 +19,7 @@ fn unifiedpush(change: impl FnOnce(&mut UnifiedPushConfig)) -> UnifiedPush {
     let mut config =
         UnifiedPushConfig { vapid: None, allowed_endpoints: Vec::new(), ttl_secs: 86_400, events_only: false };
     change(&mut config);
-    UnifiedPush::new(config, &upstream)
+    UnifiedPush::new(config, 1000, &upstream)
 }
 
 fn prepared(unifiedpush: &UnifiedPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {

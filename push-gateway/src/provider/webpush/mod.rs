@@ -17,6 +17,7 @@ use url::Url;
 use waypost_shared::{
     clock::Clock,
     http_client::{HttpClient, HttpClientError},
+    owner::Owners,
 };
 
 use crate::{
@@ -26,7 +27,7 @@ use crate::{
     glob::Glob,
     notification::{Device, Kind, Notification, Priority},
     outcome::{Ended, Outcome},
-    upstream::{Attempt, Upstream, built, is_transient, limits},
+    upstream::{Attempt, Upstream, WAIT_WHERE_CROWDED, built, is_transient, limits},
     vapid::Vapid,
 };
 
@@ -34,6 +35,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct WebPush {
     client: HttpClient,
+    owners: Owners,
     clock: Clock,
     vapid: Vapid,
     allowed_endpoints: Vec<Glob>,
@@ -47,9 +49,15 @@ impl WebPush {
         &self.vapid
     }
 
-    pub(super) fn new(config: WebPushConfig, upstream: &Upstream) -> Self {
+    /// Whose the push servers are.
+    pub(super) fn owners(&self) -> &Owners {
+        &self.owners
+    }
+
+    pub(super) fn new(config: WebPushConfig, max_in_flight: usize, upstream: &Upstream) -> Self {
         Self {
-            client: upstream.strangers.clone(),
+            client: upstream.push_servers(&config.allowed_endpoints, max_in_flight),
+            owners: upstream.outbound.owners().clone(),
             clock: upstream.clock.clone(),
             vapid: Vapid::new(config.vapid_key, config.vapid_contact, upstream.clock.clone()),
             allowed_endpoints: config.allowed_endpoints,
@@ -106,6 +114,7 @@ impl WebPush {
             Err(HttpClientError::Blocked) => {
                 return Outcome::refused_push("the endpoint has an address that is not public").into();
             }
+            Err(HttpClientError::Crowded) => return Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
             // Without the causes: they may name the endpoint's host, which is the subscriber's business.
             Err(error) => {
                 tracing::info!(provider = "webpush", %error, "no answer from the push service");

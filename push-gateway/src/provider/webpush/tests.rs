@@ -22,7 +22,7 @@ fn webpush(allowed_endpoints: &[&str]) -> WebPush {
         ttl_secs: 900,
         events_only: false,
     };
-    WebPush::new(config, &upstream)
+    WebPush::new(config, 1000, &upstream)
 }
 
 fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
