@@ -5,11 +5,12 @@ use clap::Args;
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
+use waypost_shared::hex;
 
 use super::RunError;
 use crate::{
     app::App,
-    encoding::{from_base64, path_segment, to_hex},
+    encoding::{from_base64, path_segment},
     notification::{Device, Notification},
     provider::{Attempt, Fault, Outcome, Unsent},
 };
@@ -152,7 +153,7 @@ impl Hidden {
                 texts.push((address.to_owned(), format!("{}/…", url.origin().ascii_serialization())));
             }
         }
-        let hexadecimal = from_base64(key).map(|token| to_hex(&token)).unwrap_or_default();
+        let hexadecimal = from_base64(key).map(|token| hex::encode(&token)).unwrap_or_default();
         for form in [key.clone(), key.to_ascii_lowercase(), hexadecimal, path_segment(key)] {
             texts.push((form.clone(), beginning(&form)));
         }

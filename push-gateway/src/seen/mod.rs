@@ -20,7 +20,7 @@ use tokio::{
 };
 use waypost_shared::{
     clock::Clock,
-    random,
+    hex, random,
     secret::{ExposeSecret as _, SecretString},
 };
 
@@ -29,7 +29,7 @@ use self::{
     expiring::Expiring,
     replicas::{Claim, Lease},
 };
-use crate::{config::SeenConfig, encoding::to_hex, provider::Outcome};
+use crate::{config::SeenConfig, provider::Outcome};
 
 /// How often a push that another replica is sending is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -40,7 +40,7 @@ struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     fn hex(self) -> String {
-        to_hex(&self.0)
+        hex::encode(&self.0)
     }
 }
 
