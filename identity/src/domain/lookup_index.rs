@@ -87,6 +87,15 @@ impl LookupIndex {
     }
 }
 
+/// Whether the names in an answer have to be escaped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Escaping {
+    /// They hold nothing that JSON would escape.
+    None,
+    /// They may hold anything.
+    Json,
+}
+
 /// A view of the index; see [`LookupIndex::read`].
 pub(crate) struct View<'a> {
     shards: [RwLockReadGuard<'a, Table>; SHARDS],
@@ -112,15 +121,32 @@ impl View<'_> {
         }
     }
 
-    /// How long the JSON of a Matrix id is. Asked for all that were found before the first is copied, it fetches them
-    /// at the same time, too.
-    pub(crate) fn json_len(&self, number: u32) -> usize {
-        self.mxids.json(number).len()
-    }
-
-    /// The Matrix id of a number that [`View::find_all`] gave, as JSON.
-    pub(crate) fn json(&self, number: u32) -> &[u8] {
-        self.mxids.json(number)
+    /// The answer to a lookup, `{"mappings":{…}}`: each name with the Matrix id of the number that [`View::find_all`]
+    /// gave.
+    pub(crate) fn mappings(&self, found: &[(&str, u32)], escaping: Escaping) -> Vec<u8> {
+        // Reading all lengths before anything is copied lets the processor fetch the Matrix ids at the same time.
+        let length: usize = found.iter().map(|(name, mxid)| name.len() + self.mxids.json(*mxid).len() + 4).sum();
+        let mut body = Vec::with_capacity(length + 16);
+        body.extend_from_slice(br#"{"mappings":{"#);
+        for (number, (name, mxid)) in found.iter().enumerate() {
+            if number > 0 {
+                body.push(b',');
+            }
+            match escaping {
+                Escaping::None => {
+                    body.push(b'"');
+                    body.extend_from_slice(name.as_bytes());
+                    body.push(b'"');
+                }
+                Escaping::Json => {
+                    serde_json::to_writer(&mut body, name).expect("a string can be written into memory");
+                }
+            }
+            body.push(b':');
+            body.extend_from_slice(self.mxids.json(*mxid));
+        }
+        body.extend_from_slice(b"}}");
+        body
     }
 
     /// The Matrix id that the address with this hash belongs to.
@@ -128,7 +154,7 @@ impl View<'_> {
     pub(crate) fn get(&self, hash: &LookupHash) -> Option<String> {
         let mut known = None;
         self.find_all(&[Some(*hash)], |_, number| known = Some(number));
-        known.map(|number| serde_json::from_slice(self.json(number)).expect("it was written as JSON"))
+        known.map(|number| serde_json::from_slice(self.mxids.json(number)).expect("it was written as JSON"))
     }
 }
 
@@ -363,7 +389,7 @@ mod tests {
         let hashes: Vec<_> = (0..100).map(|number| (number != 51).then(|| hash(number))).collect();
         let view = index.read();
         let mut found = Vec::new();
-        view.find_all(&hashes, |at, number| found.push((at, view.json(number).to_vec())));
+        view.find_all(&hashes, |at, number| found.push((at, view.mxids.json(number).to_vec())));
         let expected: Vec<_> = (0..100)
             .step_by(3)
             .filter(|number| *number != 51)

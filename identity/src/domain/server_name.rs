@@ -4,8 +4,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ruma_common::UserId;
-
 /// A text that is no server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid server name")]
@@ -75,21 +73,6 @@ fn is_dns_name(host: &str) -> bool {
     (1..=230).contains(&host.len()) && host.bytes().all(known) && !host.starts_with('.') && !host.contains("..")
 }
 
-/// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
-pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
-    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
-}
-
-/// Whether `mxid` is a user id of any server.
-pub(crate) fn is_user_id(mxid: &str) -> bool {
-    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok()
-}
-
-/// Nothing that a log or a terminal would take for something else; all user ids ever were printable ASCII.
-fn is_printable(mxid: &str) -> bool {
-    mxid.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -135,25 +118,6 @@ mod tests {
             "https://a",
         ] {
             assert_eq!(ServerName::parse(text), Err(InvalidServerName), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_user_belongs_to_exactly_one_server_name() {
-        for (mxid, server_name, belongs) in [
-            ("@alice:hs.test", "hs.test", true),
-            ("@alice:hs.test:8448", "hs.test:8448", true),
-            ("@alice:hs.test:8448", "hs.test", false),
-            ("@alice:hs.test", "hs.test:8448", false),
-            ("@alice:evil.test", "hs.test", false),
-            ("@alice:evil.test:hs.test", "hs.test", false),
-            ("alice:hs.test", "hs.test", false),
-            ("@alice", "hs.test", false),
-            ("@alice\nFAKE:hs.test", "hs.test", false),
-            ("@al ice:hs.test", "hs.test", false),
-            ("", "", false),
-        ] {
-            assert_eq!(is_user_of(mxid, server_name), belongs, "{mxid} {server_name}");
         }
     }
 }

@@ -23,7 +23,7 @@ use waypost_shared::{
 
 use crate::domain::server_name::ServerName;
 
-use super::Destination;
+use super::destination::Destination;
 
 /// The port of servers that say nothing else.
 const DEFAULT_PORT: u16 = 8448;
