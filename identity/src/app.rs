@@ -1,6 +1,6 @@
 //! Everything that requests share, built once, by `serve` and by tests.
 
-use std::{io, ops::Deref, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
@@ -10,12 +10,11 @@ use waypost_shared::{
     http_client::{Outbound, OutboundError},
     owner::{Owner, Owners},
     rate_limit::Limiter,
-    secret::SecretString,
+    secret::{SecretError, SecretString},
     status::HealthProbe,
 };
 
 use crate::{
-    auth::TokenCache,
     config::{Config, LimitsConfig},
     delivery::{
         email::{Mailer, MailerError},
@@ -24,12 +23,15 @@ use crate::{
         templates::{TemplateError, Templates},
     },
     domain::{
-        hashing, next_link,
-        peppered::Lookups,
+        hashing,
+        lookups::Lookups,
+        mxid::Mxid,
+        next_link,
         phone::Country,
-        sealing::{Fingerprint, StorageKeyError, StorageKeys},
+        sealing::{Fingerprint, StorageKeys},
         session::SessionRules,
-        signing::{InvalidSigningKey, SigningKeys},
+        signer::Signer,
+        signing::SigningKeys,
         terms::Terms,
     },
     federation::Homeservers,
@@ -38,25 +40,40 @@ use crate::{
 };
 
 mod facts;
-mod lookups;
+mod index_loading;
 mod opening;
+mod token_cache;
 
-pub(crate) use opening::{Opened, open, serve_alone};
+pub(crate) use opening::{OpenError, Opened, open, serve_alone};
+pub(crate) use token_cache::{Account, TokenCache};
 
-/// The server's state; copies are cheap. Reading the configuration again makes another one: who works with this goes on
-/// with it.
-pub(crate) type App = Arc<AppState>;
+/// Everything that requests share. A reload builds a new one from the same [`Lasting`] parts; requests already running
+/// keep the one that they started with.
+pub(crate) struct App {
+    // What lasts over a reload.
+    pub(crate) clock: Clock,
+    pub(crate) store: Store,
+    pub(crate) keys: Arc<StorageKeys>,
+    pub(crate) lookups: Arc<Lookups>,
+    filling: Arc<Filling>,
+    pub(crate) tokens: Arc<TokenCache>,
+    pub(crate) metrics: Metrics,
+    /// Notified when the database may have a new pepper.
+    pub(crate) peppers_changed: Arc<Notify>,
+    /// Notified when a row was put into the outbox.
+    pub(crate) outbox_filled: Arc<Notify>,
+    address_locks: AddressLocks,
+    /// Whether the database answered when the status page last asked.
+    database: Arc<HealthProbe>,
 
-/// See [`App`]: what follows from the configuration. Beside it what lasts, to which this derefs.
-pub(crate) struct AppState {
-    lasting: Arc<Lasting>,
-    /// How many configurations there were before this one.
-    pub(crate) number: u64,
+    // What follows from the configuration.
     pub(crate) config: Config,
-    pub(crate) signing_keys: SigningKeys,
+    /// The configuration's generation, for the token cache.
+    pub(crate) generation: u64,
+    pub(crate) signer: Signer,
     pub(crate) terms: Terms,
     pub(crate) hosted_terms: HostedTerms,
-    /// What callers of the internal listener have to know; none: there is no such listener.
+    /// The secret that callers of the internal listener send. None if there is no such listener.
     pub(crate) internal_secret: Option<SecretString>,
     pub(crate) homeservers: Homeservers,
     /// Tells apart whose the homeservers are, for budgets and block lists.
@@ -68,50 +85,48 @@ pub(crate) struct AppState {
     pub(crate) templates: Templates,
     pub(crate) next_links: Vec<next_link::Pattern>,
     pub(crate) limits: Arc<Limits>,
-    /// As people reach the server, without a final slash.
+    /// The address that people reach the server by, without a final slash.
     pub(crate) base_url: String,
     /// What homeservers may call this server in what they sign: its name, and the address that people reach it by.
     pub(crate) own_names: Vec<String>,
 }
 
-/// What lives as long as the process, whatever the configuration becomes.
-pub(crate) struct Lasting {
-    pub(crate) clock: Clock,
-    pub(crate) store: Store,
-    pub(crate) keys: StorageKeys,
-    pub(crate) lookups: Lookups,
-    /// Told when an index is complete.
-    filled: watch::Sender<()>,
-    /// Held while indexes are filled: one after the other.
-    filling: Mutex<()>,
-    /// Told when there may be a new pepper in the database.
-    pub(crate) peppers_changed: Notify,
-    pub(crate) tokens: TokenCache,
-    pub(crate) metrics: Metrics,
-    /// Told when something was put into the outbox.
-    pub(crate) outbox_filled: Notify,
-    binding: [Mutex<()>; 64],
-    /// Whether the database answered when the status page last asked.
-    database: HealthProbe,
+/// An address's lock is one of these, chosen by its fingerprint.
+type AddressLocks = Arc<[Mutex<()>; 64]>;
+
+/// The parts of [`App`] that live as long as the process, whatever the configuration becomes.
+#[derive(Clone)]
+struct Lasting {
+    clock: Clock,
+    store: Store,
+    keys: Arc<StorageKeys>,
+    lookups: Arc<Lookups>,
+    filling: Arc<Filling>,
+    tokens: Arc<TokenCache>,
+    metrics: Metrics,
+    peppers_changed: Arc<Notify>,
+    outbox_filled: Arc<Notify>,
+    address_locks: AddressLocks,
+    database: Arc<HealthProbe>,
 }
 
-impl Deref for AppState {
-    type Target = Lasting;
-
-    fn deref(&self) -> &Lasting {
-        &self.lasting
-    }
+/// What those that fill indexes and those that wait for one share.
+struct Filling {
+    /// Held while indexes are filled: one after the other.
+    turn: Mutex<()>,
+    /// Notified when an index is complete.
+    done: watch::Sender<()>,
 }
 
 /// Budgets that each replica counts for itself.
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) register: Limiter<Option<std::net::IpAddr>>,
-    pub(crate) lookup: Limiter<Arc<str>>,
-    pub(crate) bind: Limiter<Arc<str>>,
+    pub(crate) lookup: Limiter<Mxid>,
+    pub(crate) bind: Limiter<Mxid>,
     pub(crate) unbind: Limiter<Option<std::net::IpAddr>>,
     pub(crate) lookup_homeserver: Limiter<Owner>,
-    pub(crate) addresses: Limiter<Arc<str>>,
+    pub(crate) addresses: Limiter<Mxid>,
     pub(crate) addresses_homeserver: Limiter<Owner>,
 }
 
@@ -129,96 +144,68 @@ impl Limits {
     }
 }
 
-/// Why the server cannot start.
+/// Why the server cannot start, or cannot take up another configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// A key file or the data folder.
-    #[error("{path}: {source}")]
-    File {
-        /// Which.
-        path: String,
-        /// What the operating system said.
-        source: io::Error,
-    },
-    /// The storage keys.
-    #[error("{path}: {source}")]
-    StorageKey {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: StorageKeyError,
-    },
-    /// The signing keys.
-    #[error("{path}: {source}")]
-    SigningKey {
-        /// The file.
-        path: String,
-        /// What is wrong with it.
-        source: InvalidSigningKey,
-    },
-    /// The storage keys are another database's.
-    #[error(
-        "the storage keys in {0} are not those that this database was written with; put the right file back \
-         (without it the addresses in the database cannot be read)"
-    )]
-    OtherStorageKey(String),
-    /// There is a server on it already.
-    #[error("another process serves this SQLite database; several replicas need PostgreSQL")]
-    Served,
-    /// A key file that was made with the database is gone.
-    #[error("{0} is missing, and the database was written with it; put it back from your backup")]
-    LostKey(String),
-    /// The database.
-    #[error("{0}")]
-    Store(#[from] StoreError),
+    /// The database or the files beside it.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The file of `internal.secret_file`.
+    #[error("internal.secret_file cannot be used")]
+    InternalSecret(#[source] SecretError),
     /// Outgoing calls.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
     /// Mail.
-    #[error("{0}")]
+    #[error(transparent)]
     Mailer(#[from] MailerError),
     /// Text messages.
-    #[error("{0}")]
+    #[error(transparent)]
     Sms(#[from] SmsSetupError),
     /// Templates.
-    #[error("{0}")]
+    #[error(transparent)]
     Templates(#[from] TemplateError),
     /// Policies that this server shows itself.
-    #[error("{0}")]
+    #[error(transparent)]
     HostedTerms(#[from] HostedTermsError),
 }
 
-impl AppState {
+impl From<StoreError> for StartError {
+    fn from(error: StoreError) -> Self {
+        Self::Open(error.into())
+    }
+}
+
+impl App {
     /// Opens the database, reads or makes the keys, and sets up everything but the index.
     ///
     /// # Errors
     ///
     /// [`StartError`].
-    pub(crate) async fn build(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
+    pub(crate) async fn new(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
         let Opened { keys, signing_keys, store } = open(&config).await?;
         if store.pepper().await?.is_none() {
             store.first_pepper(&hashing::new_pepper(), clock.now_ms()).await?;
         }
         let lasting = Lasting {
-            tokens: TokenCache::new(Duration::from_secs(config.tokens.cache_secs)),
+            tokens: Arc::new(TokenCache::new(Duration::from_secs(config.tokens.cache_secs))),
             metrics: Metrics::register(registry, &clock, config.traces.is_on()),
-            lookups: Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs))),
-            filled: watch::Sender::new(()),
-            filling: Mutex::new(()),
-            peppers_changed: Notify::new(),
-            outbox_filled: Notify::new(),
-            binding: std::array::from_fn(|_| Mutex::new(())),
-            database: HealthProbe::new(clock.clone()),
+            lookups: Arc::new(Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs)))),
+            filling: Arc::new(Filling { turn: Mutex::new(()), done: watch::Sender::new(()) }),
+            peppers_changed: Arc::default(),
+            outbox_filled: Arc::default(),
+            address_locks: Arc::new(std::array::from_fn(|_| Mutex::new(()))),
+            database: Arc::new(HealthProbe::new(clock.clone())),
+            keys: Arc::new(keys),
             clock,
             store,
-            keys,
         };
         let limits = Arc::new(Limits::new(&config.limits));
-        Self::configured(Arc::new(lasting), config, signing_keys, limits)
+        Self::configured(lasting, config, signing_keys, limits)
     }
 
-    /// The same server with another configuration, whose keys that only a start reads are passed over: those are named,
-    /// so that the operator can be told.
+    /// The same server with another configuration. Keys that only a start reads keep their values; they are returned
+    /// by name, so that the operator can be told.
     ///
     /// # Errors
     ///
@@ -232,52 +219,76 @@ impl AppState {
         } else {
             Arc::new(Limits::new(&config.limits))
         };
-        let mut renewed = Self::configured(self.lasting.clone(), config, signing_keys, limits)?;
+        let mut renewed = Self::configured(self.lasting(), config, signing_keys, limits)?;
         // Requests may begin under this configuration until the other one is in its place.
-        renewed.number = self.tokens.begin_anew();
+        renewed.generation = self.tokens.begin_anew();
         Ok((renewed, waiting))
     }
 
+    fn lasting(&self) -> Lasting {
+        Lasting {
+            clock: self.clock.clone(),
+            store: self.store.clone(),
+            keys: self.keys.clone(),
+            lookups: self.lookups.clone(),
+            filling: self.filling.clone(),
+            tokens: self.tokens.clone(),
+            metrics: self.metrics.clone(),
+            peppers_changed: self.peppers_changed.clone(),
+            outbox_filled: self.outbox_filled.clone(),
+            address_locks: self.address_locks.clone(),
+            database: self.database.clone(),
+        }
+    }
+
     fn configured(
-        lasting: Arc<Lasting>,
+        lasting: Lasting,
         config: Config,
         signing_keys: SigningKeys,
         limits: Arc<Limits>,
     ) -> Result<Self, StartError> {
-        let internal_secret = config.internal_secret().map_err(|error| StartError::File {
-            path: "internal.secret_file".to_owned(),
-            source: io::Error::other(error),
-        })?;
+        let internal_secret = config.internal_secret().map_err(StartError::InternalSecret)?;
         let base_url = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
         let mut policies = config.terms.policies.clone();
         let hosted_terms = HostedTerms::load(&mut policies, &base_url)?;
         let outbound = Outbound::new(&config.outbound)?;
         let patterns = config.validation.next_link_allowed.iter();
+        let Lasting { clock, store, keys, lookups, filling, tokens, metrics, .. } = lasting;
         Ok(Self {
-            owners: config.outbound.owners(),
-            homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, lasting.clock.clone()),
-            mailer: Mailer::new(&config, lasting.clock.clone())?,
-            sms: Sms::new(&config.sms, &outbound, lasting.clock.clone())?,
+            owners: outbound.owners().clone(),
+            homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
+            mailer: Mailer::new(&config, clock.clone())?,
+            sms: Sms::new(&config.sms, &outbound, clock.clone())?,
             sms_countries: config.sms.countries(),
             templates: Templates::load(config.email.template_dir.as_deref(), &config.email.default_language)?,
             next_links: patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect(),
+            signer: Signer { server_name: config.identity.server_name.clone(), keys: signing_keys },
             terms: Terms(policies),
             hosted_terms,
             internal_secret,
             base_url,
             own_names: own_names(&config),
-            number: 0,
-            lasting,
+            generation: 0,
             config,
-            signing_keys,
             limits,
+            clock,
+            store,
+            keys,
+            lookups,
+            filling,
+            tokens,
+            metrics,
+            peppers_changed: lasting.peppers_changed,
+            outbox_filled: lasting.outbox_filled,
+            address_locks: lasting.address_locks,
+            database: lasting.database,
         })
     }
 
     /// Held while an address is bound in the database and then in the index, so that two binds of one address reach
     /// both in the same order.
-    pub(crate) async fn binding(&self, fingerprint: &Fingerprint) -> MutexGuard<'_, ()> {
-        self.binding[usize::from(fingerprint[0]) % self.binding.len()].lock().await
+    pub(crate) async fn lock_address(&self, fingerprint: &Fingerprint) -> MutexGuard<'_, ()> {
+        self.address_locks[usize::from(fingerprint[0]) % self.address_locks.len()].lock().await
     }
 
     /// How long validation sessions live.

@@ -1,10 +1,6 @@
 //! The command line.
 
-use std::{
-    path::PathBuf,
-    process::ExitCode,
-    time::{Duration, UNIX_EPOCH},
-};
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use waypost_shared::{
@@ -19,6 +15,7 @@ use crate::{
 };
 
 mod association;
+mod date;
 mod doctor;
 mod invites;
 mod outbox;
@@ -162,14 +159,6 @@ fn finished(done: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
         eprintln!("{error}: {causes}");
     }
     ExitCode::FAILURE
-}
-
-/// A time for people: `Sun, 06 Nov 1994 08:49:37 GMT`.
-fn date(ms: i64) -> String {
-    // The end of the year 9999, the last that can be written so.
-    const LAST_MS: u64 = 253_402_300_799_000;
-    let ms = u64::try_from(ms).unwrap_or_default().min(LAST_MS);
-    httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_millis(ms))
 }
 
 fn check_config(config: &Config) {

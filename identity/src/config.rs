@@ -10,7 +10,6 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use waypost_shared::{
-    config_file::{self, ConfigError, Loaded},
     http_client::OutboundConfig,
     otlp::TracesConfig,
     secret::{self, ExposeSecret as _, SecretString},
@@ -57,17 +56,6 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Reads and checks the configuration.
-    ///
-    /// # Errors
-    ///
-    /// [`ConfigError`] with all that is wrong, each with its place.
-    pub(crate) fn load(path: Option<&Path>) -> Result<Loaded<Self>, ConfigError> {
-        let loaded: Loaded<Self> = config_file::load(path, config_file::environment())?;
-        let problems = loaded.config.problems(&loaded.source);
-        if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::merge(problems)) }
-    }
-
     /// Takes from the configuration `before` what only a start reads, and names what is another one here.
     pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
         let mut waiting = Vec::new();
@@ -174,6 +162,8 @@ impl KeyFile {
 #[cfg(test)]
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
+
+    use waypost_shared::config_file::{self, ConfigError};
 
     use super::*;
 

@@ -7,7 +7,10 @@ use waypost_shared::matrix_error::MatrixError;
 
 use crate::{
     delivery::{email::MailError, sms::SmsError},
-    domain::threepid::{InvalidAddress, Medium},
+    domain::{
+        mxid::Mxid,
+        threepid::{InvalidAddress, Medium},
+    },
     federation::HomeserverError,
     storage::StoreError,
 };
@@ -97,7 +100,7 @@ pub(crate) enum ApiError {
     InviteNotAllowed,
     /// An invite to an address that belongs to this user.
     #[error("This address is already bound")]
-    ThreepidInUse(String),
+    ThreepidInUse(Mxid),
     /// No invite that waits has this token.
     #[error("No pending invite has this token")]
     UnknownInvite,
@@ -121,13 +124,23 @@ pub(crate) enum ApiError {
     UnknownKey,
     /// Too often.
     #[error("Too many requests")]
-    LimitExceeded(Duration),
+    RateLimited {
+        /// When there is room again.
+        retry_after: Duration,
+    },
     /// A text that could not be made: a template of the operator's, or a signature.
     #[error("Internal server error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The database failed. The client learns only that we did.
     #[error("Internal server error")]
     Store(#[from] StoreError),
+}
+
+impl ApiError {
+    /// The failure of a request that has to wait for its budget.
+    pub(crate) fn rate_limited(retry_after: Duration) -> Self {
+        Self::RateLimited { retry_after }
+    }
 }
 
 impl From<&ApiError> for MatrixError {
@@ -168,7 +181,7 @@ impl From<&ApiError> for MatrixError {
             E::WrongPrivateKey | E::OtherAddress | E::InvalidSignature => (StatusCode::FORBIDDEN, "M_FORBIDDEN"),
             E::PepperNotReady => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
             E::UnknownKey => (StatusCode::NOT_FOUND, "M_NOT_FOUND"),
-            E::LimitExceeded(_) => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
+            E::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
             E::Internal(_) | E::Store(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
         };
         let answer = Self::new(status, errcode, error.to_string());
@@ -177,7 +190,7 @@ impl From<&ApiError> for MatrixError {
                 answer.with("algorithm", algorithm.as_str()).with("lookup_pepper", lookup_pepper.as_str())
             }
             E::ThreepidInUse(mxid) => answer.with("mxid", mxid.as_str()),
-            E::LimitExceeded(wait) => answer.retry_after(*wait),
+            E::RateLimited { retry_after } => answer.retry_after(*retry_after),
             E::PepperNotReady => answer.retry_after(Duration::from_secs(5)),
             _ => answer,
         }

@@ -2,19 +2,19 @@
 
 pub(crate) mod outbox;
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use waypost_shared::{current::Current, random, serve::Stop};
+use waypost_shared::{clock::DAY_MS, current::Current, random, serve::Stop};
 
 use crate::{
     app::App,
     metrics::Rows,
-    storage::{StoreError, associations::Seen, hints::Hint},
+    storage::{StoreError, associations::ChangeCursor, notifications::Notification},
 };
 
 pub(crate) mod peppers;
 
-/// How often changes are looked for when no hint came: a hint may be lost with its connection, and SQLite gives none.
+/// How often changes are polled for without a notification: one may be lost with its connection, and SQLite sends none.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// How long to wait before a database that failed is asked again.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
@@ -23,14 +23,14 @@ const CLEAN_EVERY: Duration = Duration::from_secs(600);
 /// Rows in one statement, so that no statement holds up requests.
 const CLEAN_BATCH: i64 = 500;
 /// How long a session is kept after it expired, so that its owner is told `M_SESSION_EXPIRED` and not that it never was.
-const KEEP_EXPIRED_MS: i64 = 24 * 60 * 60 * 1000;
+const KEEP_EXPIRED_MS: i64 = DAY_MS;
 
 /// How long an address that was unbound keeps its row, so that every replica learns of it. One that could not look for
 /// half of that time fills its indexes anew.
 const KEEP_UNBOUND_MS: i64 = 60 * 60 * 1000;
 
 /// Follows what other replicas and commands bind, unbind and end, until `stop`.
-pub(crate) async fn follow(app: App, since: Seen, stop: Stop) {
+pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
     let mut followed_to = Followed { since, at_ms: app.clock.now_ms() };
     loop {
         let followed = tokio::select! {
@@ -52,13 +52,13 @@ pub(crate) async fn follow(app: App, since: Seen, stop: Stop) {
 
 /// Up to where changes were followed, and when.
 struct Followed {
-    since: Seen,
+    since: ChangeCursor,
     at_ms: i64,
 }
 
 /// Ends only by a failure.
 async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<(), StoreError> {
-    let mut hints = app.store.hints().await?;
+    let mut notifications = app.store.notifications().await?;
     // Whatever was told while nobody listened.
     app.tokens.forget_all();
     app.peppers_changed.notify_one();
@@ -68,22 +68,22 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
             tracing::info!("changes could not be followed for long, so all associations are read again");
             followed.since = app.reload_index().await?;
         }
-        let (changes, seen) = app.store.changes_since(&app.keys, followed.since).await?;
+        let (changes, cursor) = app.store.changes_since(&app.keys, followed.since).await?;
         for change in &changes {
             // Read once more, in the order that holds here: what was read above may be older than what a request of
             // our own has changed since.
             app.refresh_address(&change.threepid).await?;
         }
-        *followed = Followed { since: seen, at_ms: now_ms };
+        *followed = Followed { since: cursor, at_ms: now_ms };
         app.count_associations();
 
         let next_look = tokio::time::Instant::now() + LOOK_EVERY;
-        while let Ok(hint) = tokio::time::timeout_at(next_look, hints.next()).await {
-            match hint? {
-                Hint::Associations => break,
-                Hint::Peppers => app.peppers_changed.notify_one(),
-                Hint::TokenEnded(token_hash) => app.tokens.forget(&token_hash),
-                Hint::Missed => {
+        while let Ok(notification) = tokio::time::timeout_at(next_look, notifications.next()).await {
+            match notification? {
+                Notification::Associations => break,
+                Notification::Peppers => app.peppers_changed.notify_one(),
+                Notification::TokenEnded(token_hash) => app.tokens.forget(&token_hash),
+                Notification::Missed => {
                     app.tokens.forget_all();
                     app.peppers_changed.notify_one();
                     break;
@@ -94,7 +94,7 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
 }
 
 /// Removes expired sessions and invites, unused tokens and all else that is over, until `stop`.
-pub(crate) async fn clean(current: Current<App>, stop: Stop) {
+pub(crate) async fn clean(current: Current<Arc<App>>, stop: Stop) {
     // Soon after the start, since some services are restarted often; not all replicas at once.
     let mut wait = Duration::from_secs(random::below(60));
     loop {
@@ -117,9 +117,9 @@ pub(crate) async fn clean(current: Current<App>, stop: Stop) {
 pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     let now_ms = app.clock.now_ms();
     let expired_ms = now_ms.saturating_sub(app.session_rules().lifetime_ms).saturating_sub(KEEP_EXPIRED_MS);
-    let unused_ms = now_ms.saturating_sub(i64::from(app.config.tokens.unused_days) * 24 * 60 * 60 * 1000);
+    let unused_ms = now_ms.saturating_sub(i64::from(app.config.tokens.unused_days) * DAY_MS);
     let unbound_ms = now_ms.saturating_sub(KEEP_UNBOUND_MS);
-    let dead_ms = now_ms.saturating_sub(i64::from(app.config.outbox.keep_dead_days) * 24 * 60 * 60 * 1000);
+    let dead_ms = now_ms.saturating_sub(i64::from(app.config.outbox.keep_dead_days) * DAY_MS);
     let grace_ms = i64::try_from(app.config.lookup.previous_pepper_secs).unwrap_or(i64::MAX).saturating_mul(1000);
     let removed = |rows, count| app.metrics.removed(rows, count) > 0;
     while removed(Rows::Sessions, app.store.delete_expired_sessions(expired_ms, CLEAN_BATCH).await?) {}
@@ -136,28 +136,28 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
 pub(crate) mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use std::sync::Arc;
-
     use prometheus_client::registry::Registry;
     use tempfile::TempDir;
     use waypost_shared::{clock::Clock, params::Params};
 
     use super::*;
     use crate::{
-        api::validation::{Charge, Wanted, email},
-        app::AppState,
+        api::validation::{
+            email,
+            requesting::{Charge, Wanted},
+        },
         config::Config,
-        domain::{association::Association, peppered::Pepper, threepid::Threepid},
+        domain::{association::Association, lookups::Pepper, mxid::Mxid, threepid::Threepid},
     };
 
     /// A server's state on a new SQLite database, with a clock that stands still, and its folder.
-    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (App, Clock, TempDir) {
+    pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (Arc<App>, Clock, TempDir) {
         let mut config = Config::default();
         let folder = tempfile::tempdir().unwrap();
         config.identity.data_dir = folder.path().to_owned();
         change(&mut config);
         let clock = Clock::manual(1_000_000_000_000);
-        let app = Arc::new(AppState::build(config, clock.clone(), &mut Registry::default()).await.unwrap());
+        let app = Arc::new(App::new(config, clock.clone(), &mut Registry::default()).await.unwrap());
         app.load_index().await.unwrap();
         (app, clock, folder)
     }
@@ -167,11 +167,11 @@ pub(crate) mod tests {
         let (app, clock, _folder) = app(|config| config.tokens.unused_days = 10).await;
         let hash = |number: i64| app.keys.token_hash(&format!("token{number}"));
         for number in 0..=CLEAN_BATCH {
-            app.store.add_token("@alice:hs.test", &hash(number), clock.now_ms()).await.unwrap();
+            app.store.add_token(&Mxid::parse("@alice:hs.test").unwrap(), &hash(number), clock.now_ms()).await.unwrap();
         }
         let day = Duration::from_secs(24 * 60 * 60);
         let known = async |number: i64, now_ms: i64| {
-            app.store.token(&hash(number), now_ms - 10 * 24 * 60 * 60 * 1000).await.unwrap().is_some()
+            app.store.token(&hash(number), now_ms - 10 * DAY_MS).await.unwrap().is_some()
         };
         clock.advance(5 * day);
         app.store.touch_token(&hash(0), clock.now_ms()).await.unwrap();
@@ -220,15 +220,15 @@ pub(crate) mod tests {
         let bound_ms = clock.now_ms();
         for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {
             let threepid = Threepid::email(address).unwrap();
-            let association = Association { threepid, mxid: mxid.to_owned(), bound_ms };
-            app.store.bind(&app.keys, &association, |_| Ok(String::new())).await.unwrap();
+            let association = Association { threepid, mxid: Mxid::parse(mxid).unwrap(), bound_ms };
+            app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
         }
         let alice = Threepid::email("alice@hs.test").unwrap();
         assert!(app.store.remove_association(&app.keys, &alice, None, bound_ms).await.unwrap());
         let pepper = Pepper { text: "new".to_owned(), created_ms: bound_ms, active_ms: bound_ms + 1 };
         assert!(app.store.add_pepper(&pepper, bound_ms).await.unwrap());
         let left = async || {
-            let (changes, _) = app.store.changes_since(&app.keys, Seen::default()).await.unwrap();
+            let (changes, _) = app.store.changes_since(&app.keys, ChangeCursor::default()).await.unwrap();
             (changes.len(), app.store.peppers().await.unwrap().len())
         };
 

@@ -1,5 +1,7 @@
 //! Every endpoint of the public and of the internal listener, on a line each.
 
+use std::sync::Arc;
+
 use waypost_shared::http::Router;
 
 use crate::{
@@ -9,7 +11,7 @@ use crate::{
 };
 
 /// The table of the public listener, with as much of the older API as `v1` says.
-pub(crate) fn routes(v1: V1Mode) -> Router<App> {
+pub(crate) fn routes(v1: V1Mode) -> Router<Arc<App>> {
     match v1 {
         V1Mode::Off => v2_routes(),
         V1Mode::Minimal => v1_minimal_routes(v2_routes()),
@@ -17,7 +19,7 @@ pub(crate) fn routes(v1: V1Mode) -> Router<App> {
     }
 }
 
-fn v2_routes() -> Router<App> {
+fn v2_routes() -> Router<Arc<App>> {
     Router::new()
         // API version check, status check
         .get("/_matrix/identity/versions", status::versions)
@@ -55,7 +57,7 @@ fn v2_routes() -> Router<App> {
 }
 
 /// What is harmless, and what a homeserver needs that has text messages sent from here.
-fn v1_minimal_routes(router: Router<App>) -> Router<App> {
+fn v1_minimal_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .get("/_matrix/identity/api/v1", status::ping)
         .get("/_matrix/identity/api/v1/pubkey/isvalid", pubkey::is_valid)
@@ -68,7 +70,7 @@ fn v1_minimal_routes(router: Router<App>) -> Router<App> {
 }
 
 /// What a homeserver needs that knows nothing newer.
-fn v1_full_routes(router: Router<App>) -> Router<App> {
+fn v1_full_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .post("/_matrix/identity/api/v1/validate/email/requestToken", validation::email::v1_request_token)
         .post("/_matrix/identity/api/v1/validate/email/submitToken", validation::email::v1_submit_token)
@@ -78,10 +80,10 @@ fn v1_full_routes(router: Router<App>) -> Router<App> {
 }
 
 /// The table of the internal listener, for programs of the operator's own.
-pub(crate) fn internal_routes() -> Router<App> {
+pub(crate) fn internal_routes() -> Router<Arc<App>> {
     Router::new()
         .private()
-        .post("/_matrix/identity/internal/bind", internal::bind)
-        .post("/_matrix/identity/internal/unbind", internal::unbind)
+        .post("/_matrix/identity/internal/bind", associations::internal_bind)
+        .post("/_matrix/identity/internal/unbind", associations::internal_unbind)
         .post("/_matrix/identity/internal/erase", internal::erase)
 }

@@ -122,7 +122,7 @@ impl Limits {
     fn within(&self, limit: Limit, checked: Result<(), Duration>) -> Result<(), ApiError> {
         checked.map_err(|retry_after| {
             self.metrics.over(limit);
-            ApiError::Limited { retry_after }
+            ApiError::RateLimited { retry_after }
         })
     }
 }

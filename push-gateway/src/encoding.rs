@@ -17,18 +17,6 @@ pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     LENIENT.decode(text.replace('+', "-").replace('/', "_")).ok()
 }
 
-/// Lower-case hexadecimal digits.
-pub(crate) fn to_hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    // A push has 48 of these bytes: no text is made for each of them.
-    let mut hex = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        hex.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        hex.push(char::from(DIGITS[usize::from(byte & 0xf)]));
-    }
-    hex
-}
-
 /// A text as one segment of a path: all but unreserved characters escaped, dots as well, so that it cannot climb.
 pub(crate) fn path_segment(text: &str) -> String {
     let mut segment = String::with_capacity(text.len());
@@ -57,6 +45,5 @@ mod tests {
     #[test]
     fn a_path_segment_cannot_climb() {
         assert_eq!(path_segment("../a b?é"), "%2E%2E%2Fa%20b%3F%C3%A9");
-        assert_eq!(to_hex(&[0, 0xab]), "00ab");
     }
 }

@@ -26,13 +26,13 @@ pub(crate) enum ApiError {
     },
     /// Too much at once, for one source, one app or one pushkey. Nothing was done.
     #[error("Too many requests; send the same request again later")]
-    Limited {
+    RateLimited {
         /// When there is room again.
         retry_after: Duration,
     },
     /// A bug.
     #[error("Internal server error")]
-    Crashed(#[from] JoinError),
+    Internal(#[from] JoinError),
 }
 
 impl From<&ApiError> for MatrixError {
@@ -47,13 +47,13 @@ impl From<&ApiError> for MatrixError {
             E::Notification(I::Invalid { .. }) => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),
             E::Notification(I::TooManyDevices(_)) => (StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE"),
             E::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
-            E::Limited { .. } => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
-            E::Crashed(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
+            E::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
+            E::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
         };
         let answer = Self::new(status, errcode, error.to_string());
         match error {
-            E::Unsettled { retry_after } | E::Limited { retry_after } => answer.retry_after(*retry_after),
-            E::Body(_) | E::Notification(_) | E::Crashed(_) => answer,
+            E::Unsettled { retry_after } | E::RateLimited { retry_after } => answer.retry_after(*retry_after),
+            E::Body(_) | E::Notification(_) | E::Internal(_) => answer,
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod config_file;
 pub mod current;
 pub mod doctor;
 pub mod health;
+pub mod hex;
 pub mod http;
 pub mod http_client;
 pub mod matrix_error;

@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "Authentication".
 
+use std::sync::Arc;
+
 use serde_json::{Map, json};
 use waypost_shared::{
     http::{Incoming, Response, json},
@@ -14,7 +16,7 @@ use crate::{app::App, auth, error::ApiError};
 const MAX_OPENID_TOKEN: usize = 8192;
 
 /// `POST /_matrix/identity/v2/account/register`: an OpenID token of a homeserver for an access token of ours.
-pub(crate) async fn register(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn register(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let mut params = Params::new(request.json_object()?);
     let openid_token = params.text("access_token");
     let server_name = params.text("matrix_server_name");
@@ -23,7 +25,7 @@ pub(crate) async fn register(app: App, mut request: Incoming) -> Result<Response
         return Err(MatrixError::invalid_param("access_token", "must be an OpenID token").into());
     }
 
-    app.limits.register.check(&request.source.key()).map_err(ApiError::LimitExceeded)?;
+    app.limits.register.check(&request.source.key()).map_err(ApiError::rate_limited)?;
     if !app.config.homeservers.allows(&server_name) {
         return Err(ApiError::HomeserverNotAllowed);
     }
@@ -36,13 +38,13 @@ pub(crate) async fn register(app: App, mut request: Incoming) -> Result<Response
 }
 
 /// `GET /_matrix/identity/v2/account`: whose token this is.
-pub(crate) async fn account(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn account(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    Ok(json(&json!({ "user_id": *account.mxid })))
+    Ok(json(&json!({ "user_id": account.mxid.as_str() })))
 }
 
 /// `POST /_matrix/identity/v2/account/logout`: ends this token.
-pub(crate) async fn logout(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn logout(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = match auth::account(&app, &request).await {
         Err(ApiError::Unauthorized) if auth::token(&app, &request).is_some() => return Err(ApiError::UnknownToken),
         account => account?,

@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "Establishing associations".
 
+use std::sync::Arc;
+
 use serde_json::{Map, Value};
 use waypost_shared::{
     http::{Incoming, Response, json},
@@ -8,10 +10,11 @@ use waypost_shared::{
 };
 
 use crate::{
-    app::{App, AppState},
+    app::App,
     auth,
     domain::{
-        server_name::is_user_id,
+        association::Association,
+        mxid::Mxid,
         threepid::{Medium, Threepid},
     },
     error::ApiError,
@@ -21,58 +24,84 @@ use crate::{
 const UNBIND_PATH: &str = "/_matrix/identity/v2/3pid/unbind";
 
 /// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
-pub(crate) async fn bind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let binding = Binding::read(request.json_object()?)?;
-    if binding.mxid != *account.mxid {
+    let request = BindRequest::read(request.json_object()?)?;
+    if request.mxid != account.mxid {
         return Err(ApiError::NotYourMxid);
     }
-    app.limits.bind.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
-    binding.publish(app).await
+    app.limits.bind.check(&account.mxid).map_err(ApiError::rate_limited)?;
+    let (threepid, _) = auth::validated_session(&app, &request.sid, &request.client_secret).await?;
+    publish(app, threepid, request.mxid).await
 }
 
 /// `POST /_matrix/identity/api/v1/3pid/bind`: the same for a homeserver that the operator listed, whose word is enough
 /// for any `mxid`.
-pub(crate) async fn v1_bind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
-    let binding = Binding::read(super::v1_values(&mut request)?)?;
-    if !is_user_id(&binding.mxid) {
-        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
-    }
-    if !app.config.homeservers.allows_user(&binding.mxid) {
+    let request = BindRequest::read(super::v1_values(&mut request)?)?;
+    if !app.config.homeservers.allows(request.mxid.server_name()) {
         return Err(ApiError::HomeserverNotAllowed);
     }
-    binding.publish(app).await
+    let (threepid, _) = auth::validated_session(&app, &request.sid, &request.client_secret).await?;
+    publish(app, threepid, request.mxid).await
 }
 
-/// What a bind asks for.
-struct Binding {
+/// `POST /_matrix/identity/internal/bind`: publish that `mxid` owns an address, on the operator's word.
+pub(crate) async fn internal_bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    auth::internal_caller(&app, &request)?;
+    let (threepid, mxid) = read_internal(&mut request)?;
+    publish(app, threepid, mxid).await
+}
+
+struct BindRequest {
     sid: String,
     client_secret: String,
-    mxid: String,
+    mxid: Mxid,
 }
 
-impl Binding {
+impl BindRequest {
     fn read(values: Map<String, Value>) -> Result<Self, MatrixError> {
         let mut params = Params::new(values);
         let sid = params.text("sid");
         let client_secret = params.text("client_secret");
         let mxid = params.text("mxid");
         params.finish()?;
-        Ok(Self { sid, client_secret, mxid })
+        Ok(Self { sid, client_secret, mxid: super::mxid("mxid", &mxid)? })
     }
+}
 
-    async fn publish(self, app: App) -> Result<Response, ApiError> {
-        let (threepid, _) = app.validated_session(&self.sid, &self.client_secret).await?;
-        let signed = super::to_the_end(async move { super::publish(&app, threepid, self.mxid).await }).await?;
-        Ok(json(&signed))
-    }
+/// Publishes that `threepid` belongs to `mxid`, and answers the signed association. Runs to completion even if the
+/// client disconnects, so that a bind never commits without reaching the index.
+async fn publish(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
+    let work = async move {
+        let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
+        let invites = {
+            // Two binds of one address reach the database and the index in the same order.
+            let _lock = app.lock_address(&app.keys.fingerprint(&association.threepid)).await;
+            // One transaction: the association, the invites that it takes, and the onbind call in the outbox.
+            let invites = app.store.bind(&app.keys, &association, &app.signer).await?;
+            app.lookups.insert(&association.threepid, &association.mxid);
+            invites
+        };
+        app.outbox_filled.notify_one();
+        app.metrics.binds.inc();
+        app.count_associations();
+        tracing::info!(
+            mxid = %association.mxid,
+            medium = association.threepid.medium().as_str(),
+            invites = invites.len(),
+            "threepid bound"
+        );
+        Ok(json(&app.signer.bound(&association, &invites)))
+    };
+    super::to_the_end(work).await
 }
 
 /// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
 /// reads what is sent to the address, or by the user's homeserver; neither needs an access token. What is not bound is
 /// no mistake.
-pub(crate) async fn unbind(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn unbind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let content = request.json_object()?;
     let mut params = Params::new(content.clone());
     let mxid = params.text("mxid");
@@ -81,13 +110,11 @@ pub(crate) async fn unbind(app: App, mut request: Incoming) -> Result<Response, 
     let client_secret = params.optional_text("client_secret");
     params.finish()?;
     let threepid = read_threepid(threepid)?;
-    if !is_user_id(&mxid) {
-        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
-    }
+    let mxid = super::mxid("mxid", &mxid)?;
 
     match (sid, client_secret) {
         (Some(sid), Some(client_secret)) => {
-            let (proven, _) = app.validated_session(&sid, &client_secret).await?;
+            let (proven, _) = auth::validated_session(&app, &sid, &client_secret).await?;
             if proven != threepid {
                 return Err(ApiError::OtherAddress);
             }
@@ -96,8 +123,45 @@ pub(crate) async fn unbind(app: App, mut request: Incoming) -> Result<Response, 
         (Some(_), None) => return Err(missing("client_secret")),
         (None, Some(_)) => return Err(missing("sid")),
     }
-    super::to_the_end(async move { super::withdraw(&app, &threepid, &mxid).await }).await?;
-    Ok(json(&Map::new()))
+    withdraw(app, threepid, mxid).await
+}
+
+/// `POST /_matrix/identity/internal/unbind`: `mxid` owns that address no more. If it did not, nothing changes.
+pub(crate) async fn internal_unbind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    auth::internal_caller(&app, &request)?;
+    let (threepid, mxid) = read_internal(&mut request)?;
+    withdraw(app, threepid, mxid).await
+}
+
+/// Takes back that `threepid` belongs to `mxid`, if it does. Runs to completion even if the client disconnects.
+async fn withdraw(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
+    let work = async move {
+        if app.store.remove_association(&app.keys, &threepid, Some(&mxid), app.clock.now_ms()).await? {
+            app.refresh_address(&threepid).await?;
+            app.metrics.unbinds.inc();
+            app.count_associations();
+            tracing::info!(%mxid, medium = threepid.medium().as_str(), "threepid unbound");
+        }
+        Ok(json(&Map::new()))
+    };
+    super::to_the_end(work).await
+}
+
+/// What the internal listener's callers send.
+fn read_internal(request: &mut Incoming) -> Result<(Threepid, Mxid), ApiError> {
+    let mut params = Params::new(request.json_object()?);
+    let medium = params.text("medium");
+    let address = params.text("address");
+    let mxid = params.text("mxid");
+    params.finish()?;
+    let medium = read_medium(&medium)?;
+    let threepid = Threepid::given(medium, &address)
+        .map_err(|_| MatrixError::invalid_param("address", "must be an address of that medium"))?;
+    Ok((threepid, super::mxid("mxid", &mxid)?))
+}
+
+fn read_medium(medium: &str) -> Result<Medium, MatrixError> {
+    Medium::parse(medium).ok_or_else(|| MatrixError::invalid_param("medium", "must be `email` or `msisdn`"))
 }
 
 fn missing(name: &str) -> ApiError {
@@ -109,19 +173,18 @@ fn read_threepid(object: Map<String, Value>) -> Result<Threepid, ApiError> {
     let medium = params.text("medium");
     let address = params.text("address");
     params.finish()?;
-    match Medium::parse(&medium) {
-        Some(Medium::Email) => Ok(Threepid::email(&address)?),
+    match read_medium(&medium)? {
+        Medium::Email => Ok(Threepid::email(&address)?),
         // A number that was bound is stored as the digits of E.164; anything else is not bound.
-        Some(Medium::Msisdn) => Ok(Threepid::stored(Medium::Msisdn, address.trim_start_matches('+').to_owned())),
-        None => Err(MatrixError::invalid_param("medium", "must be `email` or `msisdn`").into()),
+        Medium::Msisdn => Ok(Threepid::stored(Medium::Msisdn, address.trim_start_matches('+').to_owned())),
     }
 }
 
 /// The homeserver of `mxid`, and no other, signed this request for this server.
 async fn signed_by_homeserver(
-    app: &AppState,
+    app: &App,
     request: &Incoming,
-    mxid: &str,
+    mxid: &Mxid,
     threepid: &Threepid,
     content: &Map<String, Value>,
 ) -> Result<(), ApiError> {
@@ -129,7 +192,7 @@ async fn signed_by_homeserver(
     if signatures.is_empty() {
         return Err(ApiError::NoProof);
     }
-    let origin = mxid.split_once(':').map(|(_, server)| server).ok_or(ApiError::InvalidSignature)?;
+    let origin = mxid.server_name();
     let for_us = |name: &String| app.own_names.contains(name);
     let all_fit =
         signatures.iter().all(|header| header.origin == origin && header.destination.as_ref().is_none_or(for_us));
@@ -139,12 +202,12 @@ async fn signed_by_homeserver(
     // A homeserver that was taken off the list can still take back what its users have here: somebody who leaves it
     // must not stay published.
     if !app.config.homeservers.allows(origin)
-        && app.store.owner(&app.keys.fingerprint(threepid)).await?.is_none_or(|owner| owner != mxid)
+        && app.store.owner(&app.keys.fingerprint(threepid)).await?.is_none_or(|owner| owner != *mxid)
     {
         return Err(ApiError::HomeserverNotAllowed);
     }
     // Last, since it makes us call a server that a stranger names.
-    app.limits.unbind.check(&request.source.key()).map_err(ApiError::LimitExceeded)?;
+    app.limits.unbind.check(&request.source.key()).map_err(ApiError::rate_limited)?;
     let signed = SignedRequest {
         method: request.method.as_str(),
         uri: UNBIND_PATH,

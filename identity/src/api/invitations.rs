@@ -2,12 +2,14 @@
 //!
 //! Source: Identity Service API, "Invitation storage" and "Ephemeral invitation signing".
 
+use std::sync::Arc;
+
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
-use ruma_common::UserId;
 use serde_json::{Map, Value, json};
 use subtle::ConstantTimeEq as _;
 use url::Url;
 use waypost_shared::{
+    clock::DAY_MS,
     http::{Incoming, Response, causes, json},
     matrix_error::MatrixError,
     params::Params,
@@ -16,13 +18,14 @@ use waypost_shared::{
 use zeroize::Zeroizing;
 
 use crate::{
-    app::{App, AppState},
+    app::App,
     auth,
     delivery::{email::Mail, templates::Look},
     domain::{
         invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
-        language, next_link,
-        server_name::is_user_id,
+        language,
+        mxid::Mxid,
+        next_link,
         signing::{self, SigningKey},
         threepid::{Medium, Threepid},
     },
@@ -39,7 +42,6 @@ const IS_EPHEMERAL_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/ephemeral/isv
 const EPHEMERAL_KEY_ID: &str = "ed25519:0";
 /// The longest room id and avatar URL that is taken, in bytes: a Matrix id has no more.
 const MAX_ID: usize = 255;
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// An invitation as it was asked for.
 struct Invitation {
@@ -47,7 +49,7 @@ struct Invitation {
     address: String,
     threepid: Threepid,
     room_id: String,
-    sender: String,
+    sender: Mxid,
     sender_name: Option<String>,
     room_name: Option<String>,
     room_avatar_url: Option<String>,
@@ -63,11 +65,11 @@ struct Ephemeral {
 }
 
 /// `POST /_matrix/identity/v2/store-invite`: keep an invite until its address is bound, and write to the address.
-pub(crate) async fn store_invite(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn store_invite(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let object = request.json_object()?;
     let invitation = Invitation::read(&app, object.clone())?;
-    if invitation.sender != *account.mxid {
+    if invitation.sender != account.mxid {
         return Err(ApiError::NotYourMxid);
     }
     take(app, &request, invitation, &object).await
@@ -75,14 +77,11 @@ pub(crate) async fn store_invite(app: App, mut request: Incoming) -> Result<Resp
 
 /// `POST /_matrix/identity/api/v1/store-invite`: the same for a homeserver that the operator listed, whose word is enough
 /// for any `sender`.
-pub(crate) async fn v1_store_invite(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_store_invite(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let object = super::v1_values(&mut request)?;
     let invitation = Invitation::read(&app, object.clone())?;
-    if !is_user_id(&invitation.sender) {
-        return Err(MatrixError::invalid_param("sender", "must be a Matrix user id").into());
-    }
-    if !app.config.homeservers.allows_user(&invitation.sender) {
+    if !app.config.homeservers.allows(invitation.sender.server_name()) {
         return Err(ApiError::HomeserverNotAllowed);
     }
     take(app, &request, invitation, &object).await
@@ -91,7 +90,7 @@ pub(crate) async fn v1_store_invite(app: App, mut request: Incoming) -> Result<R
 /// Takes an invitation whose sender is known to be true, unless something speaks against it. `texts` is all that was
 /// sent.
 async fn take(
-    app: App,
+    app: Arc<App>,
     request: &Incoming,
     invitation: Invitation,
     texts: &Map<String, Value>,
@@ -112,7 +111,7 @@ async fn take(
 }
 
 /// Stores the invite with a key made for it, and writes the mail; both or neither.
-async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Value, ApiError> {
+async fn keep(app: &App, look: &Look, invitation: &Invitation) -> Result<Value, ApiError> {
     let seed = Zeroizing::new(random::bytes::<32>());
     let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
     let ephemeral = Ephemeral { token: random::token(), seed, key };
@@ -122,7 +121,7 @@ async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Va
         threepid: &invitation.threepid,
         room_id: &invitation.room_id,
         sender: &invitation.sender,
-        key_id: app.signing_keys.first().key_id(),
+        key_id: app.signer.keys.first().key_id(),
         ephemeral_key: ephemeral.key.public_bytes(),
         now_ms,
         expires_ms: now_ms.saturating_add(i64::from(app.config.invites.lifetime_days) * DAY_MS),
@@ -146,7 +145,7 @@ async fn keep(app: &AppState, look: &Look, invitation: &Invitation) -> Result<Va
 }
 
 impl Invitation {
-    fn read(app: &AppState, object: Map<String, Value>) -> Result<Self, ApiError> {
+    fn read(app: &App, object: Map<String, Value>) -> Result<Self, ApiError> {
         let mut params = Params::new(object);
         let medium = params.text("medium");
         let address = params.text("address");
@@ -172,7 +171,7 @@ impl Invitation {
             threepid: Threepid::email(&address)?,
             address,
             room_id,
-            sender,
+            sender: super::mxid("sender", &sender)?,
             sender_name: sender_name.and_then(|name| invite::shown_name(&name, MAX_SENDER_NAME)),
             room_name: room_name.and_then(|name| invite::shown_name(&name, MAX_ROOM_NAME)),
             room_avatar_url: room_avatar_url.filter(|url| url.starts_with("mxc://") && url.len() <= MAX_ID),
@@ -183,33 +182,28 @@ impl Invitation {
 }
 
 /// The web client that a homeserver names, if the operator trusts it with what invites are accepted with.
-fn allowed_client(app: &AppState, location: &str) -> Option<Url> {
+fn allowed_client(app: &App, location: &str) -> Option<Url> {
     let patterns = app.config.invites.web_clients_allowed.iter();
     let patterns: Vec<_> = patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect();
     next_link::allowed(&patterns, location)
 }
 
 /// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
-async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
+async fn charge(app: &App, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
     let source = request.source.to_string();
     for (bucket, key, rate) in [
-        ("invite_per_account", app.keys.budget_hash(&invitation.sender), limits.invite_per_account),
+        ("invite_per_account", app.keys.budget_hash(invitation.sender.as_str()), limits.invite_per_account),
         ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
         ("invite_per_address", app.keys.mailbox_hash(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
-        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
+        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::rate_limited)?;
     }
     Ok(())
 }
 
-async fn send_mail(
-    app: &AppState,
-    look: &Look,
-    invitation: &Invitation,
-    ephemeral: &Ephemeral,
-) -> Result<(), ApiError> {
+async fn send_mail(app: &App, look: &Look, invitation: &Invitation, ephemeral: &Ephemeral) -> Result<(), ApiError> {
     let client = invitation.web_client.as_ref().unwrap_or(&app.config.invites.web_client_url);
     let private_key = Zeroizing::new(URL_SAFE_NO_PAD.encode(*ephemeral.seed));
     let sign_url = Zeroizing::new(format!(
@@ -255,8 +249,8 @@ async fn send_mail(
     Ok(app.mailer.send(invitation.threepid.address(), mail, &without_key).await?)
 }
 
-fn answer(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Value {
-    let long_term = app.signing_keys.first().public_key();
+fn answer(app: &App, invitation: &Invitation, ephemeral: &Ephemeral) -> Value {
+    let long_term = app.signer.keys.first().public_key();
     let invites = &app.config.invites;
     json!({
         "token": ephemeral.token,
@@ -277,7 +271,7 @@ fn answer(app: &AppState, invitation: &Invitation, ephemeral: &Ephemeral) -> Val
 ///
 /// Element Web and iOS POST the mail's `signurl` as it is, with `mxid` added and without a token: who has the private
 /// key needs no other proof. With the key in the body it is a call of the present specification, with a token.
-pub(crate) async fn sign_ed25519(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn sign_ed25519(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let mut values = Map::new();
     if request.query_param("private_key").is_none() {
         auth::account_with_terms(&app, &request).await?;
@@ -293,19 +287,17 @@ pub(crate) async fn sign_ed25519(app: App, mut request: Incoming) -> Result<Resp
 
 /// `POST /_matrix/identity/api/v1/sign-ed25519`: the same as Android calls it, with everything in the query, or in a
 /// form or JSON; without a token, since v1 has none.
-pub(crate) async fn v1_sign_ed25519(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_sign_ed25519(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     sign(&app, super::v1_values(&mut request)?).await
 }
 
-async fn sign(app: &AppState, values: Map<String, Value>) -> Result<Response, ApiError> {
+async fn sign(app: &App, values: Map<String, Value>) -> Result<Response, ApiError> {
     let mut params = Params::new(values);
     let mxid = params.text("mxid");
     let token = params.text("token");
     let private_key = Zeroizing::new(params.text("private_key"));
     params.finish()?;
-    if <&UserId>::try_from(mxid.as_str()).is_err() {
-        return Err(MatrixError::invalid_param("mxid", "must be a Matrix user id").into());
-    }
+    let mxid = super::mxid("mxid", &mxid)?;
     let seed = signing::key_bytes(&private_key).map(Zeroizing::new);
     let seed = seed.ok_or(MatrixError::invalid_param("private_key", "must be 32 bytes in base64"))?;
 
@@ -320,11 +312,7 @@ async fn sign(app: &AppState, values: Map<String, Value>) -> Result<Response, Ap
     if !is_its_own {
         return Err(ApiError::WrongPrivateKey);
     }
-    let fields = [("mxid", mxid), ("sender", terms.sender), ("token", token)];
-    let object = fields.into_iter().map(|(name, value)| (name.to_owned(), Value::from(value))).collect();
-    let signed =
-        key.sign(&app.config.identity.server_name, object).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(json(&signed))
+    Ok(json(&app.signer.sign_with(&key, invite::acceptance(&mxid, &terms.sender, &token))))
 }
 
 #[cfg(test)]

@@ -9,7 +9,8 @@ use waypost_shared::{body::Body, rate_limit::RequestSource};
 
 use super::*;
 use crate::{
-    api::{pubkey, publish},
+    api::pubkey,
+    domain::association::Association,
     jobs::{clean_once, tests::app},
 };
 
@@ -28,21 +29,29 @@ fn request(query: String) -> Incoming {
     }
 }
 
-fn invitation(app: &AppState) -> Invitation {
+fn invitation(app: &App) -> Invitation {
     let object = json!({
         "medium": "email", "address": "alice@example.com", "room_id": "!room:hs.test", "sender": "@bob:hs.test",
     });
     Invitation::read(app, object.as_object().unwrap().clone()).unwrap()
 }
 
-async fn is_valid(app: &App, public_key: &str) -> bool {
+/// What Alice is answered who binds her address.
+async fn bind(app: &App) -> Value {
+    let threepid = Threepid::email("alice@example.com").unwrap();
+    let association = Association { threepid, mxid: Mxid::parse(ALICE).unwrap(), bound_ms: app.clock.now_ms() };
+    let invites = app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
+    serde_json::to_value(app.signer.bound(&association, &invites)).unwrap()
+}
+
+async fn is_valid(app: &Arc<App>, public_key: &str) -> bool {
     let reply = pubkey::is_ephemeral_valid(app.clone(), request(format!("public_key={public_key}"))).await.unwrap();
     let answer: Value = serde_json::from_slice(reply.body()).unwrap();
     answer["valid"].as_bool().unwrap()
 }
 
 /// How a signature with a key that is not the invite's own is refused.
-async fn refusal(app: &App, token: &str) -> (u16, &'static str) {
+async fn refusal(app: &Arc<App>, token: &str) -> (u16, &'static str) {
     let private_key = URL_SAFE_NO_PAD.encode([7; 32]);
     let query = format!("mxid={ALICE}&token={token}&private_key={private_key}");
     let refused = MatrixError::from(&sign_ed25519(app.clone(), request(query)).await.unwrap_err());
@@ -66,8 +75,7 @@ async fn an_invite_ends_with_its_key() {
     assert!(!is_valid(&app, key).await);
     assert_eq!(refusal(&app, token).await, (404, "M_UNRECOGNIZED"));
     // Whoever binds the address now is not invited.
-    let signed = publish(&app, Threepid::email("alice@example.com").unwrap(), ALICE.to_owned()).await.unwrap();
-    assert_eq!(signed.get("invites"), None);
+    assert_eq!(bind(&app).await.get("invites"), None);
     clean_once(&app).await.unwrap();
     // As if it were the moment before: it is gone, and not merely hidden.
     assert!(app.store.invites(&app.keys, 0).await.unwrap().is_empty());
@@ -79,8 +87,7 @@ async fn the_key_of_an_invite_that_was_handed_out_stays_valid() {
     let look = app.templates.look(None, &language::preferred(None, None));
     let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
     let key = answer["public_keys"][1]["public_key"].as_str().unwrap();
-    let signed = publish(&app, Threepid::email("alice@example.com").unwrap(), ALICE.to_owned()).await.unwrap();
-    assert_eq!(signed["invites"][0]["token"], answer["token"]);
+    assert_eq!(bind(&app).await["invites"][0]["token"], answer["token"]);
     clock.advance(Duration::from_secs(3 * 24 * 60 * 60));
     clean_once(&app).await.unwrap();
     assert!(is_valid(&app, key).await);

@@ -2,9 +2,14 @@
 //!
 //! Source: Identity Service API, "Association lookup".
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    hash::{BuildHasher as _, RandomState},
+    sync::Arc,
+};
 
 use bytes::Bytes;
+use hashbrown::{HashTable, hash_table::Entry};
 use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, json};
@@ -15,11 +20,12 @@ use waypost_shared::{
 };
 
 use crate::{
-    app::{App, AppState},
-    auth::{self, Account},
+    app::{Account, App},
+    auth,
     domain::{
         hashing,
-        peppered::Peppered,
+        lookup_index::Escaping,
+        lookups::PepperIndex,
         threepid::{Medium, Threepid},
     },
     error::ApiError,
@@ -31,7 +37,7 @@ const SHA256: &str = "sha256";
 const NONE: &str = "none";
 
 /// `GET /_matrix/identity/v2/hash_details`: how to hash.
-pub(crate) async fn hash_details(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn hash_details(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
     let algorithms: &[_] = if app.config.lookup.allow_none { &[SHA256, NONE] } else { &[SHA256] };
     Ok(json(&json!({ "algorithms": algorithms, "lookup_pepper": app.current_pepper()?.pepper() })))
@@ -53,7 +59,7 @@ struct LookupRequest<'a> {
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// `POST /_matrix/identity/v2/lookup`: whose addresses have these hashes. Answered from memory.
-pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn lookup(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     // serde would also take a list of the three values.
     let is_object = request.body.trim_ascii_start().starts_with(b"{");
@@ -66,25 +72,25 @@ pub(crate) async fn lookup(app: App, request: Incoming) -> Result<Response, ApiE
     if lookup.addresses.len() > app.config.lookup.max_addresses {
         return Err(ApiError::TooManyAddresses(app.config.lookup.max_addresses));
     }
-    let Some(peppered) = app.peppered(&lookup.pepper.0).await? else {
+    let Some(pepper_index) = app.pepper_index(&lookup.pepper.0).await? else {
         let lookup_pepper = app.current_pepper()?.pepper().to_owned();
         return Err(ApiError::InvalidPepper { algorithm: lookup.algorithm.0.into_owned(), lookup_pepper });
     };
     charge(&app, &account, lookup.addresses.len())?;
-    Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &peppered)))
+    Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &pepper_index)))
 }
 
 /// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a homeserver that the operator
 /// listed; an empty object if the address is nobody's.
-pub(crate) async fn v1_lookup(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_lookup(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let mut params = Params::new(super::v1_values(&mut request)?);
     let medium = params.text("medium");
     let address = params.text("address");
     params.finish()?;
     let caller = Owner::from(request.source);
-    app.limits.lookup_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
-    app.limits.addresses_homeserver.check(&caller).map_err(ApiError::LimitExceeded)?;
+    app.limits.lookup_homeserver.check(&caller).map_err(ApiError::rate_limited)?;
+    app.limits.addresses_homeserver.check(&caller).map_err(ApiError::rate_limited)?;
 
     app.metrics.looked_up.inc();
     // What is no address is nobody's.
@@ -94,19 +100,18 @@ pub(crate) async fn v1_lookup(app: App, mut request: Incoming) -> Result<Respons
         return Ok(json(&Map::new()));
     };
     app.metrics.found.inc();
-    let signed = super::signed(&app, &association, None).map_err(|error| ApiError::Internal(error.into()))?;
-    Ok(json(&signed))
+    Ok(json(&app.signer.association(&association)))
 }
 
 /// Nobody can go through all addresses that there could be: not one account, and not the owner of a homeserver, who can
-/// make many of both.
-fn charge(app: &AppState, account: &Account, addresses: usize) -> Result<(), ApiError> {
+/// make up many of both.
+fn charge(app: &App, account: &Account, addresses: usize) -> Result<(), ApiError> {
     let addresses = u32::try_from(addresses).unwrap_or(u32::MAX);
     let limits = &app.limits;
-    limits.lookup.check(&account.mxid).map_err(ApiError::LimitExceeded)?;
-    limits.lookup_homeserver.check(&account.owner).map_err(ApiError::LimitExceeded)?;
-    limits.addresses.check_many(&account.mxid, addresses).map_err(ApiError::LimitExceeded)?;
-    limits.addresses_homeserver.check_many(&account.owner, addresses).map_err(ApiError::LimitExceeded)
+    limits.lookup.check(&account.mxid).map_err(ApiError::rate_limited)?;
+    limits.lookup_homeserver.check(&account.owner).map_err(ApiError::rate_limited)?;
+    limits.addresses.check_many(&account.mxid, addresses).map_err(ApiError::rate_limited)?;
+    limits.addresses_homeserver.check_many(&account.owner, addresses).map_err(ApiError::rate_limited)
 }
 
 /// What is wrong with a body that is not as it should be; the fast way of reading does not tell it well.
@@ -126,76 +131,36 @@ fn explain(body: &[u8]) -> ApiError {
 }
 
 /// The body of the answer: each address that is known, as it was sent, once.
-fn mappings(app: &AppState, lookup: &LookupRequest<'_>, peppered: &Peppered) -> Bytes {
+fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -> Bytes {
+    let addresses = &lookup.addresses;
     let hashed = lookup.algorithm.0 == SHA256;
     let hash = |Text(address): &Text<'_>| {
-        if hashed { hashing::parse(address) } else { plain(address, peppered.pepper()) }
+        if hashed { hashing::parse(address) } else { plain(address, pepper_index.pepper()) }
     };
-    let hashes: Vec<_> = lookup.addresses.iter().map(hash).collect();
-    let index = peppered.index().read();
-    let mut found: Vec<(&str, u32)> = Vec::with_capacity(hashes.len());
-    let mut once = Once::new(&lookup.addresses);
-    index.find_all(&hashes, |at, mxid| {
-        if once.is_first(at, hashes[at].as_ref().map_or(0, hashing::prefix)) {
-            found.push((&*lookup.addresses[at].0, mxid));
+    let hashes: Vec<_> = addresses.iter().map(hash).collect();
+
+    // A name must stand once in a JSON object, so of equal addresses only the first is answered.
+    let mut answered = HashTable::with_capacity(addresses.len());
+    let random = RandomState::new();
+    // Plain addresses of one lookup hash can differ in case, so theirs would make a bad table.
+    let key = |at: &usize| match &hashes[*at] {
+        Some(hash) if hashed => hashing::prefix(hash),
+        _ => random.hash_one(&addresses[*at].0),
+    };
+    let view = pepper_index.index().read();
+    let mut found: Vec<(&str, u32)> = Vec::with_capacity(addresses.len());
+    view.find_all(&hashes, |at, mxid| {
+        let address = &*addresses[at].0;
+        if let Entry::Vacant(entry) = answered.entry(key(&at), |other| addresses[*other].0 == address, key) {
+            entry.insert(at);
+            found.push((address, mxid));
         }
     });
-    app.metrics.looked_up.inc_by(lookup.addresses.len() as u64);
+    app.metrics.looked_up.inc_by(addresses.len() as u64);
     app.metrics.found.inc_by(found.len() as u64);
-
-    let length: usize = found.iter().map(|(address, mxid)| address.len() + index.json_len(*mxid) + 4).sum();
-    let mut body = Vec::with_capacity(length + 16);
-    body.extend_from_slice(br#"{"mappings":{"#);
-    for (number, (address, mxid)) in found.into_iter().enumerate() {
-        if number > 0 {
-            body.push(b',');
-        }
-        if hashed {
-            // URL-safe base64, as parsing it showed: there is nothing to escape.
-            body.push(b'"');
-            body.extend_from_slice(address.as_bytes());
-            body.push(b'"');
-        } else {
-            write_text(&mut body, address);
-        }
-        body.push(b':');
-        body.extend_from_slice(index.json(mxid));
-    }
-    body.extend_from_slice(b"}}");
-    body.into()
-}
-
-/// Tells the first of equal addresses from the others: a name must stand once in an object of JSON.
-struct Once<'a> {
-    addresses: &'a [Text<'a>],
-    /// Numbers of addresses, counted from 1, behind the place that their hash points at; 0 is free. Twice as many places
-    /// as addresses, so that there always is a free one.
-    places: Vec<u32>,
-}
-
-impl<'a> Once<'a> {
-    fn new(addresses: &'a [Text<'a>]) -> Self {
-        Self { addresses, places: vec![0; (addresses.len() * 2).next_power_of_two()] }
-    }
-
-    /// Whether no address equal to number `at` was asked for before; `hash` is one of the address's own.
-    #[allow(clippy::cast_possible_truncation)]
-    fn is_first(&mut self, at: usize, hash: u64) -> bool {
-        let last = self.places.len() - 1;
-        let mut place = hash as usize & last;
-        while self.places[place] != 0 {
-            if self.addresses[self.places[place] as usize - 1].0 == self.addresses[at].0 {
-                return false;
-            }
-            place = (place + 1) & last;
-        }
-        self.places[place] = u32::try_from(at + 1).unwrap_or(u32::MAX);
-        true
-    }
-}
-
-fn write_text(body: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(body, text).expect("a string can be written into memory");
+    // Parsing has shown that hashes are URL-safe base64.
+    let escaping = if hashed { Escaping::None } else { Escaping::Json };
+    view.mappings(&found, escaping).into()
 }
 
 /// `address medium`, as the algorithm `none` has it.

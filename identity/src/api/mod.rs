@@ -2,7 +2,6 @@
 //! alike stands here.
 
 use http::header::CONTENT_TYPE;
-use ruma_common::canonical_json::CanonicalJsonError;
 use serde_json::{Map, Value};
 use waypost_shared::{
     http::{Incoming, not_json},
@@ -11,11 +10,7 @@ use waypost_shared::{
     trace,
 };
 
-use crate::{
-    app::AppState,
-    domain::{association::Association, invite::PendingInvite, threepid::Threepid},
-    error::ApiError,
-};
+use crate::{domain::mxid::Mxid, error::ApiError};
 
 pub(crate) mod account;
 pub(crate) mod associations;
@@ -73,72 +68,11 @@ pub(crate) async fn to_the_end<T: Send + 'static>(
     tokio::spawn(trace::carried(work)).await.map_err(|error| ApiError::Internal(error.into()))?
 }
 
-/// Publishes that an address belongs to `mxid`: hands out the invites that waited for it, has the homeserver told, and
-/// returns the signed association.
+/// A Matrix id out of the parameter `name`.
 ///
 /// # Errors
 ///
-/// [`ApiError`]: the database failed, or nothing can be signed.
-pub(crate) async fn publish(app: &AppState, threepid: Threepid, mxid: String) -> Result<Map<String, Value>, ApiError> {
-    let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
-    let fingerprint = app.keys.fingerprint(&association.threepid);
-    let invites = {
-        let _order = app.binding(&fingerprint).await;
-        // The homeserver reads `invites` whether or not there are any.
-        let letter = |invites: &[PendingInvite]| {
-            signed(app, &association, Some(invites)).map(|object| Value::Object(object).to_string())
-        };
-        let invites = app.store.bind(&app.keys, &association, letter).await?;
-        app.lookups.insert(&association.threepid, &association.mxid);
-        invites
-    };
-    app.outbox_filled.notify_one();
-    app.metrics.binds.inc();
-    app.count_associations();
-    tracing::info!(
-        mxid = %association.mxid,
-        medium = association.threepid.medium().as_str(),
-        invites = invites.len(),
-        "threepid bound"
-    );
-    let shown = (!invites.is_empty()).then_some(&invites[..]);
-    signed(app, &association, shown).map_err(|error| ApiError::Internal(error.into()))
-}
-
-/// Takes back that an address belongs to `mxid`. Whether it did.
-///
-/// # Errors
-///
-/// [`ApiError`]: the database failed.
-pub(crate) async fn withdraw(app: &AppState, threepid: &Threepid, mxid: &str) -> Result<bool, ApiError> {
-    let unbound = app.store.remove_association(&app.keys, threepid, Some(mxid), app.clock.now_ms()).await?;
-    if unbound {
-        app.refresh_address(threepid).await?;
-    }
-    if unbound {
-        app.metrics.unbinds.inc();
-        app.count_associations();
-        tracing::info!(mxid, medium = threepid.medium().as_str(), "threepid unbound");
-    }
-    Ok(unbound)
-}
-
-/// The association under the server's signature, with the invites that come with it.
-fn signed(
-    app: &AppState,
-    association: &Association,
-    invites: Option<&[PendingInvite]>,
-) -> Result<Map<String, Value>, CanonicalJsonError> {
-    let server_name = &app.config.identity.server_name;
-    let mut object = association.to_json();
-    if let Some(invites) = invites {
-        let invites = invites.iter().map(|invite| {
-            // The room has the public half of the key of that time.
-            let key = app.signing_keys.by_id(&invite.key_id).unwrap_or(app.signing_keys.first());
-            let signed = key.sign(server_name, invite.to_sign(&association.mxid))?;
-            Ok(invite.to_json(association, signed))
-        });
-        object.insert("invites".to_owned(), Value::Array(invites.collect::<Result<_, CanonicalJsonError>>()?));
-    }
-    app.signing_keys.first().sign(server_name, object)
+/// 400 `M_INVALID_PARAM`
+pub(crate) fn mxid(name: &str, text: &str) -> Result<Mxid, MatrixError> {
+    Mxid::parse(text).map_err(|_| MatrixError::invalid_param(name, "must be a Matrix user id"))
 }

@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "Key management".
 
+use std::sync::Arc;
+
 use serde_json::json;
 use waypost_shared::{
     http::{Incoming, Response, json},
@@ -10,21 +12,21 @@ use waypost_shared::{
 use crate::{app::App, domain::signing, error::ApiError};
 
 /// `GET /_matrix/identity/v2/pubkey/{keyId}`: the public key that signatures of this id are checked with.
-pub(crate) async fn pubkey(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn pubkey(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let key_id = request.path_param("keyId").unwrap_or_default();
-    let key = app.signing_keys.by_id(key_id).ok_or(ApiError::UnknownKey)?;
+    let key = app.signer.keys.by_id(key_id).ok_or(ApiError::UnknownKey)?;
     Ok(json(&json!({ "public_key": key.public_key() })))
 }
 
 /// `GET /_matrix/identity/v2/pubkey/isvalid`: whether a long-term key is ours, in either base64 alphabet.
-pub(crate) async fn is_valid(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn is_valid(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let public_key = public_key(&request)?;
-    Ok(json(&json!({ "valid": app.signing_keys.is_public_key(&public_key) })))
+    Ok(json(&json!({ "valid": app.signer.keys.is_public_key(&public_key) })))
 }
 
 /// `GET /_matrix/identity/v2/pubkey/ephemeral/isvalid`: whether a key was made for an invite that was not revoked and
 /// did not expire, in either base64 alphabet.
-pub(crate) async fn is_ephemeral_valid(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn is_ephemeral_valid(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let valid = match signing::key_bytes(&public_key(&request)?) {
         Some(public_key) => app.store.is_ephemeral_key(&public_key, app.clock.now_ms()).await?,
         None => false,

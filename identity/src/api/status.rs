@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "API version check" and "Status check".
 
+use std::sync::Arc;
+
 use serde_json::{Map, json};
 use waypost_shared::http::{Incoming, Response, json};
 
@@ -12,11 +14,11 @@ const VERSIONS: [&str; 19] = [
 ];
 
 /// `GET /_matrix/identity/versions`: what is spoken here.
-pub(crate) async fn versions(_app: App, _request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn versions(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     Ok(json(&json!({ "versions": VERSIONS })))
 }
 
 /// `GET /_matrix/identity/v2`: there is an identity server here.
-pub(crate) async fn ping(_app: App, _request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn ping(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     Ok(json(&Map::new()))
 }

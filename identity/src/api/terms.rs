@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "Terms of service".
 
+use std::sync::Arc;
+
 use http::{
     HeaderValue, StatusCode,
     header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
@@ -14,12 +16,12 @@ use waypost_shared::{
 use crate::{app::App, auth, domain::language, error::ApiError};
 
 /// `GET /_matrix/identity/v2/terms`: the policies. No token needed.
-pub(crate) async fn terms(app: App, _request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn terms(app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     Ok(json(&app.terms.to_json()))
 }
 
 /// `POST /_matrix/identity/v2/terms`: the user accepts these URLs, beside those accepted before.
-pub(crate) async fn accept(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account(&app, &request).await?;
     let mut object = request.json_object()?;
     // Some clients send one URL as a string.
@@ -45,7 +47,7 @@ pub(crate) async fn accept(app: App, mut request: Incoming) -> Result<Response, 
 }
 
 /// `GET /_waypost/terms/{policy}/{version}/{language}`: a policy that this server shows itself.
-pub(crate) async fn page(app: App, request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let param = |name| request.path_param(name).unwrap_or_default();
     let (version, tag) = (param("version"), param("language"));
     let look = app.templates.look(None, &language::preferred(Some(tag), None));

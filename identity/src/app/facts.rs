@@ -10,13 +10,13 @@ use crate::{
     storage::Store,
 };
 
-use super::AppState;
+use super::App;
 
 /// How long the database gets to answer.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-impl AppState {
-    /// Its dependencies as they are now, and the age of what should not grow old.
+impl App {
+    /// Its neighbours as they are now, and the age of what should not grow old.
     pub(crate) async fn facts(&self) -> Facts {
         match timeout(PATIENCE, self.store.answers()).await {
             Ok(Ok(())) => self.database.mark_up(),

@@ -10,13 +10,55 @@ use std::{
 use crate::{
     config::{Config, KeyFile},
     domain::{
-        sealing::StorageKeys,
-        signing::{SigningKey, SigningKeys},
+        sealing::{StorageKeyError, StorageKeys},
+        signing::{InvalidSigningKey, SigningKey, SigningKeys},
     },
-    storage::{self, Store},
+    storage::{self, Store, StoreError},
 };
 
-use super::StartError;
+/// Why the database or the files beside it cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum OpenError {
+    /// A key file, a secret's file or the data folder cannot be read or written.
+    #[error("{path} cannot be used")]
+    File {
+        /// The file, or the key that names it.
+        path: String,
+        /// The operating system's reason.
+        source: io::Error,
+    },
+    /// The storage keys cannot be read.
+    #[error("{path} cannot be used")]
+    StorageKey {
+        /// The file.
+        path: String,
+        /// The mistake in it.
+        source: StorageKeyError,
+    },
+    /// The signing keys cannot be read.
+    #[error("{path} cannot be used")]
+    SigningKey {
+        /// The file.
+        path: String,
+        /// The mistake in it.
+        source: InvalidSigningKey,
+    },
+    /// The storage keys are another database's.
+    #[error(
+        "the storage keys in {0} are not those that this database was written with; put the right file back \
+         (without it the addresses in the database cannot be read)"
+    )]
+    OtherStorageKey(String),
+    /// Another server already uses this SQLite database.
+    #[error("another process serves this SQLite database; several replicas need PostgreSQL")]
+    Served,
+    /// A key file that was made with the database is gone.
+    #[error("{0} is missing, and the database was written with it; put it back from your backup")]
+    LostKey(String),
+    /// The database failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
 
 /// The database, and the keys that belong to it.
 pub(crate) struct Opened {
@@ -29,21 +71,21 @@ pub(crate) struct Opened {
 ///
 /// # Errors
 ///
-/// [`StartError`].
-pub(crate) async fn open(config: &Config) -> Result<Opened, StartError> {
+/// [`OpenError`].
+pub(crate) async fn open(config: &Config) -> Result<Opened, OpenError> {
     make_data_dir(config)?;
     let url = config
         .database_url()
-        .map_err(|error| StartError::File { path: "database.url_file".to_owned(), source: io::Error::other(error) })?;
+        .map_err(|error| OpenError::File { path: "database.url_file".to_owned(), source: io::Error::other(error) })?;
     // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
     let is_new = prepare_database_file(&url)?;
     let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
     let keys = StorageKeys::parse(&storage_key.text)
-        .map_err(|source| StartError::StorageKey { path: storage_key.path.clone(), source })?;
+        .map_err(|source| OpenError::StorageKey { path: storage_key.path.clone(), source })?;
     let signing_keys = parsed(read_or_make(&config.signing_key_file(), is_new, SigningKey::generate)?)?;
     let store = Store::open(&url, config.database.max_connections).await?;
     if !store.belongs_to(&keys).await? {
-        return Err(StartError::OtherStorageKey(storage_key.path));
+        return Err(OpenError::OtherStorageKey(storage_key.path));
     }
     Ok(Opened { keys, signing_keys, store })
 }
@@ -52,23 +94,23 @@ pub(crate) async fn open(config: &Config) -> Result<Opened, StartError> {
 ///
 /// # Errors
 ///
-/// [`StartError`].
-pub(super) fn signing_keys(config: &Config) -> Result<SigningKeys, StartError> {
+/// [`OpenError`].
+pub(super) fn signing_keys(config: &Config) -> Result<SigningKeys, OpenError> {
     parsed(read_or_make(&config.signing_key_file(), false, SigningKey::generate)?)
 }
 
-fn parsed(file: KeyText) -> Result<SigningKeys, StartError> {
-    SigningKeys::parse(&file.text).map_err(|source| StartError::SigningKey { path: file.path, source })
+fn parsed(file: KeyText) -> Result<SigningKeys, OpenError> {
+    SigningKeys::parse(&file.text).map_err(|source| OpenError::SigningKey { path: file.path, source })
 }
 
 /// The folder of keys is nobody else's to read.
-fn make_data_dir(config: &Config) -> Result<(), StartError> {
+fn make_data_dir(config: &Config) -> Result<(), OpenError> {
     let dir = &config.identity.data_dir;
     fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(dir)
-        .map_err(|source| StartError::File { path: dir.display().to_string(), source })
+        .map_err(|source| OpenError::File { path: dir.display().to_string(), source })
 }
 
 /// Holds an SQLite database for this process: a second server on it would follow the first one's changes late, and both
@@ -76,25 +118,25 @@ fn make_data_dir(config: &Config) -> Result<(), StartError> {
 ///
 /// # Errors
 ///
-/// [`StartError::Served`] when another process serves it.
-pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, StartError> {
+/// [`OpenError::Served`] when another process serves it.
+pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, OpenError> {
     make_data_dir(config)?;
     let Some(mut path) = config.database_url().ok().as_deref().and_then(storage::sqlite_file) else { return Ok(None) };
     path.as_mut_os_string().push(".lock");
-    let failed = |source| StartError::File { path: path.display().to_string(), source };
+    let failed = |source| OpenError::File { path: path.display().to_string(), source };
     let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
     match file.try_lock() {
         Ok(()) => Ok(Some(file)),
-        Err(fs::TryLockError::WouldBlock) => Err(StartError::Served),
+        Err(fs::TryLockError::WouldBlock) => Err(OpenError::Served),
         Err(fs::TryLockError::Error(source)) => Err(failed(source)),
     }
 }
 
 /// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get
 /// the same permissions.
-fn prepare_database_file(url: &str) -> Result<bool, StartError> {
+fn prepare_database_file(url: &str) -> Result<bool, OpenError> {
     let Some(path) = storage::sqlite_file(url) else { return Ok(false) };
-    let failed = |source| StartError::File { path: path.display().to_string(), source };
+    let failed = |source| OpenError::File { path: path.display().to_string(), source };
     let file = fs::OpenOptions::new().append(true).create(true).mode(0o600).open(&path).map_err(failed)?;
     Ok(file.metadata().map_err(failed)?.len() == 0)
 }
@@ -105,9 +147,9 @@ struct KeyText {
 }
 
 /// Reads a key file; makes it if it is not there, the operator did not name it, and the database is new.
-fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, StartError> {
+fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, OpenError> {
     let path = file.path.display().to_string();
-    let failed = |source| StartError::File { path: path.clone(), source };
+    let failed = |source| OpenError::File { path: path.clone(), source };
     let text = match fs::read_to_string(&file.path) {
         Ok(text) => text.into(),
         Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured && is_new => {
@@ -117,7 +159,7 @@ fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<S
             text
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured => {
-            return Err(StartError::LostKey(path));
+            return Err(OpenError::LostKey(path));
         }
         Err(error) => return Err(failed(error)),
     };

@@ -9,13 +9,14 @@ use crate::{
     app::{Opened, open},
     config::Config,
     domain::{
+        mxid::Mxid,
         sealing::StorageKeys,
         threepid::{Medium, Threepid},
     },
     storage::Store,
 };
 
-use super::date;
+use super::date::date;
 
 /// What can be done with associations.
 #[derive(Debug, Subcommand)]
@@ -27,8 +28,8 @@ pub(crate) enum AssociationCommand {
     /// List the addresses that belong to a Matrix id.
     List {
         /// `@user:server`
-        #[arg(long)]
-        mxid: String,
+        #[arg(long, value_parser = Mxid::parse)]
+        mxid: Mxid,
     },
 }
 
@@ -73,7 +74,7 @@ async fn show(store: &Store, keys: &StorageKeys, address: &Address) -> Result<()
 async fn remove(store: &Store, keys: &StorageKeys, address: &Address) -> Result<(), Box<dyn Error>> {
     let threepid = Threepid::given(address.medium, &address.address)?;
     let association = store.association(keys, &threepid).await?.ok_or("that address belongs to nobody")?;
-    let mxid = Some(association.mxid.as_str());
+    let mxid = Some(&association.mxid);
     if !store.remove_association(keys, &threepid, mxid, Clock::System.now_ms()).await? {
         return Err("that address was bound or unbound at this very moment: look again".into());
     }
@@ -81,7 +82,7 @@ async fn remove(store: &Store, keys: &StorageKeys, address: &Address) -> Result<
     Ok(())
 }
 
-async fn list(store: &Store, keys: &StorageKeys, mxid: &str) -> Result<(), Box<dyn Error>> {
+async fn list(store: &Store, keys: &StorageKeys, mxid: &Mxid) -> Result<(), Box<dyn Error>> {
     for association in store.associations_of(keys, mxid).await? {
         let threepid = &association.threepid;
         println!("{} {}  since {}", threepid.medium().as_str(), threepid.address(), date(association.bound_ms));

@@ -2,38 +2,28 @@
 
 mod database;
 mod files;
+mod findings;
 mod listeners;
 mod mail;
 mod network;
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{path::Path, process::ExitCode};
 
 use waypost_shared::{
     doctor::{Finding, Report},
     http_client::{Outbound, OutboundConfig},
 };
 
-use self::listeners::Running;
+use self::{
+    findings::{Findings, Skew, one, told},
+    listeners::Running,
+};
 use crate::{
     app::base_url,
     config::Config,
     delivery::{hosted_terms::HostedTerms, templates::Templates},
     domain::signing::SigningKeys,
 };
-
-/// How long one step of a check may take.
-const LIMIT: Duration = Duration::from_secs(10);
-
-/// What was looked at, and what it came to.
-type Findings = Vec<(String, Finding)>;
-
-/// One finding, with the name of what was looked at.
-fn one(what: &str, finding: Finding) -> Findings {
-    vec![(what.to_owned(), finding)]
-}
-
-/// Whose clock says how much more than ours, in milliseconds.
-type Skew = (String, i64);
 
 /// Makes all checks and prints what was found, a line for each.
 pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
@@ -135,12 +125,4 @@ fn policies(config: &Config) -> Option<Finding> {
         Ok(_) => Finding::Good("their files are there".to_owned()),
         Err(error) => Finding::Bad(format!("{error}: put the file there, or set its `url` instead")),
     })
-}
-
-/// An error with its causes.
-fn told(error: &dyn std::error::Error) -> String {
-    match waypost_shared::http::causes(error) {
-        causes if causes.is_empty() => error.to_string(),
-        causes => format!("{error}: {causes}"),
-    }
 }

@@ -1,11 +1,9 @@
 //! `waypost-identity invites`
 
 use clap::Subcommand;
-use waypost_shared::clock::Clock;
+use waypost_shared::clock::{Clock, DAY_MS};
 
 use crate::{app, config::Config, domain::invite};
-
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// What to do with invites.
 #[derive(Debug, Subcommand)]

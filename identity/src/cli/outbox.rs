@@ -41,7 +41,7 @@ pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn s
             println!("{} given up, {} waiting", counts.dead, counts.waiting);
         }
         Action::Retry { id } => {
-            let revived = store.revive_letters(id.as_deref(), now_ms).await?;
+            let revived = store.revive_dead_letters(id.as_deref(), now_ms).await?;
             if id.is_some() && revived == 0 {
                 return Err("no call that was given up has this id".into());
             }

@@ -8,11 +8,11 @@ use waypost_shared::clock::{Clock, millis};
 use crate::{
     app::open,
     config::Config,
-    domain::{hashing, peppered::Pepper},
+    domain::{hashing, lookups::Pepper},
     storage::Store,
 };
 
-use super::date;
+use super::date::date;
 
 /// What can be done with peppers.
 #[derive(Debug, Subcommand)]

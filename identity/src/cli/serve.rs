@@ -18,7 +18,7 @@ use waypost_shared::{
 };
 
 use crate::{
-    app::{self, App, AppState},
+    app::{self, App},
     config::Config,
     jobs,
     routes::{internal_routes, routes},
@@ -47,7 +47,7 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
     let v1 = config.v1.mode;
 
     let _alone = app::serve_alone(&config)?;
-    let app = Arc::new(AppState::build(config, Clock::System, &mut registry).await?);
+    let app = Arc::new(App::new(config, Clock::System, &mut registry).await?);
     let (traces, outbound) = (&app.config.traces, &app.config.outbound);
     let exporter = Exporter::start(traces, outbound, NAME, app.metrics.traces.clone(), Clock::System)?;
     let tracer = exporter.as_ref().map(Exporter::tracer);
@@ -72,9 +72,9 @@ pub(super) async fn serve(config: Config, path: Option<PathBuf>) -> Result<(), B
             service_manager::stopping();
         }
     });
-    let seen = app.load_index().await?;
+    let cursor = app.load_index().await?;
     let jobs = [
-        tokio::spawn(jobs::follow(app.clone(), seen, stop.clone())),
+        tokio::spawn(jobs::follow(app.clone(), cursor, stop.clone())),
         tokio::spawn(jobs::peppers::keep_up(current.clone(), stop.clone())),
         tokio::spawn(jobs::clean(current.clone(), stop.clone())),
         tokio::spawn(jobs::outbox::deliver(current.clone(), stop.clone())),
@@ -121,7 +121,7 @@ fn read_again(
     app: &App,
     exporter: Option<&Exporter>,
     path: Option<&Path>,
-) -> Result<Renewed<App>, Box<dyn std::error::Error + Send + Sync>> {
+) -> Result<Renewed<Arc<App>>, Box<dyn std::error::Error + Send + Sync>> {
     let (renewed, waiting) = app.renewed(Config::load(path)?.config)?;
     if let Some(exporter) = exporter {
         exporter.renew(&renewed.config.traces, &renewed.config.outbound)?;

@@ -1,10 +1,10 @@
-//! What is wrong with a configuration that its types cannot tell.
+//! Reading a configuration, and what is wrong with one that its types cannot tell.
 
-use std::time::Duration;
+use std::{path::Path, time::Duration};
 
 use url::Url;
 use waypost_shared::{
-    config_file::{ConfigError, Source},
+    config_file::{self, ConfigError, Loaded, Source},
     secret::ExposeSecret as _,
 };
 
@@ -16,6 +16,17 @@ use crate::{
 use super::{Config, V1Mode};
 
 impl Config {
+    /// Reads and checks the configuration.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError`] with all that is wrong, each with its place.
+    pub(crate) fn load(path: Option<&Path>) -> Result<Loaded<Self>, ConfigError> {
+        let loaded: Loaded<Self> = config_file::load(path, config_file::environment())?;
+        let problems = loaded.config.problems(&loaded.source);
+        if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::merge(problems)) }
+    }
+
     /// All that is wrong, each with its place.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();

@@ -239,11 +239,6 @@ impl HomeserversConfig {
     pub(crate) fn allows(&self, server_name: &str) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|name| is_same_server(name, server_name))
     }
-
-    /// The same, of a Matrix id; what has no server is nobody's.
-    pub(crate) fn allows_user(&self, mxid: &str) -> bool {
-        mxid.split_once(':').is_some_and(|(_, server_name)| self.allows(server_name))
-    }
 }
 
 /// The internal listener.

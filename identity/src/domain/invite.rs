@@ -2,13 +2,13 @@
 //!
 //! Source: Identity Service API, "Invitation storage".
 
+use ruma_common::{CanonicalJsonObject, CanonicalJsonValue};
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 use unicase::UniCase;
 use url::form_urlencoded::byte_serialize;
 use waypost_shared::owner::Owners;
 
-use super::association::Association;
+use super::{association::Association, mxid::Mxid};
 
 /// The longest name of a sender that a mail shows, in characters: room for a name, not for a message.
 pub(crate) const MAX_SENDER_NAME: usize = 20;
@@ -25,30 +25,39 @@ pub(crate) struct PendingInvite {
     /// The room.
     pub(crate) room_id: String,
     /// Who invites.
-    pub(crate) sender: String,
+    pub(crate) sender: Mxid,
     /// The id of the signing key whose public half went into the room.
     pub(crate) key_id: String,
 }
 
 impl PendingInvite {
     /// What is signed for the room, so that it lets the user in.
-    pub(crate) fn to_sign(&self, mxid: &str) -> Map<String, Value> {
-        let fields = [("mxid", json!(mxid)), ("token", json!(self.token))];
-        fields.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+    pub(crate) fn to_sign(&self, mxid: &Mxid) -> CanonicalJsonObject {
+        texts([("mxid", mxid.as_str()), ("token", &self.token)])
     }
 
     /// The invite as the new owner's homeserver gets it. `signed` is [`PendingInvite::to_sign`] with its signature.
-    pub(crate) fn to_json(&self, association: &Association, signed: Map<String, Value>) -> Value {
-        json!({
-            "medium": association.threepid.medium().as_str(),
-            "address": association.threepid.address(),
-            "room_id": self.room_id,
-            "sender": self.sender,
-            "token": self.token,
-            "mxid": association.mxid,
-            "signed": signed,
-        })
+    pub(crate) fn to_json(&self, association: &Association, signed: CanonicalJsonObject) -> CanonicalJsonObject {
+        let mut object = texts([
+            ("medium", association.threepid.medium().as_str()),
+            ("address", association.threepid.address()),
+            ("room_id", &self.room_id),
+            ("sender", self.sender.as_str()),
+            ("token", &self.token),
+            ("mxid", association.mxid.as_str()),
+        ]);
+        object.insert("signed".to_owned(), CanonicalJsonValue::Object(signed));
+        object
     }
+}
+
+/// What the holder of an invite's key signs: that `mxid` accepts it.
+pub(crate) fn acceptance(mxid: &Mxid, sender: &Mxid, token: &str) -> CanonicalJsonObject {
+    texts([("mxid", mxid.as_str()), ("sender", sender.as_str()), ("token", token)])
+}
+
+fn texts<const N: usize>(fields: [(&str, &str); N]) -> CanonicalJsonObject {
+    fields.map(|(name, text)| (name.to_owned(), CanonicalJsonValue::String(text.to_owned()))).into()
 }
 
 /// Whose and what invites are not taken.
@@ -69,15 +78,16 @@ impl Blocked {
     pub(crate) fn refuses<'a>(
         &self,
         owners: &Owners,
-        sender: &str,
+        sender: &Mxid,
         room_id: &str,
         mut texts: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> bool {
-        let owner = |id: &str| id.split_once(':').map(|(_, server)| owners.of(server));
-        let (of_sender, of_room) = (owner(sender), owner(room_id));
+        // Rooms of version 12 and later have no server name.
+        let of_room = room_id.split_once(':').map(|(_, server)| owners.of(server));
+        let of_sender = owners.of(sender.server_name());
         let listed = |name: &String| {
-            let owner = Some(owners.of(name));
-            owner == of_sender || owner == of_room
+            let owner = owners.of(name);
+            owner == of_sender || Some(owner) == of_room
         };
         if self.homeservers.iter().any(listed) || self.rooms.iter().any(|room| room == room_id) {
             return true;
@@ -141,12 +151,10 @@ pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
 
 /// A Matrix id as a mail may show it. Its server is verified; what that server let somebody put before the colon is
 /// left out where it could be taken for something else.
-pub(crate) fn shown_mxid(mxid: &str) -> String {
-    let plain = mxid.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(mxid);
-    match mxid.split_once(':') {
-        Some((_, server)) if !plain => format!("@{LEFT_OUT}:{server}"),
-        _ => mxid.to_owned(),
-    }
+pub(crate) fn shown_mxid(mxid: &Mxid) -> String {
+    let text = mxid.as_str();
+    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(text);
+    if plain { text.to_owned() } else { format!("@{LEFT_OUT}:{}", mxid.server_name()) }
 }
 
 /// What changes the direction of text or hides in it. (The joiners stay: Persian and emoji need them.)
@@ -204,6 +212,8 @@ pub(crate) fn encoded(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     /// As Sydent has it (docs/compatibility.md, "Identity server").
@@ -250,7 +260,7 @@ mod tests {
             ("@bob\r\nHello:hs.test", "@…:hs.test"),
             ("@bob the builder:hs.test", "@…:hs.test"),
         ] {
-            assert_eq!(shown_mxid(mxid), shown);
+            assert_eq!(shown_mxid(&Mxid::parse(mxid).unwrap()), shown);
         }
     }
 
@@ -263,7 +273,7 @@ mod tests {
         };
         let owners = Owners::new(&["hosting.test".to_owned()]);
         let refuses = |sender: &str, room: &str, name: &str, text: &str| {
-            blocked.refuses(&owners, sender, room, [(name, text)].into_iter())
+            blocked.refuses(&owners, &Mxid::parse(sender).unwrap(), room, [(name, text)].into_iter())
         };
         for server in ["evil.test", "evil.test:8448", "EVIL.test.", "sub.evil.test", "matrix.eve.hosting.test:1"] {
             assert!(refuses(&format!("@a:{server}"), "!r:hs.test", "room_name", "a"), "{server}");

@@ -1,30 +1,27 @@
 //! The index that answers lookups from memory: lookup hash to Matrix id.
 //!
-//! 160 bits of each hash and a 32-bit number stand in an open table of 24-byte slots, three quarters full at the most
-//! and half full when it has just grown: 32 to 48 bytes for an association. Each Matrix id stands once in one long text,
-//! as JSON, which is what a lookup answers.
-//!
-//! What a lookup of many hashes costs is waiting for memory, since a table of millions is in no cache. So a view reads
-//! the first slot of several hashes before it looks at any: the processor then fetches them at the same time.
+//! 128 bits of each hash and a 32-bit number stand in hash tables: 24 to 48 bytes for an association, depending on how
+//! long ago its table grew (docs/decisions/0015). Each Matrix id stands once in one long text, as JSON, which is what a
+//! lookup answers.
 
 use std::hash::{BuildHasher as _, RandomState};
 
-use hashbrown::HashTable;
+use hashbrown::{HashTable, hash_table::Entry};
 use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::hashing::LookupHash;
 
-/// Parts of the table, each with a lock of its own: a part that grows holds up a sixteenth of what a whole table would.
-const SHARDS: usize = 16;
-/// Bytes of a hash that are kept. Finding another address with the same 160 bits is as far out of reach as with 256.
-const KEPT: usize = 20;
-/// Slots that are read before they are looked at: about as many as a processor core fetches at the same time.
-const AT_ONCE: usize = 16;
+/// Parts of the index, each with a lock of its own: a table that grows holds up a twelfth of what a single one would.
+/// Tables double when they are seven eighths full; with twelve, neither a million associations nor ten are just beyond
+/// that.
+const SHARDS: usize = 12;
+/// Bytes of a hash that are kept. Finding another address with the same 128 bits is out of reach.
+const KEPT: usize = 16;
 
 /// An index for one pepper.
 #[derive(Debug)]
 pub(crate) struct LookupIndex {
-    shards: [RwLock<Table>; SHARDS],
+    shards: [RwLock<HashTable<Slot>>; SHARDS],
     mxids: RwLock<Mxids>,
 }
 
@@ -55,19 +52,28 @@ impl LookupIndex {
     pub(crate) fn reserve(&self, addresses: usize) {
         for shard in &self.shards {
             // Chance puts a little more into some than into others.
-            shard.write().reserve(addresses / SHARDS * 21 / 20);
+            let mut shard = shard.write();
+            shard.reserve(addresses / SHARDS * 21 / 20, Slot::key);
         }
         self.mxids.write().reserve(addresses);
     }
 
     fn put(&self, hash: &LookupHash, mxid: u32) {
         let mut shard = self.shards[shard(hash)].write();
-        shard.put(Slot { hash: kept(hash), mxid });
+        let new = Slot { hash: kept(hash), mxid };
+        match shard.entry(new.key(), |slot| slot.hash == new.hash, Slot::key) {
+            Entry::Occupied(mut slot) => *slot.get_mut() = new,
+            Entry::Vacant(slot) => drop(slot.insert(new)),
+        }
     }
 
     /// Forgets the address with this hash. Its Matrix id stays: others may have it, and it may come back.
     pub(crate) fn remove(&self, hash: &LookupHash) {
-        self.shards[shard(hash)].write().remove(&kept(hash));
+        let mut shard = self.shards[shard(hash)].write();
+        let hash = kept(hash);
+        if let Ok(slot) = shard.find_entry(key(&hash), |slot| slot.hash == hash) {
+            slot.remove();
+        }
     }
 
     /// A view that stands still: no association changes while it is held, so hold it for one request and no wait.
@@ -78,44 +84,63 @@ impl LookupIndex {
     /// How many addresses it knows.
     pub(crate) fn len(&self) -> usize {
         let shards = self.shards.iter();
-        shards.map(|shard| shard.read().taken).sum()
+        shards.map(|shard| shard.read().len()).sum()
     }
+}
+
+/// Whether the names in an answer have to be escaped.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Escaping {
+    /// They hold nothing that JSON would escape.
+    None,
+    /// They may hold anything.
+    Json,
 }
 
 /// A view of the index; see [`LookupIndex::read`].
 pub(crate) struct View<'a> {
-    shards: [RwLockReadGuard<'a, Table>; SHARDS],
+    shards: [RwLockReadGuard<'a, HashTable<Slot>>; SHARDS],
     mxids: RwLockReadGuard<'a, Mxids>,
 }
 
 impl View<'_> {
     /// Gives `found` the number of each hash in the list that is known, and the number of its Matrix id.
     pub(crate) fn find_all(&self, hashes: &[Option<LookupHash>], mut found: impl FnMut(usize, u32)) {
-        let mut taken = [false; AT_ONCE];
-        for (chunk, begin) in hashes.chunks(AT_ONCE).zip((0..).step_by(AT_ONCE)) {
-            for (hash, taken) in chunk.iter().zip(&mut taken) {
-                *taken = hash.as_ref().is_some_and(|hash| self.shards[shard(hash)].may_have(hash));
-            }
-            for ((hash, taken), at) in chunk.iter().zip(taken).zip(begin..) {
-                if taken
-                    && let Some(hash) = hash
-                    && let Some(mxid) = self.shards[shard(hash)].find(&kept(hash))
-                {
-                    found(at, mxid);
-                }
+        for (at, hash) in hashes.iter().enumerate() {
+            let Some(hash) = hash else { continue };
+            let kept = kept(hash);
+            if let Some(slot) = self.shards[shard(hash)].find(key(&kept), |slot| slot.hash == kept) {
+                found(at, slot.mxid);
             }
         }
     }
 
-    /// How long the JSON of a Matrix id is. Asked for all that were found before the first is copied, it fetches them
-    /// at the same time, too.
-    pub(crate) fn json_len(&self, number: u32) -> usize {
-        self.mxids.json(number).len()
-    }
-
-    /// The Matrix id of a number that [`View::find_all`] gave, as JSON.
-    pub(crate) fn json(&self, number: u32) -> &[u8] {
-        self.mxids.json(number)
+    /// The answer to a lookup, `{"mappings":{…}}`: each name with the Matrix id of the number that [`View::find_all`]
+    /// gave.
+    pub(crate) fn mappings(&self, found: &[(&str, u32)], escaping: Escaping) -> Vec<u8> {
+        // Reading all lengths before anything is copied lets the processor fetch the Matrix ids at the same time.
+        let length: usize = found.iter().map(|(name, mxid)| name.len() + self.mxids.json(*mxid).len() + 4).sum();
+        let mut body = Vec::with_capacity(length + 16);
+        body.extend_from_slice(br#"{"mappings":{"#);
+        for (number, (name, mxid)) in found.iter().enumerate() {
+            if number > 0 {
+                body.push(b',');
+            }
+            match escaping {
+                Escaping::None => {
+                    body.push(b'"');
+                    body.extend_from_slice(name.as_bytes());
+                    body.push(b'"');
+                }
+                Escaping::Json => {
+                    serde_json::to_writer(&mut body, name).expect("a string can be written into memory");
+                }
+            }
+            body.push(b':');
+            body.extend_from_slice(self.mxids.json(*mxid));
+        }
+        body.extend_from_slice(b"}}");
+        body
     }
 
     /// The Matrix id that the address with this hash belongs to.
@@ -123,7 +148,7 @@ impl View<'_> {
     pub(crate) fn get(&self, hash: &LookupHash) -> Option<String> {
         let mut known = None;
         self.find_all(&[Some(*hash)], |_, number| known = Some(number));
-        known.map(|number| serde_json::from_slice(self.json(number)).expect("it was written as JSON"))
+        known.map(|number| serde_json::from_slice(self.mxids.json(number)).expect("it was written as JSON"))
     }
 }
 
@@ -135,102 +160,26 @@ fn kept(hash: &LookupHash) -> Kept {
     kept
 }
 
+/// The shard of a hash, by bytes that are not kept, so that it is independent of the place in its table.
 fn shard(hash: &LookupHash) -> usize {
-    // A byte that is not kept, so that it is independent of the slot.
-    usize::from(hash[KEPT]) % SHARDS
+    usize::from(u16::from_le_bytes([hash[KEPT], hash[KEPT + 1]])) % SHARDS
 }
 
-/// An address and its owner; number 0 is nobody, and the slot free.
-#[derive(Clone, Copy, Debug, Default)]
+/// What a table places a hash by. A SHA-256 needs no further hashing.
+fn key(hash: &Kept) -> u64 {
+    hash.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
+}
+
+/// An address and its owner.
+#[derive(Clone, Copy, Debug)]
 struct Slot {
     hash: Kept,
     mxid: u32,
 }
 
-/// Slots, each as near as can be behind the one that its hash points at, without a free one in between.
-#[derive(Debug, Default)]
-struct Table {
-    slots: Vec<Slot>,
-    taken: usize,
-}
-
-impl Table {
-    /// The slot that a hash points at. A SHA-256 needs no further hashing.
-    #[allow(clippy::cast_possible_truncation)]
-    fn home(&self, hash: &[u8]) -> usize {
-        let mut first = [0; 8];
-        first.copy_from_slice(&hash[..8]);
-        ((u128::from(u64::from_le_bytes(first)) * self.slots.len() as u128) >> 64) as usize
-    }
-
-    fn next(&self, at: usize) -> usize {
-        if at + 1 == self.slots.len() { 0 } else { at + 1 }
-    }
-
-    /// Whether the slot that the hash points at is taken. If it is free the hash is not known.
-    fn may_have(&self, hash: &LookupHash) -> bool {
-        !self.slots.is_empty() && self.slots[self.home(hash)].mxid != 0
-    }
-
-    /// Where a hash is, or the free slot where it would be. There is one, since the table is never full.
-    fn place(&self, hash: &Kept) -> usize {
-        let mut at = self.home(hash);
-        while self.slots[at].mxid != 0 && self.slots[at].hash != *hash {
-            at = self.next(at);
-        }
-        at
-    }
-
-    fn find(&self, hash: &Kept) -> Option<u32> {
-        if self.slots.is_empty() {
-            return None;
-        }
-        Some(self.slots[self.place(hash)].mxid).filter(|mxid| *mxid != 0)
-    }
-
-    fn put(&mut self, new: Slot) {
-        if (self.taken + 1) * 4 > self.slots.len() * 3 {
-            self.resize((self.slots.len() * 3 / 2).max(16));
-        }
-        let at = self.place(&new.hash);
-        self.taken += usize::from(self.slots[at].mxid == 0);
-        self.slots[at] = new;
-    }
-
-    fn remove(&mut self, hash: &Kept) {
-        if self.find(hash).is_none() {
-            return;
-        }
-        let mut free = self.place(hash);
-        self.taken -= 1;
-        // What was put further back because this slot was taken moves up.
-        let mut at = self.next(free);
-        while self.slots[at].mxid != 0 {
-            let home = self.home(&self.slots[at].hash);
-            let between = if free <= at { free < home && home <= at } else { free < home || home <= at };
-            if !between {
-                self.slots[free] = self.slots[at];
-                free = at;
-            }
-            at = self.next(at);
-        }
-        self.slots[free] = Slot::default();
-    }
-
-    /// Makes room for so many more.
-    fn reserve(&mut self, more: usize) {
-        let wanted = (self.taken + more + 1) * 4 / 3 + 1;
-        if wanted > self.slots.len() {
-            self.resize(wanted);
-        }
-    }
-
-    fn resize(&mut self, slots: usize) {
-        let before = std::mem::replace(&mut self.slots, vec![Slot::default(); slots]);
-        for slot in before.into_iter().filter(|slot| slot.mxid != 0) {
-            let at = self.place(&slot.hash);
-            self.slots[at] = slot;
-        }
+impl Slot {
+    fn key(&self) -> u64 {
+        key(&self.hash)
     }
 }
 
@@ -345,8 +294,8 @@ mod tests {
     }
 
     #[test]
-    fn a_slot_takes_24_bytes() {
-        assert_eq!(size_of::<Slot>(), 24);
+    fn a_slot_takes_20_bytes() {
+        assert_eq!(size_of::<Slot>(), 20);
     }
 
     #[test]
@@ -358,7 +307,7 @@ mod tests {
         let hashes: Vec<_> = (0..100).map(|number| (number != 51).then(|| hash(number))).collect();
         let view = index.read();
         let mut found = Vec::new();
-        view.find_all(&hashes, |at, number| found.push((at, view.json(number).to_vec())));
+        view.find_all(&hashes, |at, number| found.push((at, view.mxids.json(number).to_vec())));
         let expected: Vec<_> = (0..100)
             .step_by(3)
             .filter(|number| *number != 51)
@@ -367,8 +316,8 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// Against a map that is surely right: binds, moves and unbinds of few addresses in small tables, so that they
-    /// collide, wrap around and move up all the time.
+    /// Against a map that is surely right: binds, moves and unbinds of few addresses in one small table, so that they
+    /// collide all the time.
     #[test]
     fn any_order_of_changes_leaves_what_a_map_would_have() {
         let mut seed = 1_u64;
@@ -383,10 +332,10 @@ mod tests {
             let mut map = std::collections::HashMap::new();
             for _ in 0..1500 {
                 let address = random(300);
-                // All point at nearly the same slots.
+                // All are in one shard and begin alike.
                 let mut hash = hash(address);
                 hash[..7].fill(if address % 2 == 0 { 0xff } else { 0 });
-                hash[KEPT] = 0;
+                hash[KEPT..].fill(0);
                 if random(3) == 0 {
                     index.remove(&hash);
                     map.remove(&hash);
@@ -401,7 +350,7 @@ mod tests {
             for address in 0..300 {
                 let mut hash = hash(address);
                 hash[..7].fill(if address % 2 == 0 { 0xff } else { 0 });
-                hash[KEPT] = 0;
+                hash[KEPT..].fill(0);
                 assert_eq!(view.get(&hash), map.get(&hash).cloned());
             }
         }

@@ -4,7 +4,6 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use ruma_common::UserId;
 use waypost_shared::owner::canonical_host;
 
 /// The port of servers whose name has none.
@@ -88,21 +87,6 @@ pub(crate) fn is_same_server(one: &str, other: &str) -> bool {
     one == other || place(one).is_some_and(|one| Some(one) == place(other))
 }
 
-/// Whether `mxid` is a user id whose server is exactly `server_name`, port included.
-pub(crate) fn is_user_of(mxid: &str, server_name: &str) -> bool {
-    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok_and(|user| user.server_name().as_str() == server_name)
-}
-
-/// Whether `mxid` is a user id of any server.
-pub(crate) fn is_user_id(mxid: &str) -> bool {
-    is_printable(mxid) && <&UserId>::try_from(mxid).is_ok()
-}
-
-/// Nothing that a log or a terminal would take for something else; all user ids ever were printable ASCII.
-fn is_printable(mxid: &str) -> bool {
-    mxid.bytes().all(|byte| byte.is_ascii_graphic())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -148,45 +132,6 @@ mod tests {
             "https://a",
         ] {
             assert_eq!(ServerName::parse(text), Err(InvalidServerName), "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_server_is_the_same_however_its_name_is_written() {
-        for (other, same) in [
-            ("hs.test", true),
-            ("HS.Test", true),
-            ("hs.test.", true),
-            ("hs.test:8448", true),
-            ("hs.test:8449", false),
-            ("sub.hs.test", false),
-            ("hs.test.evil", false),
-            ("", false),
-            ("hs test", false),
-        ] {
-            assert_eq!(is_same_server("hs.test", other), same, "{other:?}");
-            assert_eq!(is_same_server(other, "hs.test"), same, "{other:?}");
-        }
-        assert!(is_same_server("[2001:DB8::1]", "[2001:db8:0::1]:8448"));
-        assert!(is_same_server("no name", "no name") && !is_same_server("no name", "no other"));
-    }
-
-    #[test]
-    fn a_user_belongs_to_exactly_one_server_name() {
-        for (mxid, server_name, belongs) in [
-            ("@alice:hs.test", "hs.test", true),
-            ("@alice:hs.test:8448", "hs.test:8448", true),
-            ("@alice:hs.test:8448", "hs.test", false),
-            ("@alice:hs.test", "hs.test:8448", false),
-            ("@alice:evil.test", "hs.test", false),
-            ("@alice:evil.test:hs.test", "hs.test", false),
-            ("alice:hs.test", "hs.test", false),
-            ("@alice", "hs.test", false),
-            ("@alice\nFAKE:hs.test", "hs.test", false),
-            ("@al ice:hs.test", "hs.test", false),
-            ("", "", false),
-        ] {
-            assert_eq!(is_user_of(mxid, server_name), belongs, "{mxid} {server_name}");
         }
     }
 }

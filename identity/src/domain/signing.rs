@@ -10,12 +10,9 @@ use base64::{
     engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig, general_purpose::STANDARD_NO_PAD},
 };
 use ed25519_dalek::Signer as _;
-use ruma_common::{
-    CanonicalJsonValue,
-    canonical_json::{CanonicalJsonError, try_from_json_map},
-};
+use ruma_common::{CanonicalJsonObject, CanonicalJsonValue, canonical_json::try_from_json_map};
 use serde_json::{Map, Value};
-use waypost_shared::random;
+use waypost_shared::{hex, random};
 use zeroize::Zeroizing;
 
 /// Takes base64 with and without padding, and with stray bits at its end, as the specification's own test key has:
@@ -113,28 +110,17 @@ pub(crate) fn holds(public_key: &str, signature: &str, object: &Map<String, Valu
     let verify = || {
         let key = ed25519_dalek::VerifyingKey::from_bytes(&key_bytes(public_key)?).ok()?;
         let signature = ed25519_dalek::Signature::from_slice(&LENIENT.decode(signature).ok()?).ok()?;
-        let text = signed_text(object.clone()).ok()?;
+        let text = signed_text(try_from_json_map(object.clone()).ok()?);
         key.verify_strict(text.as_bytes(), &signature).ok()
     };
     verify().is_some()
 }
 
 /// The canonical form of everything but `signatures` and `unsigned`.
-fn signed_text(mut object: Map<String, Value>) -> Result<String, CanonicalJsonError> {
+fn signed_text(mut object: CanonicalJsonObject) -> String {
     object.remove("signatures");
     object.remove("unsigned");
-    Ok(CanonicalJsonValue::Object(try_from_json_map(object)?).to_string())
-}
-
-fn hex_seed(text: &str) -> Option<Zeroizing<[u8; 32]>> {
-    let mut seed = Zeroizing::new([0; 32]);
-    if text.len() != 2 * seed.len() || !text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
-        return None;
-    }
-    for (at, byte) in seed.iter_mut().enumerate() {
-        *byte = u8::from_str_radix(&text[2 * at..2 * at + 2], 16).ok()?;
-    }
-    Some(seed)
+    CanonicalJsonValue::Object(object).to_string()
 }
 
 /// One signing key.
@@ -166,7 +152,11 @@ impl SigningKey {
                 let seed: Zeroizing<[u8; 32]> = Zeroizing::new(seed.as_slice().try_into().ok()?);
                 Some(Self::from_seed(format!("ed25519:{version}"), &seed))
             }
-            [seed] => Some(Self::from_seed("ed25519:0".to_owned(), &*hex_seed(seed)?)),
+            [digits] => {
+                let mut seed = Zeroizing::new([0; 32]);
+                hex::decode_into(digits, &mut *seed)?;
+                Some(Self::from_seed("ed25519:0".to_owned(), &seed))
+            }
             _ => None,
         }
     }
@@ -192,19 +182,13 @@ impl SigningKey {
     }
 
     /// Adds `signatures` of `server_name` over everything but `signatures` and `unsigned`.
-    ///
-    /// # Errors
-    ///
-    /// When there is no canonical form: a number that is no integer, or too large a one.
-    pub(crate) fn sign(
-        &self,
-        server_name: &str,
-        mut object: Map<String, Value>,
-    ) -> Result<Map<String, Value>, CanonicalJsonError> {
-        let text = signed_text(object.clone())?;
+    pub(crate) fn sign(&self, server_name: &str, mut object: CanonicalJsonObject) -> CanonicalJsonObject {
+        let text = signed_text(object.clone());
         let signature = STANDARD_NO_PAD.encode(self.key.sign(text.as_bytes()).to_bytes());
-        object.insert("signatures".to_owned(), serde_json::json!({ server_name: { self.key_id.as_str(): signature } }));
-        Ok(object)
+        let nested = |name: &str, value| CanonicalJsonValue::Object([(name.to_owned(), value)].into());
+        let signature = nested(&self.key_id, CanonicalJsonValue::String(signature));
+        object.insert("signatures".to_owned(), nested(server_name, signature));
+        object
     }
 }
 
@@ -228,7 +212,8 @@ mod tests {
                 "KqmLSbO39/Bzb0QIYE82zqLwsA+PDzYIpIRA2sRQ4sL53+sN6/fpNSoqE7BP7vBZhG6kYdD13EIMJpvhJI+6Bw",
             ),
         ] {
-            let signed = key.sign("domain", object.as_object().unwrap().clone()).unwrap();
+            let signed = key.sign("domain", try_from_json_map(object.as_object().unwrap().clone()).unwrap());
+            let signed: Map<String, Value> = signed.into_iter().map(|(name, value)| (name, value.into())).collect();
             assert_eq!(signed["signatures"], json!({"domain": {"ed25519:1": signature}}));
             assert!(holds(&key.public_key(), signature, &signed));
             let mut altered = signed.clone();

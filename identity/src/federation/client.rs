@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{Method, Request, Response, header::CONTENT_TYPE};
 use waypost_shared::http_client::{CallLimits, HttpClient, Outbound, Reach, Targets};
 
-use super::{Destination, HomeserverError};
+use super::{destination::Destination, error::HomeserverError};
 
 /// An answer of a homeserver is a line or two.
 const LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(15), max_body: 64 * 1024 };

@@ -21,7 +21,7 @@ use waypost_shared::{
 
 use crate::domain::server_name::{DEFAULT_PORT, ServerName};
 
-use super::Destination;
+use super::destination::Destination;
 
 /// A .well-known file is a line; 50 KiB is what other servers allow.
 const WELL_KNOWN_LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(10), max_body: 50 * 1024 };

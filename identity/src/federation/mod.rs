@@ -2,7 +2,9 @@
 //! bindings.
 
 mod client;
+mod destination;
 mod discovery;
+mod error;
 pub(crate) mod request_auth;
 
 use std::collections::BTreeMap;
@@ -12,51 +14,19 @@ use http::{Method, StatusCode};
 use serde_json::Value;
 use waypost_shared::{
     clock::Clock,
-    http_client::{HttpClientError, Outbound, Reach},
+    http_client::{Outbound, Reach},
 };
 
-use crate::domain::server_name::{ServerName, is_user_of};
+use crate::domain::{mxid::Mxid, server_name::ServerName};
+
+pub(crate) use error::HomeserverError;
 
 use client::Client;
+use destination::Destination;
 use discovery::Discovery;
 use request_auth::{KeyCache, ServerKeys, SignedRequest};
 
 const ONBIND_PATH: &str = "/_matrix/federation/v1/3pid/onbind";
-
-/// Where to connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Destination {
-    /// The name for the URI, for `Host` and for TLS.
-    authority: String,
-    /// Hosts and ports to connect to, in this order.
-    targets: Vec<(String, u16)>,
-}
-
-/// What a homeserver did not do.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum HomeserverError {
-    /// Not a server name.
-    #[error("`matrix_server_name` is not a server name")]
-    InvalidName,
-    /// No answer: name, network, TLS, or an address that may not be reached.
-    #[error("The homeserver could not be reached")]
-    Unreachable(#[source] HttpClientError),
-    /// It does not know the token.
-    #[error("The homeserver does not accept this OpenID token")]
-    TokenRefused,
-    /// An answer that is not what the specification has.
-    #[error("The homeserver's answer was not understood")]
-    BadAnswer,
-    /// Another request waited for its keys in vain.
-    #[error("The homeserver's keys could not be fetched")]
-    NoKeys,
-    /// It answered with this status, and nothing good.
-    #[error("The homeserver answered {0}")]
-    Refused(StatusCode),
-    /// The token belongs to a user of another server, so it may have been collected there.
-    #[error("The OpenID token does not belong to a user of that homeserver")]
-    WrongServer,
-}
 
 /// All homeservers, by their names.
 pub(crate) struct Homeservers {
@@ -96,7 +66,7 @@ impl Homeservers {
     /// # Errors
     ///
     /// [`HomeserverError`].
-    pub(crate) async fn openid_user(&self, server_name: &str, openid_token: &str) -> Result<String, HomeserverError> {
+    pub(crate) async fn openid_user(&self, server_name: &str, openid_token: &str) -> Result<Mxid, HomeserverError> {
         let name = ServerName::parse(server_name).map_err(|_| HomeserverError::InvalidName)?;
         let query: String =
             url::form_urlencoded::Serializer::new(String::new()).append_pair("access_token", openid_token).finish();
@@ -109,7 +79,8 @@ impl Homeservers {
         }
         let body: Value = serde_json::from_slice(answer.body()).map_err(|_| HomeserverError::BadAnswer)?;
         let sub = body.get("sub").and_then(Value::as_str).ok_or(HomeserverError::BadAnswer)?;
-        if is_user_of(sub, server_name) { Ok(sub.to_owned()) } else { Err(HomeserverError::WrongServer) }
+        let user = Mxid::parse(sub).ok().filter(|user| user.server_name() == server_name);
+        user.ok_or(HomeserverError::WrongServer)
     }
 
     /// Tells a homeserver that an address was bound to one of its users. Deployed servers take POST, the specification

@@ -10,6 +10,7 @@ use std::{
 use http::{HeaderMap, header::AUTHORIZATION};
 use parking_lot::Mutex;
 use serde_json::{Map, Value};
+use waypost_shared::clock::DAY_MS;
 use waypost_shared::owner::{ByServer, Owners};
 
 use crate::domain::signing;
@@ -18,7 +19,7 @@ const SCHEME: &str = "x-matrix";
 /// Homeservers have a key or two; more signatures than this are not looked at.
 const MAX_SIGNATURES: usize = 10;
 /// Keys are not believed for longer, whatever their server says (Server-Server API: 7 days).
-const MAX_VALIDITY_MS: i64 = 7 * 24 * 60 * 60 * 1000;
+const MAX_VALIDITY_MS: i64 = 7 * DAY_MS;
 /// How soon keys may be fetched again when a request names one that is not among them.
 const FETCH_AGAIN_MS: i64 = 60 * 1000;
 /// Strangers choose the names, so their number is bounded.
@@ -209,13 +210,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use http::HeaderValue;
+    use ruma_common::canonical_json::try_from_json_map;
     use serde_json::json;
 
     use super::*;
     use crate::domain::signing::SigningKey;
 
     const NOW_MS: i64 = 1_700_000_000_000;
-    const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
     fn key(seed: u8) -> SigningKey {
         SigningKey::from_seed(format!("ed25519:{seed}"), &[seed; 32])
@@ -223,6 +224,10 @@ mod tests {
 
     fn object(value: Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()
+    }
+
+    fn signed(key: &SigningKey, value: Value) -> Value {
+        serde_json::to_value(key.sign("hs.test", try_from_json_map(object(value)).unwrap())).unwrap()
     }
 
     /// What `hs.test` answers, with key 1 valid, key 2 old, key 3 claimed and not its own.
@@ -233,14 +238,13 @@ mod tests {
             "verify_keys": {"ed25519:1": {"key": key(1).public_key()}, "ed25519:3": {"key": key(3).public_key()}},
             "old_verify_keys": {"ed25519:2": {"key": key(2).public_key(), "expired_ts": 1}},
         });
-        Value::Object(key(1).sign("hs.test", object(unsigned)).unwrap())
+        signed(&key(1), unsigned)
     }
 
     fn header(key: &SigningKey, content: &Map<String, Value>, destination_name: &str, destination: &str) -> XMatrix {
-        let mut signed = object(json!({"method": "POST", "uri": "/x", "origin": "hs.test", "content": content}));
-        signed.insert(destination_name.to_owned(), json!(destination));
-        let signed = key.sign("hs.test", signed).unwrap();
-        let signature = signed["signatures"]["hs.test"][key.key_id()].as_str().unwrap().to_owned();
+        let mut request = json!({"method": "POST", "uri": "/x", "origin": "hs.test", "content": content});
+        request[destination_name] = json!(destination);
+        let signature = signed(key, request)["signatures"]["hs.test"][key.key_id()].as_str().unwrap().to_owned();
         XMatrix { origin: "hs.test".to_owned(), destination: None, key: key.key_id().to_owned(), signature }
     }
 

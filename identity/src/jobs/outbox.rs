@@ -1,4 +1,4 @@
-//! Tells homeservers what they must be told: takes letters from the outbox, until they arrive or are given up.
+//! Tells homeservers what they must be told: takes rows from the outbox, until they arrive or are given up.
 
 mod servers;
 
@@ -12,12 +12,12 @@ use tokio::{
 use waypost_shared::{clock::millis, current::Current, http::causes, retry::Backoff, serve::Stop};
 
 use crate::{
-    app::{App, AppState},
+    app::App,
     config::OutboxConfig,
     domain::sealing::Sealed,
     federation::HomeserverError,
     metrics::Onbind,
-    storage::{StoreError, outbox::Letter},
+    storage::{StoreError, outbox::OutboxRow},
 };
 
 use servers::{Deferral, Servers};
@@ -26,13 +26,13 @@ use servers::{Deferral, Servers};
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// The shortest wait, so that rows which another replica is just leasing are not asked for all the time.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
-/// How long a letter is ours: longer than finding a homeserver and calling it twice takes.
+/// How long a row is ours: longer than finding a homeserver and calling it twice takes.
 const LEASE_MS: i64 = 90 * 1000;
 /// How long calls under way get to end when the service stops. What does not end is delivered again later.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
 /// Delivers, until `stop`.
-pub(crate) async fn deliver(current: Current<App>, stop: Stop) {
+pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
     let servers = Arc::new(Servers::default());
     let mut under_way = JoinSet::new();
     let mut counted: Option<Instant> = None;
@@ -60,7 +60,7 @@ pub(crate) async fn deliver(current: Current<App>, stop: Stop) {
 
 /// Starts as many deliveries as there is room for; returns how long nothing else is due.
 async fn turn(
-    app: &App,
+    app: &Arc<App>,
     servers: &Arc<Servers>,
     under_way: &mut JoinSet<()>,
     counted: &mut Option<Instant>,
@@ -70,9 +70,9 @@ async fn turn(
     if room > 0 {
         let most = i64::try_from(room).unwrap_or(i64::MAX);
         let until_ms = now_ms.saturating_add(LEASE_MS);
-        for letter in app.store.lease_letters(now_ms, until_ms, most, &servers.full()).await? {
+        for row in app.store.lease_outbox_rows(now_ms, until_ms, most, &servers.full()).await? {
             let (app, servers) = (app.clone(), servers.clone());
-            under_way.spawn(async move { handle(&app, &servers, &letter).await });
+            under_way.spawn(async move { handle(&app, &servers, &row).await });
         }
     }
     if counted.is_none_or(|at| at.elapsed() >= LOOK_EVERY) {
@@ -85,44 +85,44 @@ async fn turn(
         // One of them ends before there is anything to do.
         return Ok(LOOK_EVERY);
     }
-    let due_ms = app.store.next_letter_due(&servers.full()).await?;
+    let due_ms = app.store.next_outbox_due(&servers.full()).await?;
     let wait = due_ms.and_then(|due_ms| u64::try_from(due_ms.saturating_sub(now_ms)).ok()).map(Duration::from_millis);
     let wait = if due_ms.is_some() { wait.unwrap_or(LOOK_AT_MOST_EVERY) } else { LOOK_EVERY };
     Ok(wait.clamp(LOOK_AT_MOST_EVERY, LOOK_EVERY))
 }
 
-async fn handle(app: &AppState, servers: &Servers, letter: &Letter) {
-    let server = server_of(letter);
+async fn handle(app: &App, servers: &Servers, row: &OutboxRow) {
+    let server = row.mxid.server_name();
     let rules = &app.config.outbox;
     let owner = app.owners.of(server);
     let noted = match servers.begin(&owner, server, share(rules), app.clock.now_ms()) {
         Ok(()) => {
-            let delivered = deliver_one(app, letter).await;
+            let delivered = deliver_one(app, row).await;
             let away = delivered.as_ref().is_err_and(|failure| failure.away);
             servers.end(&owner, server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
-            settle(app, letter, delivered.map_err(|failure| failure.text)).await
+            settle(app, row, delivered.map_err(|failure| failure.text)).await
         }
-        // However old the letter is: it will be its turn.
-        Err(Deferral::Busy(again_ms)) => app.store.letter_postponed(&letter.id, again_ms).await,
-        Err(Deferral::Away(again_ms)) => postpone(app, letter, again_ms).await,
+        // However old the row is: it will be its turn.
+        Err(Deferral::Busy(again_ms)) => app.store.outbox_row_postponed(&row.id, again_ms).await,
+        Err(Deferral::Away(again_ms)) => postpone(app, row, again_ms).await,
     };
     if let Err(error) = noted {
         tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
     }
 }
 
-/// Why a letter was not delivered.
+/// Why a row was not delivered.
 struct Failure {
     /// What is noted of it, without an address.
     text: String,
-    /// Whether the homeserver would not have taken any other letter either.
+    /// Whether the homeserver would not have taken any other row either.
     away: bool,
 }
 
-async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), Failure> {
-    let payload = app.keys.open(Sealed::Outbox, &letter.payload_sealed);
+async fn deliver_one(app: &App, row: &OutboxRow) -> Result<(), Failure> {
+    let payload = app.keys.open(Sealed::Outbox, &row.payload_sealed);
     let payload = payload.map_err(|error| Failure { text: error.to_string(), away: false })?;
-    let told = app.homeservers.onbind(server_of(letter), payload.into()).await;
+    let told = app.homeservers.onbind(row.mxid.server_name(), payload.into()).await;
     told.map_err(|error| Failure {
         away: match &error {
             HomeserverError::Unreachable(_) => true,
@@ -136,23 +136,23 @@ async fn deliver_one(app: &AppState, letter: &Letter) -> Result<(), Failure> {
     })
 }
 
-/// Leaves a letter alone until its homeserver, which was away, may be called; for ever, if that has been away for too long.
-async fn postpone(app: &AppState, letter: &Letter, again_ms: i64) -> Result<(), StoreError> {
+/// Leaves a row alone until its homeserver, which was away, may be called; for ever, if that has been away for too long.
+async fn postpone(app: &App, row: &OutboxRow, again_ms: i64) -> Result<(), StoreError> {
     let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
-    // By then it was called once more, on account of this letter or another one.
+    // By then it was called once more, on account of this row or another one.
     let given_up_secs = rules.retry_for_secs.saturating_add(rules.max_retry_secs);
-    if now_ms.saturating_sub(letter.since_ms) >= millis(Duration::from_secs(given_up_secs)) {
-        return give_up(app, letter, "The homeserver was away all the time", now_ms).await;
+    if now_ms.saturating_sub(row.since_ms) >= millis(Duration::from_secs(given_up_secs)) {
+        return give_up(app, row, "The homeserver was away all the time", now_ms).await;
     }
-    app.store.letter_postponed(&letter.id, again_ms).await
+    app.store.outbox_row_postponed(&row.id, again_ms).await
 }
 
-async fn give_up(app: &AppState, letter: &Letter, failure: &str, now_ms: i64) -> Result<(), StoreError> {
-    app.store.letter_died(&letter.id, failure, now_ms).await?;
+async fn give_up(app: &App, row: &OutboxRow, failure: &str, now_ms: i64) -> Result<(), StoreError> {
+    app.store.outbox_row_given_up(&row.id, failure, now_ms).await?;
     app.metrics.onbind(Onbind::Dead);
     tracing::error!(
-        server = server_of(letter),
-        attempts = letter.attempts,
+        server = row.mxid.server_name(),
+        attempts = row.attempts,
         failure,
         "gave up telling a homeserver of a binding; `outbox retry` tries it again"
     );
@@ -168,32 +168,28 @@ fn backoff(rules: &OutboxConfig) -> Backoff {
     Backoff { first: Duration::from_secs(rules.first_retry_secs), max: Duration::from_secs(rules.max_retry_secs) }
 }
 
-async fn settle(app: &AppState, letter: &Letter, delivered: Result<(), String>) -> Result<(), StoreError> {
+async fn settle(app: &App, row: &OutboxRow, delivered: Result<(), String>) -> Result<(), StoreError> {
     let Err(failure) = delivered else {
-        app.store.letter_delivered(&letter.id).await?;
+        app.store.outbox_row_delivered(&row.id).await?;
         app.metrics.onbind(Onbind::Delivered);
         return Ok(());
     };
     let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
-    if now_ms.saturating_sub(letter.since_ms) >= millis(Duration::from_secs(rules.retry_for_secs)) {
-        return give_up(app, letter, &failure, now_ms).await;
+    if now_ms.saturating_sub(row.since_ms) >= millis(Duration::from_secs(rules.retry_for_secs)) {
+        return give_up(app, row, &failure, now_ms).await;
     }
-    let failures = u32::try_from(letter.attempts.saturating_sub(1)).unwrap_or(u32::MAX);
+    let failures = u32::try_from(row.attempts.saturating_sub(1)).unwrap_or(u32::MAX);
     app.store
-        .letter_failed(&letter.id, &failure, now_ms.saturating_add(millis(backoff(rules).delay(failures))))
+        .outbox_row_failed(&row.id, &failure, now_ms.saturating_add(millis(backoff(rules).delay(failures))))
         .await?;
     app.metrics.onbind(Onbind::Failed);
     tracing::debug!(
-        server = server_of(letter),
-        attempts = letter.attempts,
+        server = row.mxid.server_name(),
+        attempts = row.attempts,
         failure,
         "a homeserver could not be told of a binding"
     );
     Ok(())
-}
-
-fn server_of(letter: &Letter) -> &str {
-    letter.mxid.split_once(':').map_or("", |(_, server)| server)
 }
 
 #[cfg(test)]
@@ -204,23 +200,23 @@ mod tests {
 
     use super::*;
     use crate::{
-        domain::{association::Association, threepid::Threepid},
+        domain::{association::Association, mxid::Mxid, threepid::Threepid},
         jobs::{clean_once, tests::app},
         storage::outbox::OutboxCounts,
     };
 
-    /// Puts one letter into the outbox.
+    /// Puts one row into the outbox.
     async fn bind(app: &App) {
         let threepid = Threepid::email("alice@example.com").unwrap();
         let bound_ms = app.clock.now_ms();
-        let association = Association { threepid, mxid: "@alice:hs.test".to_owned(), bound_ms };
-        app.store.bind(&app.keys, &association, |_| Ok("{}".to_owned())).await.unwrap();
+        let association = Association { threepid, mxid: Mxid::parse("@alice:hs.test").unwrap(), bound_ms };
+        app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
     }
 
     /// What a replica gets that looks now.
-    async fn lease(app: &App, clock: &Clock) -> Vec<Letter> {
+    async fn lease(app: &App, clock: &Clock) -> Vec<OutboxRow> {
         let now_ms = clock.now_ms();
-        app.store.lease_letters(now_ms, now_ms + LEASE_MS, 10, &[]).await.unwrap()
+        app.store.lease_outbox_rows(now_ms, now_ms + LEASE_MS, 10, &[]).await.unwrap()
     }
 
     #[tokio::test]
@@ -276,18 +272,18 @@ mod tests {
         bind(&app).await;
         let since_ms = clock.now_ms();
 
-        let letter = lease(&app, &clock).await.remove(0);
+        let row = lease(&app, &clock).await.remove(0);
         clock.advance(Duration::from_millis(3_600_000 - 1));
-        settle(&app, &letter, Err("refused".to_owned())).await.unwrap();
+        settle(&app, &row, Err("refused".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
         // After the first failure: between half of 8 seconds and all of them.
-        let wait_ms = app.store.next_letter_due(&[]).await.unwrap().unwrap() - clock.now_ms();
+        let wait_ms = app.store.next_outbox_due(&[]).await.unwrap().unwrap() - clock.now_ms();
         assert!((4000..=8000).contains(&wait_ms), "{wait_ms}");
 
         clock.advance(Duration::from_secs(8));
-        let letter = lease(&app, &clock).await.remove(0);
-        assert_eq!((letter.attempts, letter.since_ms), (2, since_ms));
-        settle(&app, &letter, Err("refused again".to_owned())).await.unwrap();
+        let row = lease(&app, &clock).await.remove(0);
+        assert_eq!((row.attempts, row.since_ms), (2, since_ms));
+        settle(&app, &row, Err("refused again".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 0, dead: 1 });
         let dead = app.store.dead_letters().await.unwrap();
         assert_eq!((dead[0].failure.as_str(), dead[0].dead_ms), ("refused again", clock.now_ms()));

@@ -1,22 +1,25 @@
 //! Peppers: noticing those that another process stored, and rotating by schedule.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use waypost_shared::{clock::millis, current::Current, serve::Stop};
+use waypost_shared::{
+    clock::{DAY_MS, millis},
+    current::Current,
+    serve::Stop,
+};
 
 use crate::{
     app::App,
-    domain::{hashing, peppered::Pepper},
+    domain::{hashing, lookups::Pepper},
     storage::StoreError,
 };
 
-/// How often the stored peppers are looked at when no hint came. Much shorter than the default time until a new pepper
+/// How often the stored peppers are read without a notification. Much shorter than the default time until a new pepper
 /// is handed out.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
 /// Keeps the indexes up with the stored peppers, until `stop`.
-pub(crate) async fn keep_up(current: Current<App>, stop: Stop) {
+pub(crate) async fn keep_up(current: Current<Arc<App>>, stop: Stop) {
     loop {
         let app = current.get();
         let looked = tokio::select! {
@@ -83,10 +86,10 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         assert_ne!(handed_out(), first);
         // The one before is answered for a day, and then forgotten.
-        assert!(app.peppered(&first).await.unwrap().is_some());
+        assert!(app.pepper_index(&first).await.unwrap().is_some());
         clock.advance(Duration::from_secs(24 * 60 * 60));
-        assert!(app.peppered(&first).await.unwrap().is_none());
+        assert!(app.pepper_index(&first).await.unwrap().is_none());
         look(&app).await.unwrap();
-        assert_eq!(app.lookups.newest_ms(), Some(clock.now_ms() - 24 * 60 * 60 * 1000));
+        assert_eq!(app.lookups.newest_ms(), Some(clock.now_ms() - DAY_MS));
     }
 }

@@ -2,15 +2,15 @@
 
 use std::collections::BTreeSet;
 
-use crate::domain::{sealing::Fingerprint, terms::PolicyVersion};
+use crate::domain::{mxid::Mxid, sealing::Fingerprint, terms::PolicyVersion};
 
-use super::{Store, StoreError, in_tx, on_db, write_db};
+use super::{Store, StoreError, in_tx, on_db, stored_mxid, write_db};
 
 /// What an access token stands for.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenRow {
-    /// Whose it is.
-    pub(crate) mxid: String,
+    /// Its owner.
+    pub(crate) mxid: Mxid,
     /// When it was last noted as used, in milliseconds since the epoch.
     pub(crate) used_ms: i64,
 }
@@ -21,16 +21,16 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn add_token(&self, mxid: &str, token_hash: &Fingerprint, now_ms: i64) -> Result<(), StoreError> {
+    pub(crate) async fn add_token(&self, mxid: &Mxid, token_hash: &Fingerprint, now_ms: i64) -> Result<(), StoreError> {
         in_tx!(self, tx => {
             sqlx::query("INSERT INTO accounts (mxid, created_ms) VALUES ($1, $2) ON CONFLICT (mxid) DO NOTHING")
-                .bind(mxid)
+                .bind(mxid.as_str())
                 .bind(now_ms)
                 .execute(&mut *tx)
                 .await?;
             sqlx::query("INSERT INTO access_tokens (token_hash, mxid, created_ms, used_ms) VALUES ($1, $2, $3, $3)")
                 .bind(&token_hash[..])
-                .bind(mxid)
+                .bind(mxid.as_str())
                 .bind(now_ms)
                 .execute(&mut *tx)
                 .await?;
@@ -55,7 +55,7 @@ impl Store {
                 .fetch_optional(pool)
                 .await?
         });
-        Ok(row.map(|(mxid, used_ms)| TokenRow { mxid, used_ms }))
+        row.map(|(mxid, used_ms)| Ok(TokenRow { mxid: stored_mxid(&mxid)?, used_ms })).transpose()
     }
 
     /// Notes that a token was used.
@@ -97,7 +97,7 @@ impl Store {
     /// [`StoreError::Database`].
     pub(crate) async fn accept_terms(
         &self,
-        mxid: &str,
+        mxid: &Mxid,
         policies: &[PolicyVersion],
         now_ms: i64,
     ) -> Result<(), StoreError> {
@@ -107,7 +107,7 @@ impl Store {
                     "INSERT INTO accepted_terms (mxid, policy, version, accepted_ms) VALUES ($1, $2, $3, $4)
                      ON CONFLICT (mxid, policy, version) DO NOTHING",
                 )
-                .bind(mxid)
+                .bind(mxid.as_str())
                 .bind(policy)
                 .bind(version)
                 .bind(now_ms)
@@ -123,9 +123,9 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn accepted_terms(&self, mxid: &str) -> Result<BTreeSet<PolicyVersion>, StoreError> {
+    pub(crate) async fn accepted_terms(&self, mxid: &Mxid) -> Result<BTreeSet<PolicyVersion>, StoreError> {
         let rows: Vec<PolicyVersion> = on_db!(self, pool => {
-            sqlx::query_as("SELECT policy, version FROM accepted_terms WHERE mxid = $1").bind(mxid).fetch_all(pool).await?
+            sqlx::query_as("SELECT policy, version FROM accepted_terms WHERE mxid = $1").bind(mxid.as_str()).fetch_all(pool).await?
         });
         Ok(rows.into_iter().collect())
     }

@@ -1,19 +1,21 @@
 //! Associations, and how replicas follow each other's changes.
 
 use futures_util::{TryStreamExt as _, stream::TryChunksError};
-use ruma_common::canonical_json::CanonicalJsonError;
+use ruma_common::CanonicalJsonValue;
 use sqlx::{PgPool, SqlitePool};
 use tokio::sync::mpsc;
-use waypost_shared::random;
+use waypost_shared::{hex, random};
 
 use crate::domain::{
     association::Association,
     invite::PendingInvite,
+    mxid::Mxid,
     sealing::{Sealed, StorageKeys},
+    signer::Signer,
     threepid::{Medium, Threepid},
 };
 
-use super::{Store, StoreError, in_tx_for, on_db};
+use super::{Store, StoreError, in_tx_for, on_db, stored_mxid};
 
 /// Rows that are handed on at once when all are read.
 const BATCH: u16 = 4096;
@@ -23,14 +25,14 @@ const BATCH: u16 = 4096;
 pub(crate) struct Change {
     /// The address.
     pub(crate) threepid: Threepid,
-    /// Whose it is.
-    pub(crate) mxid: Option<String>,
+    /// Its owner.
+    pub(crate) mxid: Option<Mxid>,
 }
 
 /// Up to where a replica has seen what others changed. On PostgreSQL the oldest transaction that had not ended when it
 /// looked; on SQLite the number of the next change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Seen(i64);
+pub(crate) struct ChangeCursor(i64);
 
 type Row = (String, Vec<u8>, Option<String>);
 type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
@@ -40,8 +42,9 @@ type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
 pub(crate) enum StoredAssociations {
     /// Row by row.
     Rows(Vec<Row>),
-    /// A line for each: the first letter of the medium, the sealed address in hexadecimal, the Matrix id.
-    Lines(String),
+    /// For each, with NUL in between, since a Matrix id may hold any other character: the first letter of the medium,
+    /// the sealed address in hexadecimal, the Matrix id.
+    Joined(String),
 }
 
 impl StoredAssociations {
@@ -53,38 +56,27 @@ impl StoredAssociations {
     pub(crate) fn open(self, keys: &StorageKeys) -> Result<Vec<Change>, StoreError> {
         match self {
             Self::Rows(rows) => rows.into_iter().map(|row| change(keys, row)).collect(),
-            Self::Lines(lines) => lines.lines().map(|line| from_line(keys, line)).collect(),
+            Self::Joined(rows) => rows.split('\0').map(|row| from_text(keys, row)).collect(),
         }
     }
 }
 
-fn from_line(keys: &StorageKeys, line: &str) -> Result<Change, StoreError> {
-    let nonsense = || StoreError::Nonsense("association");
-    let (medium, rest) = line.split_at_checked(1).ok_or_else(nonsense)?;
+fn from_text(keys: &StorageKeys, row: &str) -> Result<Change, StoreError> {
+    let corrupt = || StoreError::Corrupt("association");
+    let (medium, rest) = row.split_at_checked(1).ok_or_else(corrupt)?;
     let medium = [Medium::Email, Medium::Msisdn].into_iter().find(|known| known.as_str().starts_with(medium));
-    let (sealed, mxid) = rest.split_at(rest.find('@').ok_or_else(nonsense)?);
-    let address = keys.open(Sealed::Association, &from_hex(sealed).ok_or_else(nonsense)?)?;
-    let threepid = Threepid::stored(medium.ok_or_else(nonsense)?, address);
-    Ok(Change { threepid, mxid: Some(mxid.to_owned()) })
-}
-
-fn from_hex(text: &str) -> Option<Vec<u8>> {
-    let digit = |byte: u8| match byte {
-        b'0'..=b'9' => Some(byte - b'0'),
-        b'A'..=b'F' => Some(byte - b'A' + 10),
-        _ => None,
-    };
-    let (pairs, rest) = text.as_bytes().as_chunks::<2>();
-    let bytes: Option<Vec<u8>> = pairs.iter().map(|[high, low]| Some(digit(*high)? << 4 | digit(*low)?)).collect();
-    bytes.filter(|_| rest.is_empty())
+    let (sealed, mxid) = rest.split_at(rest.find('@').ok_or_else(corrupt)?);
+    let address = keys.open(Sealed::Association, &hex::decode(sealed).ok_or_else(corrupt)?)?;
+    let threepid = Threepid::stored(medium.ok_or_else(corrupt)?, address);
+    Ok(Change { threepid, mxid: Some(stored_mxid(mxid)?) })
 }
 
 impl Store {
-    /// Binds an address to a Matrix id, whoever had it before, takes the invites that waited for it, and puts what
-    /// `letter` makes of them into the outbox for the user's homeserver.
+    /// Binds an address to a Matrix id, whoever had it before, takes the invites that waited for it, and puts the onbind
+    /// call that tells the user's homeserver, signed by `signer`, into the outbox.
     ///
-    /// One transaction: an invite is returned by exactly one bind, a bind that fails takes none, and no bind is without
-    /// its letter.
+    /// One transaction: an invite is returned by exactly one bind, a bind that fails takes none, and every bind has its
+    /// outbox row.
     ///
     /// # Errors
     ///
@@ -93,7 +85,7 @@ impl Store {
         &self,
         keys: &StorageKeys,
         association: &Association,
-        letter: impl FnOnce(&[PendingInvite]) -> Result<String, CanonicalJsonError>,
+        signer: &Signer,
     ) -> Result<Vec<PendingInvite>, StoreError> {
         let threepid = &association.threepid;
         let fingerprint = keys.fingerprint(threepid);
@@ -107,7 +99,7 @@ impl Store {
             .bind(&fingerprint[..])
             .bind(threepid.medium().as_str())
             .bind(keys.seal(Sealed::Association, threepid.address()))
-            .bind(&association.mxid)
+            .bind(association.mxid.as_str())
             .bind(association.bound_ms)
             .execute(&mut *tx)
             .await?;
@@ -126,10 +118,11 @@ impl Store {
                     .await?;
             }
             let invites = taken(keys, rows)?;
+            let onbind = CanonicalJsonValue::Object(signer.onbind(association, &invites)).to_string();
             sqlx::query("INSERT INTO outbox (id, mxid, payload_sealed, since_ms, due_ms) VALUES ($1, $2, $3, $4, $4)")
                 .bind(random::token())
-                .bind(&association.mxid)
-                .bind(keys.seal(Sealed::Outbox, &letter(&invites)?))
+                .bind(association.mxid.as_str())
+                .bind(keys.seal(Sealed::Outbox, &onbind))
                 .bind(association.bound_ms)
                 .execute(&mut *tx)
                 .await?;
@@ -154,13 +147,16 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn all_associations(&self, to: mpsc::Sender<StoredAssociations>) -> Result<Seen, StoreError> {
-        let seen = self.seen().await?;
+    pub(crate) async fn all_associations(
+        &self,
+        to: mpsc::Sender<StoredAssociations>,
+    ) -> Result<ChangeCursor, StoreError> {
+        let cursor = self.change_cursor().await?;
         match self {
             Self::Sqlite { read, .. } => sqlite_associations(read, &to).await?,
             Self::Postgres(pool) => postgres_associations(pool, &to).await?,
         }
-        Ok(seen)
+        Ok(cursor)
     }
 
     /// What changed since `since`, some of it perhaps for the second time, and up to where that goes.
@@ -174,9 +170,9 @@ impl Store {
     pub(crate) async fn changes_since(
         &self,
         keys: &StorageKeys,
-        since: Seen,
-    ) -> Result<(Vec<Change>, Seen), StoreError> {
-        let seen = self.seen().await?;
+        since: ChangeCursor,
+    ) -> Result<(Vec<Change>, ChangeCursor), StoreError> {
+        let cursor = self.change_cursor().await?;
         let rows: Vec<Row> = on_db!(self, pool => {
             sqlx::query_as(
                 "SELECT medium, address_sealed, mxid FROM associations WHERE changed >= $1 ORDER BY changed",
@@ -186,11 +182,11 @@ impl Store {
             .await?
         });
         let changes = rows.into_iter().map(|row| change(keys, row)).collect::<Result<_, _>>()?;
-        Ok((changes, seen))
+        Ok((changes, cursor))
     }
 
     /// Asked before the rows are read: what commits in between is then read twice and not missed.
-    async fn seen(&self) -> Result<Seen, StoreError> {
+    async fn change_cursor(&self) -> Result<ChangeCursor, StoreError> {
         let number = match self {
             Self::Sqlite { read, .. } => {
                 sqlx::query_scalar("SELECT number + 1 FROM association_changes").fetch_one(read).await?
@@ -200,22 +196,22 @@ impl Store {
                 sqlx::query_scalar(oldest).fetch_one(pool).await?
             }
         };
-        Ok(Seen(number))
+        Ok(ChangeCursor(number))
     }
 }
 
 /// Every row is handed from SQLite's thread to ours, which takes longer than to read it: so SQLite makes one text of
 /// thousands. What is bound meanwhile has a later row, or is among the changes since.
 async fn sqlite_associations(pool: &SqlitePool, to: &mpsc::Sender<StoredAssociations>) -> Result<(), sqlx::Error> {
-    const SELECT: &str = "SELECT group_concat(substr(medium, 1, 1) || hex(address_sealed) || mxid, char(10))
+    const SELECT: &str = "SELECT group_concat(substr(medium, 1, 1) || hex(address_sealed) || mxid, char(0))
           FROM associations WHERE rowid > $1 AND rowid <= $2 AND mxid IS NOT NULL";
     let last: Option<i64> = sqlx::query_scalar("SELECT MAX(rowid) FROM associations").fetch_one(pool).await?;
     let mut done = 0;
     while done < last.unwrap_or_default() {
         let until = i64::saturating_add(done, BATCH.into());
-        let lines: Option<String> = sqlx::query_scalar(SELECT).bind(done).bind(until).fetch_one(pool).await?;
-        if let Some(lines) = lines
-            && to.send(StoredAssociations::Lines(lines)).await.is_err()
+        let rows: Option<String> = sqlx::query_scalar(SELECT).bind(done).bind(until).fetch_one(pool).await?;
+        if let Some(rows) = rows
+            && to.send(StoredAssociations::Joined(rows)).await.is_err()
         {
             break;
         }
@@ -236,9 +232,9 @@ async fn postgres_associations(pool: &PgPool, to: &mpsc::Sender<StoredAssociatio
 }
 
 fn change(keys: &StorageKeys, (medium, address_sealed, mxid): Row) -> Result<Change, StoreError> {
-    let medium = Medium::parse(&medium).ok_or(StoreError::Nonsense("medium"))?;
+    let medium = Medium::parse(&medium).ok_or(StoreError::Corrupt("medium"))?;
     let address = keys.open(Sealed::Association, &address_sealed)?;
-    Ok(Change { threepid: Threepid::stored(medium, address), mxid })
+    Ok(Change { threepid: Threepid::stored(medium, address), mxid: mxid.as_deref().map(stored_mxid).transpose()? })
 }
 
 /// The invites of rows, the oldest first.
@@ -246,7 +242,7 @@ fn taken(keys: &StorageKeys, mut rows: Vec<InviteRow>) -> Result<Vec<PendingInvi
     rows.sort_by_key(|(.., created_ms)| *created_ms);
     let invites = rows.into_iter().map(|(token_sealed, room_id, sender, key_id, _, _)| {
         let token = keys.open(Sealed::InviteToken, &token_sealed)?;
-        Ok(PendingInvite { token, room_id, sender, key_id })
+        Ok(PendingInvite { token, room_id, sender: stored_mxid(&sender)?, key_id })
     });
     invites.collect()
 }

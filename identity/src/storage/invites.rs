@@ -1,11 +1,12 @@
 //! Invites that wait for their address to be bound, and the keys that were made for them.
 
 use crate::domain::{
+    mxid::Mxid,
     sealing::{Fingerprint, Sealed, StorageKeys},
     threepid::Threepid,
 };
 
-use super::{Store, StoreError, fixed, in_tx, in_tx_for, on_db, write_db};
+use super::{Store, StoreError, fixed, in_tx, in_tx_for, on_db, stored_mxid, write_db};
 
 /// A new invite.
 #[derive(Debug)]
@@ -17,7 +18,7 @@ pub(crate) struct NewInvite<'a> {
     /// Where to.
     pub(crate) room_id: &'a str,
     /// By whom.
-    pub(crate) sender: &'a str,
+    pub(crate) sender: &'a Mxid,
     /// The id of the signing key whose public half goes into the room.
     pub(crate) key_id: &'a str,
     /// The public key that was made for it.
@@ -32,7 +33,7 @@ pub(crate) struct NewInvite<'a> {
 #[derive(Debug)]
 pub(crate) struct InviteTerms {
     /// Who invites.
-    pub(crate) sender: String,
+    pub(crate) sender: Mxid,
     /// The public key.
     pub(crate) ephemeral_key: Option<[u8; 32]>,
 }
@@ -47,7 +48,7 @@ pub(crate) struct ListedInvite {
     /// Where to.
     pub(crate) room_id: String,
     /// By whom.
-    pub(crate) sender: String,
+    pub(crate) sender: Mxid,
     /// When it was stored.
     pub(crate) created_ms: i64,
     /// When it is over.
@@ -62,14 +63,14 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn owner(&self, fingerprint: &Fingerprint) -> Result<Option<String>, StoreError> {
+    pub(crate) async fn owner(&self, fingerprint: &Fingerprint) -> Result<Option<Mxid>, StoreError> {
         let owner: Option<Option<String>> = on_db!(self, pool => {
             sqlx::query_scalar("SELECT mxid FROM associations WHERE fingerprint = $1")
                 .bind(&fingerprint[..])
                 .fetch_optional(pool)
                 .await?
         });
-        Ok(owner.flatten())
+        owner.flatten().as_deref().map(stored_mxid).transpose()
     }
 
     /// Stores an invite and its key, unless the address belongs to somebody: then that Matrix id is returned.
@@ -84,9 +85,9 @@ impl Store {
         &self,
         keys: &StorageKeys,
         invite: &NewInvite<'_>,
-    ) -> Result<Option<String>, StoreError> {
+    ) -> Result<Option<Mxid>, StoreError> {
         let fingerprint = keys.fingerprint(invite.threepid);
-        Ok(in_tx_for!(self, &fingerprint, tx => {
+        let owner: Option<String> = in_tx_for!(self, &fingerprint, tx => {
             let owner: Option<Option<String>> = sqlx::query_scalar("SELECT mxid FROM associations WHERE fingerprint = $1")
                 .bind(&fingerprint[..])
                 .fetch_optional(&mut *tx)
@@ -105,7 +106,7 @@ impl Store {
                 .bind(&fingerprint[..])
                 .bind(keys.seal(Sealed::InviteAddress, invite.threepid.address()))
                 .bind(invite.room_id)
-                .bind(invite.sender)
+                .bind(invite.sender.as_str())
                 .bind(invite.key_id)
                 .bind(&invite.ephemeral_key[..])
                 .bind(invite.now_ms)
@@ -119,7 +120,8 @@ impl Store {
                     .await?;
             }
             owner
-        }))
+        });
+        owner.as_deref().map(stored_mxid).transpose()
     }
 
     /// The terms of the invite with this token, if it still waits.
@@ -142,7 +144,7 @@ impl Store {
         });
         row.map(|(sender, ephemeral_key)| {
             let ephemeral_key = ephemeral_key.map(|key| fixed(key, "ephemeral key")).transpose()?;
-            Ok(InviteTerms { sender, ephemeral_key })
+            Ok(InviteTerms { sender: stored_mxid(&sender)?, ephemeral_key })
         })
         .transpose()
     }
@@ -210,7 +212,7 @@ impl Store {
             .map(|(token_sealed, address_sealed, room_id, sender, created_ms, expires_ms)| {
                 let token = keys.open(Sealed::InviteToken, &token_sealed)?;
                 let address = keys.open(Sealed::InviteAddress, &address_sealed)?;
-                Ok(ListedInvite { token, address, room_id, sender, created_ms, expires_ms })
+                Ok(ListedInvite { token, address, room_id, sender: stored_mxid(&sender)?, created_ms, expires_ms })
             })
             .collect()
     }

@@ -9,7 +9,6 @@ use std::{
     time::Duration,
 };
 
-use ruma_common::canonical_json::CanonicalJsonError;
 use sqlx::{
     ConnectOptions as _, PgPool, SqlSafeStr as _, SqlitePool,
     migrate::{Migration, MigrationType, Migrator},
@@ -18,15 +17,15 @@ use sqlx::{
 };
 use waypost_shared::trace::{self, Kind, Span};
 
-use crate::domain::sealing::Fingerprint;
+use crate::domain::{mxid::Mxid, sealing::Fingerprint};
 
 pub(crate) mod accounts;
 pub(crate) mod associations;
-pub(crate) mod hints;
+pub(crate) mod erasure;
+pub(crate) mod inspect;
 pub(crate) mod invites;
-pub(crate) mod look;
+pub(crate) mod notifications;
 pub(crate) mod outbox;
-pub(crate) mod people;
 pub(crate) mod peppers;
 pub(crate) mod rate_limits;
 pub(crate) mod sessions;
@@ -34,6 +33,23 @@ pub(crate) mod settings;
 
 /// How long a statement waits for a connection before the request fails.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Version, name and SQL of each file in `migrations/sqlite`. A list and not `sqlx::migrate!`: the macro builds sqlx and
+/// SQLite a second time, for itself. A test holds the lists to the folders.
+const SQLITE_MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
+    (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
+    (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
+    (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
+];
+
+/// The same for `migrations/postgres`.
+const POSTGRES_MIGRATIONS: &[(i64, &str, &str)] = &[
+    (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
+    (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
+    (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
+    (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
+];
 
 /// A database, with its pools of connections. Copies share them.
 #[derive(Clone, Debug)]
@@ -61,12 +77,9 @@ pub(crate) enum StoreError {
     /// A sealed value does not open.
     #[error("a stored value cannot be read")]
     Sealed(#[from] crate::domain::sealing::CannotOpen),
-    /// A row could not be put together, so nothing was stored.
-    #[error("what was to be stored could not be put together")]
-    Unsigned(#[from] CanonicalJsonError),
     /// A row holds what this program never writes.
-    #[error("a stored {0} is not understood")]
-    Nonsense(&'static str),
+    #[error("a stored {0} is corrupt")]
+    Corrupt(&'static str),
 }
 
 /// Runs a block that only reads with the pool of whichever database it is.
@@ -210,22 +223,16 @@ impl Store {
         Ok(())
     }
 
-    /// What brings the tables up to date.
+    /// The migrations of this database.
     fn migrator(&self) -> Migrator {
-        match self {
-            Self::Sqlite { .. } => migrator(&[
-                (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
-                (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
-                (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
-                (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
-            ]),
-            Self::Postgres(_) => migrator(&[
-                (1, "first", include_str!("../../migrations/postgres/0001_first.sql")),
-                (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
-                (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
-                (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
-            ]),
-        }
+        let files = match self {
+            Self::Sqlite { .. } => SQLITE_MIGRATIONS,
+            Self::Postgres(_) => POSTGRES_MIGRATIONS,
+        };
+        let migrations = files.iter().map(|(version, name, sql)| {
+            Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
+        });
+        Migrator::with_migrations(migrations.collect())
     }
 
     /// Whether the database answers at all.
@@ -252,13 +259,6 @@ impl Store {
     }
 }
 
-fn migrator(migrations: &[(i64, &'static str, &'static str)]) -> Migrator {
-    let migrations = migrations.iter().map(|(version, name, sql)| {
-        Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
-    });
-    Migrator::with_migrations(migrations.collect())
-}
-
 /// The URL of an SQLite file; a `?` or `%` in its path must not be read as part of the URL.
 pub(crate) fn sqlite_url(file: &Path) -> String {
     format!("sqlite:{}", file.display().to_string().replace('%', "%25").replace('?', "%3F"))
@@ -271,7 +271,37 @@ pub(crate) fn sqlite_file(url: &str) -> Option<PathBuf> {
         .map(|options| options.get_filename().to_owned())
 }
 
+/// A Matrix id out of a row.
+fn stored_mxid(text: &str) -> Result<Mxid, StoreError> {
+    Mxid::stored(text).map_err(|_| StoreError::Corrupt("Matrix id"))
+}
+
 /// A fixed-size hash out of a row.
 fn fixed<const N: usize>(bytes: Vec<u8>, what: &'static str) -> Result<[u8; N], StoreError> {
-    bytes.try_into().map_err(|_| StoreError::Nonsense(what))
+    bytes.try_into().map_err(|_| StoreError::Corrupt(what))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn every_migration_file_is_in_its_list() {
+        for (folder, listed) in [("sqlite", SQLITE_MIGRATIONS), ("postgres", POSTGRES_MIGRATIONS)] {
+            let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("migrations").join(folder);
+            let files = fs::read_dir(&folder).unwrap().map(|entry| {
+                let path = entry.unwrap().path();
+                (path.file_name().unwrap().to_str().unwrap().to_owned(), fs::read_to_string(&path).unwrap())
+            });
+            let mut files: Vec<_> = files.collect();
+            files.sort();
+            let listed =
+                listed.iter().map(|(version, name, sql)| (format!("{version:04}_{name}.sql"), (*sql).to_owned()));
+            assert_eq!(files, listed.collect::<Vec<_>>());
+        }
+    }
 }

@@ -1,15 +1,17 @@
-//! What homeservers still have to be told: rows that are written with the change that they tell of, and leased by
-//! whoever delivers them.
+//! The outbox: onbind calls that homeservers still have to get. A row is written in the transaction of its bind, and
+//! leased by the replica that delivers it.
 
-use super::{Store, StoreError, on_db, write_db};
+use crate::domain::mxid::Mxid;
 
-/// Something to deliver, leased.
+use super::{Store, StoreError, on_db, stored_mxid, write_db};
+
+/// A leased row.
 #[derive(Debug)]
-pub(crate) struct Letter {
+pub(crate) struct OutboxRow {
     /// The row.
     pub(crate) id: String,
-    /// Whose homeserver gets it.
-    pub(crate) mxid: String,
+    /// The user whose homeserver gets it.
+    pub(crate) mxid: Mxid,
     /// What it gets, sealed.
     pub(crate) payload_sealed: Vec<u8>,
     /// Since when it has been tried.
@@ -18,13 +20,13 @@ pub(crate) struct Letter {
     pub(crate) attempts: i64,
 }
 
-/// Something that was given up.
+/// A row that was given up.
 #[derive(Debug)]
 pub(crate) struct DeadLetter {
     /// The row.
     pub(crate) id: String,
-    /// Whose homeserver should have got it.
-    pub(crate) mxid: String,
+    /// The user whose homeserver should have got it.
+    pub(crate) mxid: Mxid,
     /// How often it was tried.
     pub(crate) attempts: i64,
     /// How the last try failed.
@@ -33,7 +35,7 @@ pub(crate) struct DeadLetter {
     pub(crate) dead_ms: i64,
 }
 
-/// How many letters there are.
+/// How many rows there are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OutboxCounts {
     /// Not delivered yet.
@@ -42,24 +44,24 @@ pub(crate) struct OutboxCounts {
     pub(crate) dead: i64,
 }
 
-type LetterRow = (String, String, Vec<u8>, i64, i64);
+type LeasedRow = (String, String, Vec<u8>, i64, i64);
 type DeadRow = (String, String, i64, Option<String>, i64);
 
 impl Store {
-    /// Leases up to `most` letters that are due, until `until_ms`: nobody else gets them before. Those for the homeservers
+    /// Leases up to `most` rows that are due, until `until_ms`: nobody else gets them before. Those for the homeservers
     /// in `but_for` stay.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn lease_letters(
+    pub(crate) async fn lease_outbox_rows(
         &self,
         now_ms: i64,
         until_ms: i64,
         most: i64,
         but_for: &[String],
-    ) -> Result<Vec<Letter>, StoreError> {
-        let rows: Vec<LetterRow> = match self {
+    ) -> Result<Vec<OutboxRow>, StoreError> {
+        let rows: Vec<LeasedRow> = match self {
             // One writer: the statement is alone.
             Self::Sqlite { write, .. } => {
                 sqlx::query_as(
@@ -93,22 +95,18 @@ impl Store {
                 .await?
             }
         };
-        let letters = rows.into_iter().map(|(id, mxid, payload_sealed, since_ms, attempts)| Letter {
-            id,
-            mxid,
-            payload_sealed,
-            since_ms,
-            attempts,
+        let rows = rows.into_iter().map(|(id, mxid, payload_sealed, since_ms, attempts)| {
+            Ok(OutboxRow { id, mxid: stored_mxid(&mxid)?, payload_sealed, since_ms, attempts })
         });
-        Ok(letters.collect())
+        rows.collect()
     }
 
-    /// When the next letter is due, those for the homeservers in `but_for` left out.
+    /// When the next row is due, those for the homeservers in `but_for` left out.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn next_letter_due(&self, but_for: &[String]) -> Result<Option<i64>, StoreError> {
+    pub(crate) async fn next_outbox_due(&self, but_for: &[String]) -> Result<Option<i64>, StoreError> {
         Ok(match self {
             Self::Sqlite { read, .. } => {
                 sqlx::query_scalar(
@@ -133,24 +131,24 @@ impl Store {
         })
     }
 
-    /// Removes a letter that was delivered.
+    /// Removes a row that was delivered.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn letter_delivered(&self, id: &str) -> Result<(), StoreError> {
+    pub(crate) async fn outbox_row_delivered(&self, id: &str) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(pool).await?;
         });
         Ok(())
     }
 
-    /// Notes that a letter could not be delivered and is due again at `due_ms`.
+    /// Notes that a row could not be delivered and is due again at `due_ms`.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn letter_failed(&self, id: &str, failure: &str, due_ms: i64) -> Result<(), StoreError> {
+    pub(crate) async fn outbox_row_failed(&self, id: &str, failure: &str, due_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET failure = $2, due_ms = $3 WHERE id = $1")
                 .bind(id)
@@ -162,12 +160,12 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a letter back that was leased and not tried; it is due again at `due_ms`.
+    /// Gives a row back that was leased and not tried; it is due again at `due_ms`.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn letter_postponed(&self, id: &str, due_ms: i64) -> Result<(), StoreError> {
+    pub(crate) async fn outbox_row_postponed(&self, id: &str, due_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET attempts = attempts - 1, due_ms = $2 WHERE id = $1")
                 .bind(id)
@@ -178,12 +176,12 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that a letter is given up.
+    /// Notes that a row is given up.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn letter_died(&self, id: &str, failure: &str, now_ms: i64) -> Result<(), StoreError> {
+    pub(crate) async fn outbox_row_given_up(&self, id: &str, failure: &str, now_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET failure = $2, dead_ms = $3 WHERE id = $1")
                 .bind(id)
@@ -195,7 +193,7 @@ impl Store {
         Ok(())
     }
 
-    /// How many letters there are.
+    /// How many rows there are.
     ///
     /// # Errors
     ///
@@ -207,7 +205,7 @@ impl Store {
         Ok(OutboxCounts { waiting: all.saturating_sub(dead), dead })
     }
 
-    /// All letters that were given up, the oldest first.
+    /// All rows that were given up, the oldest first.
     ///
     /// # Errors
     ///
@@ -220,22 +218,18 @@ impl Store {
             .fetch_all(pool)
             .await?
         });
-        let letters = rows.into_iter().map(|(id, mxid, attempts, failure, dead_ms)| DeadLetter {
-            id,
-            mxid,
-            attempts,
-            failure: failure.unwrap_or_default(),
-            dead_ms,
+        let rows = rows.into_iter().map(|(id, mxid, attempts, failure, dead_ms)| {
+            Ok(DeadLetter { id, mxid: stored_mxid(&mxid)?, attempts, failure: failure.unwrap_or_default(), dead_ms })
         });
-        Ok(letters.collect())
+        rows.collect()
     }
 
-    /// Makes letters that were given up due again, as if they were new: one, or all of them. How many.
+    /// Makes rows that were given up due again, as if they were new: one, or all of them. How many.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn revive_letters(&self, id: Option<&str>, now_ms: i64) -> Result<u64, StoreError> {
+    pub(crate) async fn revive_dead_letters(&self, id: Option<&str>, now_ms: i64) -> Result<u64, StoreError> {
         const REVIVE: &str = "UPDATE outbox SET dead_ms = NULL, since_ms = $1, due_ms = $1, attempts = 0
               WHERE dead_ms IS NOT NULL AND (id = $2 OR $2 = '')";
         // No row has an empty id, so that it can stand for all.
@@ -244,7 +238,7 @@ impl Store {
         }))
     }
 
-    /// Removes up to `most` letters that were given up before `before_ms`; how many.
+    /// Removes up to `most` rows that were given up before `before_ms`; how many.
     ///
     /// # Errors
     ///

@@ -1,6 +1,6 @@
 //! Peppers: the one in force, those before it, and one that is to come.
 
-use crate::domain::peppered::Pepper;
+use crate::domain::lookups::Pepper;
 
 use super::{Store, StoreError, on_db, write_db};
 

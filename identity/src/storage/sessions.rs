@@ -258,7 +258,7 @@ impl Store {
 
 fn session(keys: &StorageKeys, row: Row) -> Result<Session, StoreError> {
     let (sid, medium, address_sealed, client_secret_hash, next_link_sealed, attempts, requested_ms, validated_ms) = row;
-    let medium = Medium::parse(&medium).ok_or(StoreError::Nonsense("medium"))?;
+    let medium = Medium::parse(&medium).ok_or(StoreError::Corrupt("medium"))?;
     let address = keys.open(Sealed::Session, &address_sealed)?;
     let next_link = next_link_sealed.map(|sealed| keys.open(Sealed::NextLink, &sealed)).transpose()?;
     Ok(Session {

@@ -76,7 +76,7 @@ impl Store {
                 tx.commit().await?;
             }
         }
-        self.pepper().await?.ok_or(StoreError::Nonsense("pepper"))
+        self.pepper().await?.ok_or(StoreError::Corrupt("pepper"))
     }
 }
 

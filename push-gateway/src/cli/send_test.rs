@@ -5,11 +5,11 @@ use clap::Args;
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
-use waypost_shared::rate_limit::RequestSource;
+use waypost_shared::{hex, rate_limit::RequestSource};
 
 use crate::{
     app::App,
-    encoding::{from_base64, path_segment, to_hex},
+    encoding::{from_base64, path_segment},
     notification::{Device, Notification},
     outcome::{Ended, Fault, Outcome},
     run_error::RunError,
@@ -154,7 +154,7 @@ impl Hidden {
                 texts.push((address.to_owned(), format!("{}/…", url.origin().ascii_serialization())));
             }
         }
-        let hexadecimal = from_base64(key).map(|token| to_hex(&token)).unwrap_or_default();
+        let hexadecimal = from_base64(key).map(|token| hex::encode(&token)).unwrap_or_default();
         for form in [key.to_owned(), key.to_ascii_lowercase(), hexadecimal, path_segment(key)] {
             texts.push((form.clone(), beginning(&form)));
         }

@@ -17,7 +17,7 @@ use tokio::{
 };
 use waypost_shared::{
     clock::Clock,
-    random,
+    hex, random,
     secret::{ExposeSecret as _, SecretString},
 };
 
@@ -26,7 +26,7 @@ use self::{
     expiring::Expiring,
     replicas::{Claim, Lease},
 };
-use crate::{config::SeenConfig, encoding::to_hex, outcome::Outcome, pushkey::PushKey};
+use crate::{config::SeenConfig, outcome::Outcome, pushkey::PushKey};
 
 /// How often a push that another replica is sending is looked at.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
@@ -37,7 +37,7 @@ pub(crate) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     fn hex(self) -> String {
-        to_hex(&self.0)
+        hex::encode(&self.0)
     }
 }
 

@@ -6,6 +6,7 @@ mod bad_input;
 mod commands;
 mod discovery;
 mod doctor;
+mod historical_ids;
 mod hosted_terms;
 mod internal;
 mod invitations;

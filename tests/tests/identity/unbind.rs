@@ -12,15 +12,15 @@ use waypost_tests::tls_server::Answer;
 
 use super::{ALICE, BOB, EMAIL, SECRET, failure};
 
-const URI: &str = "/_matrix/identity/v2/3pid/unbind";
+pub(super) const URI: &str = "/_matrix/identity/v2/3pid/unbind";
 
 /// What Synapse sends.
-fn body(mxid: &str, address: &str) -> Value {
+pub(super) fn body(mxid: &str, address: &str) -> Value {
     json!({"mxid": mxid, "threepid": {"medium": "email", "address": address}})
 }
 
 /// Calls unbind with these Authorization headers.
-async fn unbind(t: &TestIdentity, content: &Value, headers: &[&str]) -> Reply {
+pub(super) async fn unbind(t: &TestIdentity, content: &Value, headers: &[&str]) -> Reply {
     let mut request = Request::builder().method(Method::POST).uri(t.api.absolute(URI));
     for header in headers {
         request = request.header("authorization", *header);

@@ -1,5 +1,7 @@
 //! Source: Identity Service API, "Email associations".
 
+use std::sync::Arc;
+
 use serde_json::json;
 use url::form_urlencoded;
 use waypost_shared::{
@@ -7,9 +9,13 @@ use waypost_shared::{
     params::Params,
 };
 
-use super::{Budgeted, Charge, Opening, Wanted, to_the_end, v1_values};
+use super::{
+    requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle, submit_path},
+    submitting,
+};
 use crate::{
-    app::{App, AppState},
+    api::{to_the_end, v1_values},
+    app::App,
     auth,
     delivery::{email::Mail, templates::Look},
     domain::threepid::{Medium, Threepid},
@@ -17,9 +23,9 @@ use crate::{
 };
 
 /// `POST /_matrix/identity/v2/validate/email/requestToken`: sends a token to an address.
-pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn request_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let (params, wanted, source) = (super::params(&mut request)?, Wanted::of(&request), Some(request.source));
+    let (params, wanted, source) = (params(&mut request)?, Wanted::of(&request), Some(request.source));
     let sid = to_the_end(async move {
         let charge = Charge { account: Some(&account.mxid), source };
         request_token(&app, params, charge, wanted).await
@@ -29,12 +35,12 @@ pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> R
 }
 
 /// `POST /_matrix/identity/v2/validate/email/submitToken`.
-pub(crate) async fn submit_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
-    super::submit_endpoint(&app, Medium::Email, &mut request).await
+pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    submitting::submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
 /// `POST /_matrix/identity/api/v1/validate/email/requestToken`: the same for a homeserver that the operator listed.
-pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
     let sid = to_the_end(async move { request_token(&app, params, Charge::default(), wanted).await }).await?;
@@ -42,13 +48,13 @@ pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<
 }
 
 /// `POST /_matrix/identity/api/v1/validate/email/submitToken`.
-pub(crate) async fn v1_submit_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
-    super::v1_submit_endpoint(&app, Medium::Email, &mut request).await
+pub(crate) async fn v1_submit_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    submitting::v1_submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
 /// `GET /_matrix/identity/v2/validate/email/submitToken`: the page behind the link in the mail.
-pub(crate) async fn token_page(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::token_page(&app, Medium::Email, &request).await
+pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
+    submitting::token_page(&app, Medium::Email, &request).await
 }
 
 /// Opens a session for an address and sends the mail; returns the session's id.
@@ -57,7 +63,7 @@ pub(crate) async fn token_page(app: App, request: Incoming) -> Result<Response, 
 ///
 /// 400: parameters, `M_INVALID_EMAIL`, `M_EMAIL_SEND_ERROR`; 429.
 pub(crate) async fn request_token(
-    app: &AppState,
+    app: &App,
     mut params: Params,
     charge: Charge<'_>,
     wanted: Wanted,
@@ -69,21 +75,21 @@ pub(crate) async fn request_token(
     opening.check(app)?;
     let threepid = Threepid::email(&email)?;
 
-    let claimed = super::claim(app, &threepid, &opening, &budgets(app, &threepid, charge)).await?;
+    let claimed = claim(app, &threepid, &opening, &budgets(app, &threepid, charge)).await?;
     if !claimed.send {
         return Ok(claimed.sid);
     }
     let sent = send_token(app, &look, &threepid, &claimed.sid, &opening.client_secret).await;
     app.metrics.mail(sent.is_ok());
-    super::settle(app, claimed, &opening, sent).await
+    settle(app, claimed, &opening, sent).await
 }
 
 /// Nobody can be flooded with mail, and nobody can have us flood others.
-fn budgets(app: &AppState, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> {
+fn budgets(app: &App, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> {
     let limits = &app.config.limits;
     let mut budgets = Vec::with_capacity(4);
     if let Some(account) = charge.account {
-        budgets.push(("mail_per_account", app.keys.budget_hash(account), limits.mail_per_account));
+        budgets.push(("mail_per_account", app.keys.budget_hash(account.as_str()), limits.mail_per_account));
     }
     if let Some(source) = charge.source {
         let source = app.keys.budget_hash(&source.to_string());
@@ -97,7 +103,7 @@ fn budgets(app: &AppState, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budge
 /// The mail goes to the address in its canonical form, which is the one that will be bound: a look-alike that folds to
 /// it could otherwise be read by somebody else.
 async fn send_token(
-    app: &AppState,
+    app: &App,
     look: &Look,
     threepid: &Threepid,
     sid: &str,
@@ -108,17 +114,17 @@ async fn send_token(
         "link": link,
         "address": threepid.address(),
         "server_name": app.config.identity.server_name,
-        "hours": super::hours(app),
+        "hours": hours(app),
     });
     let mail = Mail {
-        subject: super::render(app, look, "verification_subject.txt", &values)?.trim().to_owned(),
-        text: super::render(app, look, "verification_mail.txt", &values)?,
-        html: super::render(app, look, "verification_mail.html", &values)?,
+        subject: render(app, look, "verification_subject.txt", &values)?.trim().to_owned(),
+        text: render(app, look, "verification_mail.txt", &values)?,
+        html: render(app, look, "verification_mail.html", &values)?,
     };
     Ok(app.mailer.send(threepid.address(), mail, &link).await?)
 }
 
-fn link(app: &AppState, look: &Look, sid: &str, client_secret: &str) -> String {
+fn link(app: &App, look: &Look, sid: &str, client_secret: &str) -> String {
     let mut query = form_urlencoded::Serializer::new(String::new());
     query.append_pair("token", &app.keys.validation_token(sid));
     query.append_pair("client_secret", client_secret);
@@ -128,5 +134,5 @@ fn link(app: &AppState, look: &Look, sid: &str, client_secret: &str) -> String {
     if let Some(brand) = &look.brand {
         query.append_pair("brand", brand);
     }
-    format!("{}{}?{}", app.base_url, super::submit_path(Medium::Email), query.finish())
+    format!("{}{}?{}", app.base_url, submit_path(Medium::Email), query.finish())
 }

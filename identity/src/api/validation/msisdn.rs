@@ -1,28 +1,30 @@
 //! Source: Identity Service API, "Phone number associations".
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
 use waypost_shared::{
     http::{Incoming, Response, json},
     params::Params,
-    rate_limit::RequestSource,
 };
 
-use super::{Budgeted, Charge, Opening, Wanted, to_the_end, v1_values};
+use super::{
+    requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle},
+    submitting,
+};
 use crate::{
-    app::{App, AppState},
+    api::{to_the_end, v1_values},
+    app::App,
     auth,
     delivery::templates::Look,
-    domain::{
-        phone::Phone,
-        threepid::{Medium, Threepid},
-    },
+    domain::{phone::Phone, threepid::Medium},
     error::ApiError,
 };
 
 /// `POST /_matrix/identity/v2/validate/msisdn/requestToken`: sends a code to a phone number.
-pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn request_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    let (params, wanted, source) = (super::params(&mut request)?, Wanted::of(&request), Some(request.source));
+    let (params, wanted, source) = (params(&mut request)?, Wanted::of(&request), Some(request.source));
     let answer = to_the_end(async move {
         let charge = Charge { account: Some(&account.mxid), source };
         request_token(&app, params, charge, wanted).await
@@ -31,12 +33,12 @@ pub(crate) async fn request_token_endpoint(app: App, mut request: Incoming) -> R
 }
 
 /// `POST /_matrix/identity/v2/validate/msisdn/submitToken`.
-pub(crate) async fn submit_token_endpoint(app: App, mut request: Incoming) -> Result<Response, ApiError> {
-    super::submit_endpoint(&app, Medium::Msisdn, &mut request).await
+pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    submitting::submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
 /// `POST /_matrix/identity/api/v1/validate/msisdn/requestToken`: the same for a homeserver that the operator listed.
-pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
+pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
     let answer = to_the_end(async move { request_token(&app, params, Charge::default(), wanted).await });
@@ -44,13 +46,13 @@ pub(crate) async fn v1_request_token(app: App, mut request: Incoming) -> Result<
 }
 
 /// `POST /_matrix/identity/api/v1/validate/msisdn/submitToken`.
-pub(crate) async fn v1_submit_token(app: App, mut request: Incoming) -> Result<Response, ApiError> {
-    super::v1_submit_endpoint(&app, Medium::Msisdn, &mut request).await
+pub(crate) async fn v1_submit_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
+    submitting::v1_submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
 /// `GET /_matrix/identity/v2/validate/msisdn/submitToken`: the page of a link that a client made.
-pub(crate) async fn token_page(app: App, request: Incoming) -> Result<Response, ApiError> {
-    super::token_page(&app, Medium::Msisdn, &request).await
+pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
+    submitting::token_page(&app, Medium::Msisdn, &request).await
 }
 
 /// Opens a session for a phone number and sends the code; returns the answer's body. Element iOS reads `msisdn` from
@@ -60,7 +62,7 @@ pub(crate) async fn token_page(app: App, request: Incoming) -> Result<Response, 
 ///
 /// 400: parameters, `M_INVALID_ADDRESS`, `M_DESTINATION_REJECTED`, `M_SEND_ERROR`; 429.
 pub(crate) async fn request_token(
-    app: &AppState,
+    app: &App,
     mut params: Params,
     charge: Charge<'_>,
     wanted: Wanted,
@@ -77,11 +79,11 @@ pub(crate) async fn request_token(
         return Err(ApiError::DestinationRejected);
     }
 
-    let claimed = super::claim(app, &phone.threepid, &opening, &budgets(app, &phone, charge)).await?;
+    let claimed = claim(app, &phone.threepid, &opening, &budgets(app, &phone, charge)).await?;
     let sid = if claimed.send {
         let sent = send_code(app, &look, &phone, &claimed.sid).await;
         app.metrics.sms(sent.is_ok());
-        super::settle(app, claimed, &opening, sent).await?
+        settle(app, claimed, &opening, sent).await?
     } else {
         claimed.sid
     };
@@ -93,18 +95,18 @@ pub(crate) async fn request_token(
     }))
 }
 
-fn may_send_to(app: &AppState, phone: &Phone) -> bool {
+fn may_send_to(app: &App, phone: &Phone) -> bool {
     let (allowed, denied) = &app.sms_countries;
     let allowed = allowed.is_empty() || phone.is_in(allowed);
     app.sms.is_on() && allowed && !phone.is_in(denied) && !phone.premium
 }
 
 /// Each message costs money, and there are those who earn by having many sent to numbers of theirs.
-fn budgets(app: &AppState, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
+fn budgets(app: &App, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
     let (keys, limits) = (&app.keys, &app.config.limits);
     let mut budgets = Vec::with_capacity(5);
     if let Some(account) = charge.account {
-        budgets.push(("sms_per_account", keys.budget_hash(account), limits.sms_per_account));
+        budgets.push(("sms_per_account", keys.budget_hash(account.as_str()), limits.sms_per_account));
     }
     if let Some(source) = charge.source {
         budgets.push(("sms_per_source", keys.budget_hash(&source.to_string()), limits.sms_per_source));
@@ -115,23 +117,13 @@ fn budgets(app: &AppState, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
     budgets
 }
 
-/// The budgets that one try at a code is taken from.
-pub(super) fn guesses(app: &AppState, threepid: &Threepid, source: Option<RequestSource>) -> Vec<Budgeted> {
-    let (keys, limits) = (&app.keys, &app.config.limits);
-    let of_source = |source: RequestSource| {
-        ("sms_codes_per_source", keys.budget_hash(&source.to_string()), limits.sms_codes_per_source)
-    };
-    let of_number = ("sms_codes_per_number", keys.fingerprint(threepid), limits.sms_codes_per_number);
-    source.map(of_source).into_iter().chain([of_number]).collect()
-}
-
-async fn send_code(app: &AppState, look: &Look, phone: &Phone, sid: &str) -> Result<(), ApiError> {
+async fn send_code(app: &App, look: &Look, phone: &Phone, sid: &str) -> Result<(), ApiError> {
     let code = app.keys.validation_code(sid);
     let values = json!({
         "code": code,
         "server_name": app.config.identity.server_name,
-        "hours": super::hours(app),
+        "hours": hours(app),
     });
-    let text = super::render(app, look, "verification_sms.txt", &values)?;
+    let text = render(app, look, "verification_sms.txt", &values)?;
     Ok(app.sms.send(phone, text.trim(), &code).await?)
 }

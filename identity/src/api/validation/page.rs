@@ -9,11 +9,12 @@ use url::Url;
 use waypost_shared::{
     http::{Response, redirect, with_body},
     matrix_error::MatrixError,
+    params::Params,
 };
 
-use super::Submission;
+use super::requesting::{hours, render, submit_path};
 use crate::{
-    app::AppState,
+    app::App,
     delivery::templates::Look,
     domain::{
         next_link,
@@ -23,16 +24,31 @@ use crate::{
     error::ApiError,
 };
 
+/// What somebody submits, by the page's button too.
+pub(super) struct Submission {
+    pub(super) medium: Medium,
+    pub(super) sid: String,
+    pub(super) client_secret: String,
+    pub(super) token: String,
+}
+
+impl Submission {
+    pub(super) fn read(medium: Medium, params: &mut Params) -> Self {
+        let (token, client_secret, sid) = (params.text("token"), params.text("client_secret"), params.text("sid"));
+        Self { medium, sid, client_secret, token }
+    }
+}
+
 /// Asks for the button to be pressed.
 pub(super) fn confirm(
-    app: &AppState,
+    app: &App,
     look: &Look,
     submission: &Submission,
     session: &Session,
 ) -> Result<Response, ApiError> {
     let values = json!({
         "server_name": app.config.identity.server_name,
-        "action": format!("{}{}", app.base_url, super::submit_path(submission.medium)),
+        "action": format!("{}{}", app.base_url, submit_path(submission.medium)),
         "medium": submission.medium.as_str(),
         "address": shown(&session.threepid),
         "sid": submission.sid,
@@ -47,7 +63,7 @@ pub(super) fn confirm(
 }
 
 /// The address is proven: on to `next_link`, if it is still allowed, or a page that says what is next.
-pub(super) fn done(app: &AppState, look: &Look, session: &Session) -> Result<Response, ApiError> {
+pub(super) fn done(app: &App, look: &Look, session: &Session) -> Result<Response, ApiError> {
     if let Some(link) = onward(app, session) {
         return Ok(redirect(link.as_str()));
     }
@@ -60,19 +76,19 @@ pub(super) fn done(app: &AppState, look: &Look, session: &Session) -> Result<Res
 }
 
 /// Says what was wrong and what helps. Our own failures are answered and logged as everywhere.
-pub(super) fn failed(app: &AppState, look: &Look, error: ApiError) -> Result<Response, ApiError> {
+pub(super) fn failed(app: &App, look: &Look, error: ApiError) -> Result<Response, ApiError> {
     let answer = MatrixError::from(&error);
     if answer.status.is_server_error() {
         return Err(error);
     }
     let (template, wait) = match error {
         ApiError::SessionExpired => ("page_expired.html", None),
-        ApiError::LimitExceeded(wait) => ("page_failed.html", Some(wait)),
+        ApiError::RateLimited { retry_after } => ("page_failed.html", Some(retry_after)),
         _ => ("page_failed.html", None),
     };
     let values = json!({
         "server_name": app.config.identity.server_name,
-        "hours": super::hours(app),
+        "hours": hours(app),
         "too_often": wait.is_some(),
     });
     let mut response = page(app, look, answer.status, template, &values, "")?;
@@ -83,7 +99,7 @@ pub(super) fn failed(app: &AppState, look: &Look, error: ApiError) -> Result<Res
 }
 
 /// Where the person goes afterwards.
-fn onward(app: &AppState, session: &Session) -> Option<Url> {
+fn onward(app: &App, session: &Session) -> Option<Url> {
     session.next_link.as_deref().and_then(|link| next_link::allowed(&app.next_links, link))
 }
 
@@ -97,14 +113,14 @@ fn shown(threepid: &Threepid) -> String {
 
 /// A page that loads nothing from anywhere, tells nobody where it was, and is kept nowhere.
 fn page(
-    app: &AppState,
+    app: &App,
     look: &Look,
     status: StatusCode,
     template: &str,
     values: &serde_json::Value,
     form_may_lead_to: &str,
 ) -> Result<Response, ApiError> {
-    let html = super::render(app, look, template, values)?;
+    let html = render(app, look, template, values)?;
     let policy = format!(
         "default-src 'none'; style-src 'unsafe-inline'; form-action 'self' {form_may_lead_to}; base-uri 'none'; \
          frame-ancestors 'none'"

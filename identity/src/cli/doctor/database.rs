@@ -6,12 +6,15 @@ use sqlx::Error as SqlError;
 use tokio::time::timeout;
 use waypost_shared::{clock::Clock, doctor::Finding};
 
-use super::{Findings, LIMIT, Skew, files, one, told};
+use super::{
+    files,
+    findings::{Findings, LIMIT, Skew, one, told},
+};
 use crate::{
     config::Config,
     storage::{
         self, Store, StoreError,
-        look::{Server, Tables},
+        inspect::{Server, Tables},
     },
 };
 
@@ -50,7 +53,7 @@ pub(super) async fn check(config: &Config) -> Database {
         }
     }
     let is_sqlite = file.is_some();
-    let store = match timeout(LIMIT, Store::look_at(&url)).await {
+    let store = match timeout(LIMIT, Store::inspect(&url)).await {
         Ok(Ok(Some(store))) => store,
         Ok(Ok(None)) => {
             let text = "was not closed, and is read only after the next start of the server: start it, then ask again";

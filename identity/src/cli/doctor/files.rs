@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use waypost_shared::doctor::Finding;
 use zeroize::Zeroizing;
 
-use super::{Findings, LIMIT, one, told};
+use super::findings::{Findings, LIMIT, one, told};
 use crate::{
     config::{Config, EmailTransport, KeyFile},
     domain::{sealing::StorageKeys, signing::SigningKeys},

@@ -11,7 +11,7 @@ use waypost_shared::{
     http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
 };
 
-use super::{Findings, LIMIT};
+use super::findings::{Findings, LIMIT};
 use crate::{config::Config, domain::signing::SigningKeys};
 
 /// Bounds of a call that is only to show that somebody answers.

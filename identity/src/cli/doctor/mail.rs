@@ -17,7 +17,7 @@ use tokio::{
 };
 use waypost_shared::doctor::Finding;
 
-use super::LIMIT;
+use super::findings::LIMIT;
 use crate::{
     config::{Config, EmailConfig, EmailTransport, SmtpTls},
     delivery::email::{credentials, tls_parameters},

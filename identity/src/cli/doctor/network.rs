@@ -14,9 +14,8 @@ use waypost_shared::{
 };
 
 use super::{
-    Findings, LIMIT, Skew,
+    findings::{Findings, LIMIT, Skew, told},
     listeners::{Running, get, has_our_key},
-    told,
 };
 use crate::{
     app::base_url,

@@ -11,7 +11,10 @@ use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Undefi
 use url::Url;
 use waypost_shared::secret::{self, ExposeSecret as _, SecretString};
 
-use super::{SmsError, SmsSetupError, basic, password, refuse};
+use super::{
+    credentials::{basic, password},
+    error::{SmsError, SmsSetupError, refuse},
+};
 use crate::config::sms::{SmsConfig, SmsHttpConfig, SmsMethod};
 
 /// How much work one rendering may do.

@@ -1,17 +1,19 @@
 //! Sending text messages.
 
+mod credentials;
+mod error;
 mod gateway;
 mod openmarket;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
 use bytes::Bytes;
-use http::{HeaderValue, Request, StatusCode};
+use http::Request;
 use waypost_shared::{
     clock::Clock,
-    http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
-    secret::{ExposeSecret as _, SecretError, SecretString},
+    http_client::{CallLimits, HttpClient, Outbound, Reach},
     status::HealthProbe,
 };
+
+pub(crate) use self::error::{SmsError, SmsSetupError};
 
 use self::{gateway::Gateway, openmarket::OpenMarket};
 use crate::{
@@ -21,50 +23,6 @@ use crate::{
 
 /// Bytes of a gateway's answer at the most.
 const MAX_ANSWER: usize = 64 * 1024;
-
-/// A message that did not go out. The texts name no number.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SmsError {
-    /// The operator has no gateway.
-    #[error("sms.transport is \"off\"")]
-    Off,
-    /// The request could not be put together.
-    #[error("the request to the SMS gateway could not be put together")]
-    Template(#[from] minijinja::Error),
-    /// The same: what was filled in is no URL or no header.
-    #[error("the request to the SMS gateway could not be put together")]
-    Request(#[from] http::Error),
-    /// The gateway could not be reached.
-    #[error("the SMS gateway did not answer")]
-    Unreachable(#[from] HttpClientError),
-    /// The gateway said no. Its sentence often quotes the number, so only its status is told.
-    #[error("the SMS gateway refused with status {0}")]
-    Refused(StatusCode),
-    /// The gateway's answer does not contain `sms.http.success_contains`.
-    #[error("the SMS gateway's answer is not the one that sms.http.success_contains describes")]
-    NotSuccess,
-}
-
-/// An SMS configuration that cannot be used.
-#[derive(Debug, thiserror::Error)]
-pub(crate) enum SmsSetupError {
-    /// The password, or a header's value.
-    #[error("{key}: {source}")]
-    Secret {
-        /// The configuration's key.
-        key: String,
-        /// What is wrong with it.
-        source: SecretError,
-    },
-    /// Anything else; found when the configuration is checked, too.
-    #[error("sms.{key}: {problem}")]
-    Problem {
-        /// The configuration's key, below `sms`.
-        key: String,
-        /// What is wrong with it.
-        problem: String,
-    },
-}
 
 /// Sends text messages.
 #[derive(Debug)]
@@ -166,27 +124,4 @@ pub(crate) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
         problems.push(("password".to_owned(), "stands beside password_file; keep one of them".to_owned()));
     }
     problems
-}
-
-/// The first of `problems` as an error: whoever skipped the check ends here.
-fn refuse(problems: Vec<(String, String)>) -> Result<(), SmsSetupError> {
-    match problems.into_iter().next() {
-        Some((key, problem)) => Err(SmsSetupError::Problem { key, problem }),
-        None => Ok(()),
-    }
-}
-
-fn password(config: &SmsConfig) -> Result<Option<SecretString>, SmsSetupError> {
-    config.password().map_err(|source| SmsSetupError::Secret { key: "sms.password".to_owned(), source })
-}
-
-/// `Authorization: Basic …`, marked so that nothing prints it; none without a user.
-fn basic(config: &SmsConfig, password: Option<&SecretString>) -> Option<HeaderValue> {
-    let username = config.username.as_ref()?;
-    let password = password.map(|password| password.expose_secret()).unwrap_or_default();
-    let credentials = STANDARD.encode(format!("{username}:{password}"));
-    // Base64 is always fit for a header.
-    let mut value = HeaderValue::from_str(&format!("Basic {credentials}")).ok()?;
-    value.set_sensitive(true);
-    Some(value)
 }

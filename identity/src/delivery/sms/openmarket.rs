@@ -8,7 +8,10 @@ use http::{
 use serde_json::json;
 use url::Url;
 
-use super::{SmsError, SmsSetupError, basic, password, refuse};
+use super::{
+    credentials::{basic, password},
+    error::{SmsError, SmsSetupError, refuse},
+};
 use crate::config::sms::SmsConfig;
 
 /// Who a message comes from.

@@ -22,6 +22,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use waypost_shared::{
     clock::Clock,
+    hex,
     http::causes,
     http_client::{HttpClient, OutboundError},
     random,
@@ -32,7 +33,7 @@ use self::token::TeamToken;
 pub(crate) use self::token::TeamTokens;
 use crate::{
     config::{ApnsConfig, ApnsCredentials, PushType},
-    encoding::{from_base64, path_segment, to_hex},
+    encoding::{from_base64, path_segment},
     notification::{Device, Kind, Notification, Priority},
     outcome::{Ended, Outcome},
     upstream::{Attempt, Upstream, built, is_enough, is_transient, limits},
@@ -283,7 +284,7 @@ impl Apns {
         if pushkey.len() == 64 && pushkey.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Some(pushkey.to_ascii_lowercase());
         }
-        from_base64(pushkey).filter(|token| !token.is_empty()).map(|token| to_hex(&token))
+        from_base64(pushkey).filter(|token| !token.is_empty()).map(|token| hex::encode(&token))
     }
 }
 
@@ -303,7 +304,7 @@ fn uuid() -> String {
     let mut bytes = random::bytes::<16>();
     bytes[6] = (bytes[6] & 0x0f) | 0x40;
     bytes[8] = (bytes[8] & 0x3f) | 0x80;
-    let hex = to_hex(&bytes);
+    let hex = hex::encode(&bytes);
     format!("{}-{}-{}-{}-{}", &hex[..8], &hex[8..12], &hex[12..16], &hex[16..20], &hex[20..])
 }
 

@@ -47,7 +47,7 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`], with the server's own reason.
-    pub(crate) async fn look_at(url: &str) -> Result<Option<Self>, StoreError> {
+    pub(crate) async fn inspect(url: &str) -> Result<Option<Self>, StoreError> {
         if url.starts_with("sqlite:") {
             let options = SqliteConnectOptions::from_str(url)?
                 .create_if_missing(false)

@@ -9,30 +9,31 @@ use tokio::{
 
 use crate::{
     domain::{
-        peppered::{Found, Peppered},
+        lookups::{Found, PepperIndex},
+        sealing::StorageKeys,
         threepid::Threepid,
     },
     error::ApiError,
     storage::{
         StoreError,
-        associations::{Seen, StoredAssociations},
+        associations::{ChangeCursor, StoredAssociations},
     },
 };
 
-use super::AppState;
+use super::App;
 
 /// How long a lookup waits for an index that is being filled: a million associations take a second or two.
 const WAIT: Duration = Duration::from_secs(10);
 /// Batches that were read and wait for a thread.
 const QUEUE: usize = 4;
 
-impl AppState {
+impl App {
     /// The pepper to hand out, with its index.
     ///
     /// # Errors
     ///
     /// [`ApiError::PepperNotReady`] while the server starts.
-    pub(crate) fn current_pepper(&self) -> Result<Arc<Peppered>, ApiError> {
+    pub(crate) fn current_pepper(&self) -> Result<Arc<PepperIndex>, ApiError> {
         self.lookups.current(self.clock.now_ms()).ok_or(ApiError::PepperNotReady)
     }
 
@@ -41,12 +42,12 @@ impl AppState {
     /// # Errors
     ///
     /// [`ApiError::PepperNotReady`] if its index takes too long to fill.
-    pub(crate) async fn peppered(&self, pepper: &str) -> Result<Option<Arc<Peppered>>, ApiError> {
-        let mut filled = self.filled.subscribe();
+    pub(crate) async fn pepper_index(&self, pepper: &str) -> Result<Option<Arc<PepperIndex>>, ApiError> {
+        let mut filled = self.filling.done.subscribe();
         let search = async {
             loop {
                 match self.lookups.find(pepper, self.clock.now_ms()) {
-                    Found::Complete(peppered) => return Ok(Some(peppered)),
+                    Found::Complete(pepper_index) => return Ok(Some(pepper_index)),
                     Found::Unknown => return Ok(None),
                     // Another replica was faster, and this client asked it for the pepper.
                     Found::Filling => {}
@@ -64,8 +65,8 @@ impl AppState {
     /// # Errors
     ///
     /// [`StoreError`]; one address that does not open ends it, because a lookup must not miss anybody silently.
-    pub(crate) async fn load_index(self: &Arc<Self>) -> Result<Seen, StoreError> {
-        let _alone = self.filling.lock().await;
+    pub(crate) async fn load_index(&self) -> Result<ChangeCursor, StoreError> {
+        let _alone = self.filling.turn.lock().await;
         let new = self.lookups.keep(self.store.peppers().await?, self.clock.now_ms());
         self.fill(&new, processors()).await
     }
@@ -75,8 +76,8 @@ impl AppState {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(crate) async fn refresh_peppers(self: &Arc<Self>) -> Result<(), StoreError> {
-        let _alone = self.filling.lock().await;
+    pub(crate) async fn refresh_peppers(&self) -> Result<(), StoreError> {
+        let _alone = self.filling.turn.lock().await;
         let new = self.lookups.keep(self.store.peppers().await?, self.clock.now_ms());
         if !new.is_empty() {
             // Requests go on meanwhile and want the other processors.
@@ -91,13 +92,13 @@ impl AppState {
     /// # Errors
     ///
     /// [`StoreError`]; the old ones go on answering.
-    pub(crate) async fn reload_index(self: &Arc<Self>) -> Result<Seen, StoreError> {
-        let _alone = self.filling.lock().await;
+    pub(crate) async fn reload_index(&self) -> Result<ChangeCursor, StoreError> {
+        let _alone = self.filling.turn.lock().await;
         let new = self.lookups.renew();
-        let seen = self.fill(&new, processors().div_ceil(4)).await?;
+        let cursor = self.fill(&new, processors().div_ceil(4)).await?;
         self.lookups.replace(new);
-        self.filled.send_replace(());
-        Ok(seen)
+        self.filling.done.send_replace(());
+        Ok(cursor)
     }
 
     /// Brings the indexes up to date with whose an address is in the database.
@@ -106,9 +107,9 @@ impl AppState {
     ///
     /// [`StoreError::Database`].
     pub(crate) async fn refresh_address(&self, threepid: &Threepid) -> Result<(), StoreError> {
-        let _order = self.binding(&self.keys.fingerprint(threepid)).await;
+        let _order = self.lock_address(&self.keys.fingerprint(threepid)).await;
         let association = self.store.association(&self.keys, threepid).await?;
-        self.lookups.set(threepid, association.as_ref().map(|association| association.mxid.as_str()));
+        self.lookups.set(threepid, association.as_ref().map(|association| &association.mxid));
         self.count_associations();
         Ok(())
     }
@@ -119,10 +120,10 @@ impl AppState {
     }
 
     /// One task reads rows; up to `threads` others open addresses, hash them and put them into the indexes.
-    async fn fill(self: &Arc<Self>, new: &[Arc<Peppered>], threads: usize) -> Result<Seen, StoreError> {
+    async fn fill(&self, new: &[Arc<PepperIndex>], threads: usize) -> Result<ChangeCursor, StoreError> {
         let count = self.store.count_associations().await?;
-        for peppered in new {
-            peppered.index().reserve(count);
+        for pepper_index in new {
+            pepper_index.index().reserve(count);
         }
         let (sender, mut batches) = mpsc::channel::<StoredAssociations>(QUEUE);
         let fill = async {
@@ -133,30 +134,30 @@ impl AppState {
                 {
                     joined(done)?;
                 }
-                let (app, new) = (self.clone(), new.to_vec());
-                at_work.spawn_blocking(move || app.fill_in(&new, batch));
+                let (keys, new) = (self.keys.clone(), new.to_vec());
+                at_work.spawn_blocking(move || fill_in(&keys, &new, batch));
             }
             while let Some(done) = at_work.join_next().await {
                 joined(done)?;
             }
             Ok::<_, StoreError>(())
         };
-        let (seen, ()) = tokio::try_join!(self.store.all_associations(sender), fill)?;
-        for peppered in new {
-            peppered.complete();
+        let (cursor, ()) = tokio::try_join!(self.store.all_associations(sender), fill)?;
+        for pepper_index in new {
+            pepper_index.complete();
         }
-        self.filled.send_replace(());
+        self.filling.done.send_replace(());
         self.count_associations();
-        Ok(seen)
+        Ok(cursor)
     }
+}
 
-    fn fill_in(&self, new: &[Arc<Peppered>], batch: StoredAssociations) -> Result<(), StoreError> {
-        let opened = batch.open(&self.keys)?;
-        for peppered in new {
-            peppered.fill(opened.iter().filter_map(|change| Some((&change.threepid, change.mxid.as_deref()?))));
-        }
-        Ok(())
+fn fill_in(keys: &StorageKeys, new: &[Arc<PepperIndex>], batch: StoredAssociations) -> Result<(), StoreError> {
+    let opened = batch.open(keys)?;
+    for pepper_index in new {
+        pepper_index.fill(opened.iter().filter_map(|change| Some((&change.threepid, change.mxid.as_ref()?))));
     }
+    Ok(())
 }
 
 /// A panic on a thread goes on here; nobody cancels these tasks.

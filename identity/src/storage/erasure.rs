@@ -2,11 +2,12 @@
 
 use crate::domain::{
     association::Association,
+    mxid::Mxid,
     sealing::{Sealed, StorageKeys},
     threepid::{Medium, Threepid},
 };
 
-use super::{Store, StoreError, in_tx, on_db, write_db};
+use super::{Store, StoreError, in_tx, on_db, stored_mxid, write_db};
 
 /// What was removed about a person, in rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,7 +50,8 @@ impl Store {
                 .fetch_optional(pool)
                 .await?
         });
-        Ok(row.map(|(mxid, bound_ms)| Association { threepid: threepid.clone(), mxid, bound_ms }))
+        row.map(|(mxid, bound_ms)| Ok(Association { threepid: threepid.clone(), mxid: stored_mxid(&mxid)?, bound_ms }))
+            .transpose()
     }
 
     /// The addresses that belong to somebody, the oldest first.
@@ -57,20 +59,24 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError`].
-    pub(crate) async fn associations_of(&self, keys: &StorageKeys, mxid: &str) -> Result<Vec<Association>, StoreError> {
+    pub(crate) async fn associations_of(
+        &self,
+        keys: &StorageKeys,
+        mxid: &Mxid,
+    ) -> Result<Vec<Association>, StoreError> {
         let rows: Vec<(String, Vec<u8>, i64)> = on_db!(self, pool => {
             sqlx::query_as(
                 "SELECT medium, address_sealed, bound_ms FROM associations WHERE mxid = $1 ORDER BY bound_ms",
             )
-            .bind(mxid)
+            .bind(mxid.as_str())
             .fetch_all(pool)
             .await?
         });
         rows.into_iter()
             .map(|(medium, address_sealed, bound_ms)| {
-                let medium = Medium::parse(&medium).ok_or(StoreError::Nonsense("medium"))?;
+                let medium = Medium::parse(&medium).ok_or(StoreError::Corrupt("medium"))?;
                 let address = keys.open(Sealed::Association, &address_sealed)?;
-                Ok(Association { threepid: Threepid::stored(medium, address), mxid: mxid.to_owned(), bound_ms })
+                Ok(Association { threepid: Threepid::stored(medium, address), mxid: mxid.clone(), bound_ms })
             })
             .collect()
     }
@@ -86,7 +92,7 @@ impl Store {
         &self,
         keys: &StorageKeys,
         threepid: &Threepid,
-        mxid: Option<&str>,
+        mxid: Option<&Mxid>,
         now_ms: i64,
     ) -> Result<bool, StoreError> {
         let removed = write_db!(self, pool => {
@@ -95,7 +101,7 @@ impl Store {
                   WHERE fingerprint = $1 AND mxid IS NOT NULL AND mxid = COALESCE($2, mxid)",
             )
             .bind(&keys.fingerprint(threepid)[..])
-            .bind(mxid)
+            .bind(mxid.map(Mxid::as_str))
             .bind(now_ms)
             .execute(pool)
             .await?
@@ -112,8 +118,8 @@ impl Store {
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn erase(&self, keys: &StorageKeys, mxid: &str, now_ms: i64) -> Result<Erased, StoreError> {
-        let budget = keys.budget_hash(mxid);
+    pub(crate) async fn erase(&self, keys: &StorageKeys, mxid: &Mxid, now_ms: i64) -> Result<Erased, StoreError> {
+        let budget = keys.budget_hash(mxid.as_str());
         let erased = in_tx!(self, tx => {
             let mut erased = Erased::default();
             // In this order: the addresses tell the sessions, and the account is what tokens and policies refer to.
@@ -139,10 +145,10 @@ impl Store {
                 ("DELETE FROM accepted_terms WHERE mxid = $1", &mut erased.accepted_terms),
                 ("DELETE FROM accounts WHERE mxid = $1", &mut erased.accounts),
             ] {
-                *rows = sqlx::query(sql).bind(mxid).execute(&mut *tx).await?.rows_affected();
+                *rows = sqlx::query(sql).bind(mxid.as_str()).execute(&mut *tx).await?.rows_affected();
             }
             erased.associations = sqlx::query("UPDATE associations SET mxid = NULL, bound_ms = $2 WHERE mxid = $1")
-                .bind(mxid)
+                .bind(mxid.as_str())
                 .bind(now_ms)
                 .execute(&mut *tx)
                 .await?

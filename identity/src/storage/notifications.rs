@@ -1,5 +1,5 @@
-//! What PostgreSQL tells of other replicas' changes as they happen, by triggers on the tables. A hint may be lost with its connection, so nothing
-//! but speed may depend on it.
+//! PostgreSQL's notifications of other replicas' changes, sent by triggers on the tables. One may be lost with its
+//! connection, so nothing but speed may depend on them.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sqlx::postgres::PgListener;
@@ -17,7 +17,7 @@ const TOKENS: &str = "waypost_tokens";
 
 /// What another process did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Hint {
+pub(crate) enum Notification {
     /// Associations changed.
     Associations,
     /// There is a new pepper.
@@ -28,46 +28,46 @@ pub(crate) enum Hint {
     Missed,
 }
 
-/// Where hints come from.
-pub(crate) enum Hints {
+/// Where notifications come from.
+pub(crate) enum Notifications {
     /// SQLite tells nothing.
     None,
     /// A connection that listens.
     Postgres(PgListener),
 }
 
-impl Hints {
-    /// Waits for the next hint; for ever where none come.
+impl Notifications {
+    /// Waits for the next notification; for ever where none come.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn next(&mut self) -> Result<Hint, StoreError> {
+    pub(crate) async fn next(&mut self) -> Result<Notification, StoreError> {
         let listener = match self {
             Self::None => return std::future::pending().await,
             Self::Postgres(listener) => listener,
         };
-        let Some(notification) = listener.try_recv().await? else { return Ok(Hint::Missed) };
+        let Some(notification) = listener.try_recv().await? else { return Ok(Notification::Missed) };
         Ok(match notification.channel() {
-            ASSOCIATIONS => Hint::Associations,
-            PEPPERS => Hint::Peppers,
-            TOKENS => token_hash(notification.payload()).map_or(Hint::Missed, Hint::TokenEnded),
-            _ => Hint::Missed,
+            ASSOCIATIONS => Notification::Associations,
+            PEPPERS => Notification::Peppers,
+            TOKENS => token_hash(notification.payload()).map_or(Notification::Missed, Notification::TokenEnded),
+            _ => Notification::Missed,
         })
     }
 }
 
 impl Store {
-    /// Listens for hints.
+    /// Listens for notifications.
     ///
     /// # Errors
     ///
     /// [`StoreError::Database`].
-    pub(crate) async fn hints(&self) -> Result<Hints, StoreError> {
-        let Self::Postgres(pool) = self else { return Ok(Hints::None) };
+    pub(crate) async fn notifications(&self) -> Result<Notifications, StoreError> {
+        let Self::Postgres(pool) = self else { return Ok(Notifications::None) };
         let mut listener = PgListener::connect_with(pool).await?;
         listener.listen_all([ASSOCIATIONS, PEPPERS, TOKENS]).await?;
-        Ok(Hints::Postgres(listener))
+        Ok(Notifications::Postgres(listener))
     }
 }
 

@@ -21,6 +21,7 @@ use parking_lot::{Mutex, RwLock};
 use super::{
     hashing::{self, LookupHash},
     lookup_index::LookupIndex,
+    mxid::Mxid,
     threepid::Threepid,
 };
 
@@ -36,11 +37,11 @@ pub(crate) struct Pepper {
 }
 
 /// A change that came while an index was being filled.
-type Waiting = (LookupHash, Option<Box<str>>);
+type Waiting = (LookupHash, Option<Mxid>);
 
 /// A pepper and the index of the hashes that are made with it.
 #[derive(Debug)]
-pub(crate) struct Peppered {
+pub(crate) struct PepperIndex {
     pepper: Pepper,
     index: LookupIndex,
     /// What was bound and unbound since filling began, in its order; none when the index is complete.
@@ -48,7 +49,7 @@ pub(crate) struct Peppered {
     complete: AtomicBool,
 }
 
-impl Peppered {
+impl PepperIndex {
     fn new(pepper: Pepper) -> Self {
         Self {
             pepper,
@@ -74,9 +75,10 @@ impl Peppered {
     }
 
     /// Fills in associations as they were stored when filling began or later.
-    pub(crate) fn fill<'a>(&self, associations: impl Iterator<Item = (&'a Threepid, &'a str)>) {
-        let hashed: Vec<_> =
-            associations.map(|(threepid, mxid)| (hashing::lookup_hash(threepid, &self.pepper.text), mxid)).collect();
+    pub(crate) fn fill<'a>(&self, associations: impl Iterator<Item = (&'a Threepid, &'a Mxid)>) {
+        let hashed: Vec<_> = associations
+            .map(|(threepid, mxid)| (hashing::lookup_hash(threepid, &self.pepper.text), mxid.as_str()))
+            .collect();
         self.index.extend(&hashed);
     }
 
@@ -84,7 +86,7 @@ impl Peppered {
     pub(crate) fn complete(&self) {
         let mut waiting = self.waiting.lock();
         for (hash, mxid) in waiting.take().unwrap_or_default() {
-            self.change(&hash, mxid.as_deref());
+            self.change(&hash, mxid.as_ref());
         }
         // While the lock is held, so that no later change is overtaken by one that waited.
         self.complete.store(true, Ordering::Release);
@@ -94,21 +96,21 @@ impl Peppered {
         self.complete.load(Ordering::Acquire)
     }
 
-    fn set(&self, threepid: &Threepid, mxid: Option<&str>) {
+    fn set(&self, threepid: &Threepid, mxid: Option<&Mxid>) {
         let hash = hashing::lookup_hash(threepid, &self.pepper.text);
         if !self.is_complete() {
             let mut waiting = self.waiting.lock();
             if let Some(waiting) = waiting.as_mut() {
-                waiting.push((hash, mxid.map(Box::from)));
+                waiting.push((hash, mxid.cloned()));
                 return;
             }
         }
         self.change(&hash, mxid);
     }
 
-    fn change(&self, hash: &LookupHash, mxid: Option<&str>) {
+    fn change(&self, hash: &LookupHash, mxid: Option<&Mxid>) {
         match mxid {
-            Some(mxid) => self.index.insert(hash, mxid),
+            Some(mxid) => self.index.insert(hash, mxid.as_str()),
             None => self.index.remove(hash),
         }
     }
@@ -118,7 +120,7 @@ impl Peppered {
 #[derive(Debug)]
 pub(crate) enum Found {
     /// It is answered.
-    Complete(Arc<Peppered>),
+    Complete(Arc<PepperIndex>),
     /// It will be answered in a moment.
     Filling,
     /// It was never handed out here, or too long ago.
@@ -131,7 +133,7 @@ pub(crate) struct Lookups {
     /// How long a pepper is answered after the next one is handed out.
     grace_ms: i64,
     /// The one that is handed out first comes first.
-    all: RwLock<Arc<[Arc<Peppered>]>>,
+    all: RwLock<Arc<[Arc<PepperIndex>]>>,
 }
 
 impl Lookups {
@@ -140,22 +142,25 @@ impl Lookups {
         Self { grace_ms, all: RwLock::new(Vec::new().into()) }
     }
 
-    fn all(&self) -> Arc<[Arc<Peppered>]> {
+    fn all(&self) -> Arc<[Arc<PepperIndex>]> {
         self.all.read().clone()
     }
 
     /// The pepper to hand out: the latest whose time has come, of those that are complete. None before the first
     /// index is.
-    pub(crate) fn current(&self, now_ms: i64) -> Option<Arc<Peppered>> {
+    pub(crate) fn current(&self, now_ms: i64) -> Option<Arc<PepperIndex>> {
         let all = self.all();
-        let active = |peppered: &&Arc<Peppered>| peppered.is_complete() && peppered.pepper.active_ms <= now_ms;
-        all.iter().rev().find(active).or_else(|| all.iter().find(|peppered| peppered.is_complete())).cloned()
+        let active =
+            |pepper_index: &&Arc<PepperIndex>| pepper_index.is_complete() && pepper_index.pepper.active_ms <= now_ms;
+        all.iter().rev().find(active).or_else(|| all.iter().find(|pepper_index| pepper_index.is_complete())).cloned()
     }
 
     /// The index for a pepper that a client hashed with.
     pub(crate) fn find(&self, pepper: &str, now_ms: i64) -> Found {
         let all = self.all();
-        let Some(at) = all.iter().position(|peppered| peppered.pepper.text == pepper) else { return Found::Unknown };
+        let Some(at) = all.iter().position(|pepper_index| pepper_index.pepper.text == pepper) else {
+            return Found::Unknown;
+        };
         if !all[at].is_complete() {
             Found::Filling
         } else if all[at + 1..].iter().any(|later| later.is_complete() && self.ends_others(&later.pepper, now_ms)) {
@@ -172,24 +177,24 @@ impl Lookups {
 
     /// When the latest pepper is or was handed out first.
     pub(crate) fn newest_ms(&self) -> Option<i64> {
-        self.all().last().map(|peppered| peppered.pepper.active_ms)
+        self.all().last().map(|pepper_index| pepper_index.pepper.active_ms)
     }
 
     /// Says that an address belongs to `mxid`, and to nobody else.
-    pub(crate) fn insert(&self, threepid: &Threepid, mxid: &str) {
+    pub(crate) fn insert(&self, threepid: &Threepid, mxid: &Mxid) {
         self.set(threepid, Some(mxid));
     }
 
     /// Says whose an address is now, if anybody's.
-    pub(crate) fn set(&self, threepid: &Threepid, mxid: Option<&str>) {
-        for peppered in self.all().iter() {
-            peppered.set(threepid, mxid);
+    pub(crate) fn set(&self, threepid: &Threepid, mxid: Option<&Mxid>) {
+        for pepper_index in self.all().iter() {
+            pepper_index.set(threepid, mxid);
         }
     }
 
     /// Takes the stored peppers for all that there are, but for those whose time is over. Returns those that have to
     /// be filled: whatever is bound from now on reaches them.
-    pub(crate) fn keep(&self, mut stored: Vec<Pepper>, now_ms: i64) -> Vec<Arc<Peppered>> {
+    pub(crate) fn keep(&self, mut stored: Vec<Pepper>, now_ms: i64) -> Vec<Arc<PepperIndex>> {
         stored.sort_by(|a, b| (a.active_ms, a.created_ms, &a.text).cmp(&(b.active_ms, b.created_ms, &b.text)));
         let mut all = self.all.write();
         let before = all.clone();
@@ -208,15 +213,15 @@ impl Lookups {
                 continue;
             }
             kept.push(complete(pepper).cloned().unwrap_or_else(|| {
-                let new = Arc::new(Peppered::new(pepper.clone()));
+                let new = Arc::new(PepperIndex::new(pepper.clone()));
                 filling.push(new.clone());
                 new
             }));
         }
-        if !kept.iter().any(|peppered| peppered.is_complete()) {
+        if !kept.iter().any(|pepper_index| pepper_index.is_complete()) {
             // Others were put into the table in place of these.
             kept.extend(before.iter().filter(|known| known.is_complete()).cloned());
-            kept.sort_by_key(|peppered| (peppered.pepper.active_ms, peppered.pepper.created_ms));
+            kept.sort_by_key(|pepper_index| (pepper_index.pepper.active_ms, pepper_index.pepper.created_ms));
         }
         *all = kept.into();
         filling
@@ -224,30 +229,35 @@ impl Lookups {
 
     /// New indexes for all peppers, to be filled and then given to [`Lookups::replace`]; the old ones answer meanwhile.
     /// Nobody may call [`Lookups::keep`] in between.
-    pub(crate) fn renew(&self) -> Vec<Arc<Peppered>> {
+    pub(crate) fn renew(&self) -> Vec<Arc<PepperIndex>> {
         let mut all = self.all.write();
-        let new: Vec<_> = all.iter().map(|peppered| Arc::new(Peppered::new(peppered.pepper.clone()))).collect();
+        let new: Vec<_> =
+            all.iter().map(|pepper_index| Arc::new(PepperIndex::new(pepper_index.pepper.clone()))).collect();
         // Behind the old ones, so that those are found; both are told of changes.
         *all = all.iter().filter(|known| known.is_complete()).chain(&new).cloned().collect();
         new
     }
 
     /// Puts complete indexes in the place of those before.
-    pub(crate) fn replace(&self, new: Vec<Arc<Peppered>>) {
+    pub(crate) fn replace(&self, new: Vec<Arc<PepperIndex>>) {
         *self.all.write() = new.into();
     }
 
     /// How many addresses are known.
     pub(crate) fn len(&self) -> usize {
-        self.all().iter().rev().find(|peppered| peppered.is_complete()).map_or(0, |peppered| peppered.index.len())
+        self.all()
+            .iter()
+            .rev()
+            .find(|pepper_index| pepper_index.is_complete())
+            .map_or(0, |pepper_index| pepper_index.index.len())
     }
 
     /// Whose an address is.
     #[cfg(test)]
     fn owner(&self, pepper: &str, threepid: &Threepid, now_ms: i64) -> Option<String> {
         match self.find(pepper, now_ms) {
-            Found::Complete(peppered) => {
-                let view = peppered.index.read();
+            Found::Complete(pepper_index) => {
+                let view = pepper_index.index.read();
                 view.get(&hashing::lookup_hash(threepid, pepper))
             }
             Found::Filling | Found::Unknown => None,
@@ -267,6 +277,10 @@ mod tests {
         Pepper { text: text.to_owned(), created_ms: 0, active_ms }
     }
 
+    fn mxid(text: &str) -> Mxid {
+        Mxid::parse(text).unwrap()
+    }
+
     fn alice() -> Threepid {
         Threepid::email("alice@example.com").unwrap()
     }
@@ -276,7 +290,7 @@ mod tests {
     }
 
     /// `old` is in force, `new` will be from 5000 on.
-    fn rotating() -> (Lookups, Arc<Peppered>) {
+    fn rotating() -> (Lookups, Arc<PepperIndex>) {
         let lookups = Lookups::new(GRACE_MS);
         for old in lookups.keep(vec![pepper("old", 0)], 0) {
             old.complete();
@@ -319,13 +333,13 @@ mod tests {
     fn what_is_bound_while_an_index_is_filled_is_newer_than_what_fills_it() {
         let (lookups, new) = rotating();
         let bob = Threepid::email("bob@example.com").unwrap();
-        lookups.insert(&alice(), "@new:hs.test");
-        lookups.insert(&bob, "@bob:hs.test");
+        lookups.insert(&alice(), &mxid("@new:hs.test"));
+        lookups.insert(&bob, &mxid("@bob:hs.test"));
         lookups.set(&bob, None);
         // Rows as they were before.
-        new.fill([(&alice(), "@old:hs.test"), (&bob, "@bob:hs.test")].into_iter());
+        new.fill([(&alice(), &mxid("@old:hs.test")), (&bob, &mxid("@bob:hs.test"))].into_iter());
         new.complete();
-        lookups.insert(&Threepid::email("carol@example.com").unwrap(), "@carol:hs.test");
+        lookups.insert(&Threepid::email("carol@example.com").unwrap(), &mxid("@carol:hs.test"));
         for pepper in ["old", "new"] {
             assert_eq!(lookups.owner(pepper, &alice(), 5000).as_deref(), Some("@new:hs.test"), "{pepper}");
             assert_eq!(lookups.owner(pepper, &bob, 5000), None, "{pepper}");
@@ -348,7 +362,7 @@ mod tests {
         for old in lookups.keep(vec![pepper("a", 0)], 0) {
             old.complete();
         }
-        lookups.insert(&alice(), "@gone:hs.test");
+        lookups.insert(&alice(), &mxid("@gone:hs.test"));
         let new = lookups.renew();
         assert_eq!(lookups.owner("a", &alice(), 0).as_deref(), Some("@gone:hs.test"));
         for index in &new {

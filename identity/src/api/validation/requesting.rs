@@ -1,0 +1,232 @@
+//! What requestToken of email addresses and of phone numbers have in common: budgets, sessions, and one message per
+//! `send_attempt`.
+
+use std::time::Duration;
+
+use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
+use waypost_shared::{
+    clock::millis,
+    http::{Incoming, causes},
+    matrix_error::MatrixError,
+    params::Params,
+    random,
+    rate_limit::RequestSource,
+};
+
+use crate::{
+    app::App,
+    config::Rate,
+    delivery::templates::Look,
+    domain::{
+        language,
+        mxid::Mxid,
+        next_link,
+        sealing::Fingerprint,
+        session::is_opaque_id,
+        threepid::{Medium, Threepid},
+    },
+    error::ApiError,
+    storage::sessions::{Claimed, TokenRequest},
+};
+
+/// How much longer than its time-out the sending of a message may take before its sender counts as dead.
+const SENDING_SPARE_SECS: u64 = 30;
+
+/// Whom a message is charged to, beside the one that it goes to.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Charge<'a> {
+    /// The user that asks; none where no token is needed.
+    pub(crate) account: Option<&'a Mxid>,
+    /// Where the request came from; none for a homeserver that the operator listed, which asks for all its users.
+    pub(crate) source: Option<RequestSource>,
+}
+
+/// What a request says about how people are to be spoken to.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Wanted {
+    brand: Option<String>,
+    lang: Option<String>,
+    accept_language: Option<String>,
+}
+
+impl Wanted {
+    /// Reads `?brand=`, `?lang=` and Accept-Language.
+    pub(crate) fn of(request: &Incoming) -> Self {
+        let accept_language = request.headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
+        Self {
+            brand: request.query_param("brand"),
+            lang: request.query_param("lang"),
+            accept_language: accept_language.map(str::to_owned),
+        }
+    }
+
+    /// Lets `brand` and `lang` of the body go first.
+    pub(super) fn and(mut self, params: &mut Params) -> Self {
+        self.brand = params.optional_text("brand").filter(|brand| !brand.is_empty()).or(self.brand);
+        self.lang = params.optional_text("lang").filter(|lang| !lang.is_empty()).or(self.lang);
+        self
+    }
+
+    pub(super) fn look(&self, app: &App) -> Look {
+        let preferred = language::preferred(self.lang.as_deref(), self.accept_language.as_deref());
+        app.templates.look(self.brand.as_deref(), &preferred)
+    }
+}
+
+/// What every requestToken has.
+pub(super) struct Opening {
+    pub(super) client_secret: String,
+    send_attempt: i64,
+    next_link: Option<String>,
+}
+
+impl Opening {
+    /// Reads the parameters; they may be used after `finish` alone.
+    pub(super) fn read(params: &mut Params) -> Self {
+        Self {
+            client_secret: params.text("client_secret"),
+            send_attempt: params.integer("send_attempt"),
+            next_link: params.optional_text("next_link").filter(|link| !link.is_empty()),
+        }
+    }
+
+    pub(super) fn check(&self, app: &App) -> Result<(), ApiError> {
+        check_opaque_id("client_secret", &self.client_secret)?;
+        let allowed = |link: &String| next_link::allowed(&app.next_links, link).is_some();
+        if self.next_link.as_ref().is_some_and(|link| !allowed(link)) {
+            return Err(ApiError::NextLinkNotAllowed);
+        }
+        Ok(())
+    }
+}
+
+/// A budget to take from: its name, whose it is, how much there is.
+pub(super) type Budgeted = (&'static str, Fingerprint, Rate);
+
+/// Opens a session for `threepid`, or finds the one that there is, and says whether to send a message: only if no
+/// request with this `send_attempt` was before, and all budgets have one left. Each is shared by all replicas; the
+/// asker's own come first, so that who has none left uses up nobody else's.
+pub(super) async fn claim(
+    app: &App,
+    threepid: &Threepid,
+    opening: &Opening,
+    budgets: &[Budgeted],
+) -> Result<Claimed, ApiError> {
+    let (now_ms, rules) = (app.clock.now_ms(), app.session_rules());
+    let new_sid = random::token();
+    let send_secs = match threepid.medium() {
+        Medium::Email => app.config.email.smtp_timeout_secs,
+        Medium::Msisdn => app.config.sms.timeout_secs,
+    };
+    let sending_ms = millis(Duration::from_secs(send_secs.saturating_add(SENDING_SPARE_SECS)));
+    let request = TokenRequest {
+        new_sid: &new_sid,
+        threepid,
+        client_secret_hash: app.keys.client_secret_hash(&opening.client_secret),
+        send_attempt: opening.send_attempt,
+        next_link: opening.next_link.as_deref(),
+        now_ms,
+        sending_until_ms: now_ms.saturating_add(sending_ms),
+        expired_ms: now_ms.saturating_sub(rules.lifetime_ms),
+        max_attempts: rules.max_attempts,
+    };
+    if let Some(sid) = app.store.sent_session(&app.keys, &request).await? {
+        return Ok(Claimed { sid, send: false });
+    }
+    take(app, budgets).await?;
+    Ok(app.store.claim_send(&app.keys, &request).await?)
+}
+
+/// Takes one from each budget.
+pub(super) async fn take(app: &App, budgets: &[Budgeted]) -> Result<(), ApiError> {
+    let now_ms = app.clock.now_ms();
+    for &(bucket, key, rate) in budgets {
+        app.store.take(bucket, &key, rate.budget(), now_ms).await?.map_err(ApiError::rate_limited)?;
+    }
+    Ok(())
+}
+
+/// Notes that the message went out. If it did not, takes the claim back, so that the same `send_attempt` may try again.
+/// The client learns only that it failed; the operator learns why.
+pub(super) async fn settle(
+    app: &App,
+    claimed: Claimed,
+    opening: &Opening,
+    sent: Result<(), ApiError>,
+) -> Result<String, ApiError> {
+    if let Err(error) = sent {
+        // Our own failures are logged where they are answered.
+        if !MatrixError::from(&error).status.is_server_error() {
+            tracing::warn!(%error, causes = causes(&error), "a validation message was not sent");
+        }
+        app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
+        return Err(error);
+    }
+    app.store.message_sent(&claimed.sid, opening.send_attempt).await?;
+    Ok(claimed.sid)
+}
+
+/// Where a link to submit a token leads, and its page's button.
+pub(super) fn submit_path(medium: Medium) -> &'static str {
+    match medium {
+        Medium::Email => "/_matrix/identity/v2/validate/email/submitToken",
+        Medium::Msisdn => "/_matrix/identity/v2/validate/msisdn/submitToken",
+    }
+}
+
+/// JSON, or the form that earlier drafts of the specification allowed.
+pub(super) fn params(request: &mut Incoming) -> Result<Params, MatrixError> {
+    if is_form(request) {
+        return Params::from_pairs(&request.body);
+    }
+    Ok(Params::new(request.json_object()?))
+}
+
+/// A form by its content type; but curl calls everything a form, so what begins like an object is JSON.
+pub(super) fn is_form(request: &Incoming) -> bool {
+    let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    content_type.is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"))
+        && !request.body.trim_ascii_start().starts_with(b"{")
+}
+
+/// Refuses a `sid` or `client_secret` with other characters than the specification has.
+pub(super) fn check_opaque_id(name: &'static str, text: &str) -> Result<(), ApiError> {
+    if is_opaque_id(text) { Ok(()) } else { Err(ApiError::NotOpaqueId(name)) }
+}
+
+/// Fills in a template.
+pub(super) fn render(app: &App, look: &Look, template: &str, values: &serde_json::Value) -> Result<String, ApiError> {
+    app.templates.render(look, template, values).map_err(|error| ApiError::Internal(error.into()))
+}
+
+/// Hours that links and codes work.
+pub(super) fn hours(app: &App) -> u64 {
+    app.config.validation.session_lifetime_secs.div_ceil(3600)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use crate::jobs::tests::app;
+
+    #[tokio::test]
+    async fn a_message_whose_sender_died_is_sent_by_the_same_attempt_again() {
+        let (app, clock, _folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
+        let threepid = Threepid::email("alice@example.com").unwrap();
+        let opening = Opening { client_secret: "secret".to_owned(), send_attempt: 1, next_link: None };
+        let claim = async || super::claim(&app, &threepid, &opening, &[]).await.unwrap();
+        let first = claim().await;
+        assert!(first.send);
+        // It may still be on its way: 20 seconds of the mail server's, 30 to spare.
+        clock.advance(Duration::from_millis(50_000 - 1));
+        assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: false });
+        clock.advance(Duration::from_millis(1));
+        assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: true });
+
+        settle(&app, claim().await, &opening, Ok(())).await.unwrap();
+        clock.advance(Duration::from_secs(3600));
+        assert_eq!(claim().await, Claimed { sid: first.sid, send: false });
+    }
+}

@@ -1,0 +1,160 @@
+//! What submitToken of email addresses and of phone numbers have in common, for clients and for people in a browser.
+
+use http::Method;
+use serde_json::json;
+use subtle::ConstantTimeEq as _;
+use waypost_shared::{
+    http::{Incoming, Response, json},
+    matrix_error::MatrixError,
+    params::Params,
+    rate_limit::RequestSource,
+};
+
+use super::{
+    page::{self, Submission},
+    requesting::{Budgeted, Wanted, check_opaque_id, is_form, take},
+};
+use crate::{
+    api::v1_values,
+    app::App,
+    auth,
+    config::Confirm,
+    domain::{
+        session::{Session, SessionState},
+        threepid::{Medium, Threepid},
+    },
+    error::ApiError,
+};
+
+/// Submits a token or code that was sent: the work of both submitToken endpoints, and of their older versions.
+///
+/// # Errors
+///
+/// 400: `M_INVALID_PARAM`, `M_TOKEN_INCORRECT`, `M_SESSION_EXPIRED`, all with `"success": false`, since older clients
+/// look for that whatever the status; 429.
+pub(crate) async fn submit_token(
+    app: &App,
+    medium: Medium,
+    mut params: Params,
+    source: Option<RequestSource>,
+) -> Result<(), ApiError> {
+    let submission = Submission::read(medium, &mut params);
+    let submitted = async {
+        params.finish()?;
+        submit(app, &submission, source).await
+    };
+    submitted.await.map(|_| ()).map_err(|error| {
+        let answer = MatrixError::from(&error);
+        if answer.status.is_server_error() { error } else { answer.with("success", false).into() }
+    })
+}
+
+/// `POST …/submitToken`: by a client (JSON), or by the button on the page (a form).
+///
+/// The page has no access token, and needs none: the session's secret and the token that was sent are the proof.
+pub(super) async fn submit_endpoint(app: &App, medium: Medium, request: &mut Incoming) -> Result<Response, ApiError> {
+    if is_form(request) {
+        let mut params = Params::from_pairs(&request.body)?;
+        let look = Wanted::of(request).and(&mut params).look(app);
+        let submission = Submission::read(medium, &mut params);
+        let submitted = async {
+            params.finish()?;
+            submit(app, &submission, Some(request.source)).await
+        };
+        return match submitted.await {
+            Ok(session) => page::done(app, &look, &session),
+            Err(error) => page::failed(app, &look, error),
+        };
+    }
+    auth::account_with_terms(app, request).await?;
+    let params = match request.json_object() {
+        Ok(object) => Params::new(object),
+        Err(error) => return Err(error.with("success", false).into()),
+    };
+    submit_token(app, medium, params, Some(request.source)).await?;
+    Ok(json(&json!({ "success": true })))
+}
+
+/// `POST …/submitToken` of the older API: by a homeserver that the operator listed.
+pub(super) async fn v1_submit_endpoint(
+    app: &App,
+    medium: Medium,
+    request: &mut Incoming,
+) -> Result<Response, ApiError> {
+    auth::listed_caller(app, request)?;
+    let values = v1_values(request).map_err(|error| error.with("success", false))?;
+    submit_token(app, medium, Params::new(values), None).await?;
+    Ok(json(&json!({ "success": true })))
+}
+
+/// `GET …/submitToken`: the page behind a link. What scans mails follows links, so opening it validates only where the
+/// operator wants that, and HEAD never does.
+pub(super) async fn token_page(app: &App, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
+    let look = Wanted::of(request).look(app);
+    let mut params = Params::from_pairs(request.query.as_bytes())?;
+    let submission = Submission::read(medium, &mut params);
+    let opened = async {
+        params.finish()?;
+        match app.config.validation.confirm {
+            Confirm::Link if request.method == Method::GET => {
+                submit(app, &submission, Some(request.source)).await.map(|session| (session, false))
+            }
+            Confirm::Link | Confirm::Click => {
+                session_to_submit_to(app, &submission).await.map(|session| (session, true))
+            }
+        }
+    };
+    match opened.await {
+        Ok((session, false)) => page::done(app, &look, &session),
+        Ok((session, true)) => page::confirm(app, &look, &submission, &session),
+        Err(error) => page::failed(app, &look, error),
+    }
+}
+
+/// Validates the session if the token is its own. Doing it again is no mistake: people press twice.
+async fn submit(app: &App, submission: &Submission, source: Option<RequestSource>) -> Result<Session, ApiError> {
+    let session = session_to_submit_to(app, submission).await?;
+    let expected = match submission.medium {
+        Medium::Email => app.keys.validation_token(&session.sid),
+        Medium::Msisdn => {
+            // Six digits can be guessed, in many sessions and from many places at once.
+            take(app, &guesses(app, &session.threepid, source)).await?;
+            app.keys.validation_code(&session.sid)
+        }
+    };
+    // Counted before it is compared, in one statement: many guesses at once are not more guesses.
+    if !app.store.take_attempt(&session.sid, app.session_rules().max_attempts).await? {
+        return Err(ApiError::SessionExpired);
+    }
+    // People type a code as they read it, in groups.
+    let submitted: String = submission.token.chars().filter(|c| !c.is_whitespace()).collect();
+    if !bool::from(expected.as_bytes().ct_eq(submitted.as_bytes())) {
+        return Err(ApiError::TokenIncorrect);
+    }
+    app.store.validate_session(&session.sid, app.clock.now_ms()).await?;
+    Ok(session)
+}
+
+async fn session_to_submit_to(app: &App, submission: &Submission) -> Result<Session, ApiError> {
+    check_opaque_id("sid", &submission.sid)?;
+    check_opaque_id("client_secret", &submission.client_secret)?;
+    let session = app.store.session(&app.keys, &submission.sid).await?;
+    let secret = app.keys.client_secret_hash(&submission.client_secret);
+    let session = session
+        .filter(|session| session.has_client_secret(&secret) && session.threepid.medium() == submission.medium)
+        .ok_or(ApiError::SubmitToNoSession)?;
+    match session.state(app.session_rules(), app.clock.now_ms()) {
+        SessionState::Expired => Err(ApiError::SessionExpired),
+        SessionState::Open | SessionState::Validated(_) => Ok(session),
+    }
+}
+
+/// The budgets that one try at a code is taken from.
+fn guesses(app: &App, threepid: &Threepid, source: Option<RequestSource>) -> Vec<Budgeted> {
+    let (keys, limits) = (&app.keys, &app.config.limits);
+    let of_source = |source: RequestSource| {
+        ("sms_codes_per_source", keys.budget_hash(&source.to_string()), limits.sms_codes_per_source)
+    };
+    let of_number = ("sms_codes_per_number", keys.fingerprint(threepid), limits.sms_codes_per_number);
+    source.map(of_source).into_iter().chain([of_number]).collect()
+}

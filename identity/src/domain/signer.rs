@@ -1,0 +1,54 @@
+//! What the server signs: associations, and acceptances of invites.
+//!
+//! Source: Identity Service API, "Establishing associations" and "Invitation storage"; Appendices, "Signing JSON".
+
+use ruma_common::{CanonicalJsonObject, CanonicalJsonValue};
+
+use super::{
+    association::Association,
+    invite::PendingInvite,
+    signing::{SigningKey, SigningKeys},
+};
+
+/// Signs in the server's name.
+#[derive(Debug)]
+pub(crate) struct Signer {
+    /// The server's name in its signatures.
+    pub(crate) server_name: String,
+    /// The server's keys.
+    pub(crate) keys: SigningKeys,
+}
+
+impl Signer {
+    /// The signed association, as v1 lookups answer it.
+    pub(crate) fn association(&self, association: &Association) -> CanonicalJsonObject {
+        self.sign(association.to_json())
+    }
+
+    /// The signed association as the client that binds it gets it: `invites` is there only if there are any.
+    pub(crate) fn bound(&self, association: &Association, invites: &[PendingInvite]) -> CanonicalJsonObject {
+        if invites.is_empty() { self.association(association) } else { self.onbind(association, invites) }
+    }
+
+    /// The signed association as the user's homeserver gets it, which reads `invites` whether or not there are any.
+    pub(crate) fn onbind(&self, association: &Association, invites: &[PendingInvite]) -> CanonicalJsonObject {
+        let invites = invites.iter().map(|invite| {
+            // The key whose public half went into the room; it may have been rotated out since.
+            let key = self.keys.by_id(&invite.key_id).unwrap_or(self.keys.first());
+            let signed = key.sign(&self.server_name, invite.to_sign(&association.mxid));
+            CanonicalJsonValue::Object(invite.to_json(association, signed))
+        });
+        let mut object = association.to_json();
+        object.insert("invites".to_owned(), CanonicalJsonValue::Array(invites.collect()));
+        self.sign(object)
+    }
+
+    /// Signs with a key that was made for one invite.
+    pub(crate) fn sign_with(&self, key: &SigningKey, object: CanonicalJsonObject) -> CanonicalJsonObject {
+        key.sign(&self.server_name, object)
+    }
+
+    fn sign(&self, object: CanonicalJsonObject) -> CanonicalJsonObject {
+        self.keys.first().sign(&self.server_name, object)
+    }
+}
