@@ -6,6 +6,7 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use waypost_shared::{
     command_line::{self, Shell},
     config_file::CONFIG_VARIABLE,
+    error::Chain,
     telemetry,
 };
 
@@ -141,7 +142,7 @@ async fn with_configuration(cli: Cli) -> ExitCode {
             match Box::pin(serve::serve(config, path)).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    tracing::error!(%error, causes = waypost_shared::http::causes(&*error), "cannot serve");
+                    tracing::error!(error = %Chain(&*error), "cannot serve");
                     ExitCode::FAILURE
                 }
             }
@@ -152,12 +153,7 @@ async fn with_configuration(cli: Cli) -> ExitCode {
 /// Says what went wrong with a command, if anything did.
 fn finished(done: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
-    let causes = waypost_shared::http::causes(&*error);
-    if causes.is_empty() {
-        eprintln!("{error}");
-    } else {
-        eprintln!("{error}: {causes}");
-    }
+    eprintln!("{}", Chain(&*error));
     ExitCode::FAILURE
 }
 

@@ -4,7 +4,7 @@ pub(crate) mod outbox;
 
 use std::{sync::Arc, time::Duration};
 
-use waypost_shared::{clock::DAY_MS, current::Current, random, serve::Stop};
+use waypost_shared::{clock::DAY_MS, current::Current, error::Chain, random, serve::Stop};
 
 use crate::{
     app::App,
@@ -40,7 +40,7 @@ pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
         match followed {
             Ok(()) => return,
             Err(error) => {
-                tracing::warn!(error = %waypost_shared::http::causes(&error), "changes of other replicas cannot be followed for now");
+                tracing::warn!(error = %Chain(&error), "changes of other replicas cannot be followed for now");
             }
         }
         tokio::select! {
@@ -104,7 +104,7 @@ pub(crate) async fn clean(current: Current<Arc<App>>, stop: Stop) {
         }
         wait = CLEAN_EVERY;
         if let Err(error) = clean_once(&current.get()).await {
-            tracing::warn!(error = %waypost_shared::http::causes(&error), "what is over could not be removed; it will be tried again");
+            tracing::warn!(error = %Chain(&error), "what is over could not be removed; it will be tried again");
         }
     }
 }

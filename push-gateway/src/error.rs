@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use tokio::task::JoinError;
 use waypost_shared::matrix_error::MatrixError;
 
 use crate::notification::InvalidNotification;
@@ -30,9 +29,6 @@ pub(crate) enum ApiError {
         /// When there is room again.
         retry_after: Duration,
     },
-    /// A bug.
-    #[error("Internal server error")]
-    Internal(#[from] JoinError),
 }
 
 impl From<&ApiError> for MatrixError {
@@ -48,12 +44,11 @@ impl From<&ApiError> for MatrixError {
             E::Notification(I::TooManyDevices(_)) => (StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE"),
             E::Unsettled { .. } => (StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN"),
             E::RateLimited { .. } => (StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED"),
-            E::Internal(_) => (StatusCode::INTERNAL_SERVER_ERROR, "M_UNKNOWN"),
         };
         let answer = Self::new(status, errcode, error.to_string());
         match error {
             E::Unsettled { retry_after } | E::RateLimited { retry_after } => answer.retry_after(*retry_after),
-            E::Body(_) | E::Notification(_) | E::Internal(_) => answer,
+            E::Body(_) | E::Notification(_) => answer,
         }
     }
 }

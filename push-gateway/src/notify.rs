@@ -31,9 +31,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 pub(crate) async fn notify(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     app.limits.request_from(request.source)?;
     let notification = Notification::parse(request.json_object()?, request.source, &app.config)?;
-    // In a task of its own: a homeserver that hangs up must not cut a push short between the provider's answer and
-    // our memory of it.
-    tokio::spawn(trace::carried(async move { settle(&app, &notification).await })).await?
+    settle(&app, &notification).await
 }
 
 /// `GET /_matrix/push/v1/notify`: UnifiedPush discovery. Without an app that uses UnifiedPush the endpoint takes POST

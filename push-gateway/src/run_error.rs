@@ -2,7 +2,7 @@
 
 use std::{io, process::ExitCode};
 
-use waypost_shared::{command_line::Unhealthy, http::causes};
+use waypost_shared::{command_line::Unhealthy, error::Chain, service::ServiceError};
 
 use crate::app::StartError;
 
@@ -15,6 +15,9 @@ pub(crate) enum RunError {
     /// Listening or signals.
     #[error(transparent)]
     Io(#[from] io::Error),
+    /// A listener or a background job came to an end.
+    #[error(transparent)]
+    Service(#[from] ServiceError),
     /// An option of the command line that cannot be understood.
     #[error("{0}")]
     Usage(String),
@@ -37,15 +40,14 @@ impl RunError {
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Start(_) | Self::Usage(_) => ExitCode::from(2),
-            Self::Io(_) | Self::Unhealthy(_) | Self::Undelivered | Self::Health(_) | Self::NoKey => ExitCode::FAILURE,
+            Self::Io(_) | Self::Service(_) | Self::Unhealthy(_) | Self::Undelivered | Self::Health(_) | Self::NoKey => {
+                ExitCode::FAILURE
+            }
         }
     }
 
     /// What is wrong, with its causes, for standard error.
     pub(crate) fn text(&self) -> String {
-        match causes(self) {
-            causes if causes.is_empty() => self.to_string(),
-            causes => format!("{self}: {causes}"),
-        }
+        Chain(self).to_string()
     }
 }

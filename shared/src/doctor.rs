@@ -1,7 +1,9 @@
 //! What `doctor` found, and how it is said: a line for each check.
 
+use std::error::Error as _;
+
 use crate::{
-    http::causes,
+    error::Chain,
     http_client::{ConnectFailure, HttpClientError},
 };
 
@@ -55,10 +57,7 @@ impl Report {
 /// Why a call got no answer, and where to look. Without the URL, which may hold a secret.
 #[must_use]
 pub fn unreached(error: &HttpClientError) -> String {
-    let reason = match causes(error) {
-        causes if causes.is_empty() => error.to_string(),
-        causes => causes,
-    };
+    let reason = error.source().map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
     format!("{} ({reason})", advice(error.connect_failure()))
 }
 

@@ -3,10 +3,9 @@
 //! The path, the method, the query and the headers are matched before a byte of the body is read; after that
 //! nothing rejects, so a bad body is 400 and never 404.
 
-use std::{fmt, mem, panic::AssertUnwindSafe, pin::Pin};
+use std::{fmt, mem, pin::Pin};
 
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
@@ -17,7 +16,7 @@ use http::{
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-use crate::{body::Body, matrix_error::MatrixError, rate_limit::RequestSource};
+use crate::{body::Body, error::Chain, matrix_error::MatrixError, rate_limit::RequestSource, trace};
 
 /// An answer with its whole body.
 pub type Response = http::Response<Bytes>;
@@ -310,8 +309,10 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         let mut response = match matched {
             Matched::Handler(endpoint, handler) => {
                 let (_, _, handler) = &self.endpoints[endpoint].handlers[handler];
-                let answer = AssertUnwindSafe(async { handler(state, request).await });
-                answer.catch_unwind().await.unwrap_or_else(|_| internal_error())
+                // In a task of its own, which ends when it is done and not when the client hangs up: a bind that is in
+                // the database must reach the index, and a push that a provider took must be remembered.
+                let answer = trace::carried(handler(state, request));
+                tokio::spawn(answer).await.unwrap_or_else(|_| internal_error())
             }
             Matched::WrongMethod(endpoint) => self.wrong_method(endpoint),
             Matched::Preflight => json(&Map::new()),
@@ -370,28 +371,17 @@ where
 /// those of servers that we depend on as warnings, the caller's quietly.
 fn failed<E>(error: &E, request_id: &str) -> Response
 where
-    E: std::error::Error,
+    E: std::error::Error + 'static,
     for<'a> MatrixError: From<&'a E>,
 {
     let answer = MatrixError::from(error);
     let (status, errcode) = (answer.status.as_u16(), answer.errcode);
     match status {
-        500 => tracing::error!(request_id, status, errcode, %error, causes = causes(error), "request failed"),
-        501.. => tracing::warn!(request_id, status, errcode, %error, causes = causes(error), "request failed for now"),
+        500 => tracing::error!(request_id, status, errcode, error = %Chain(error), "request failed"),
+        501.. => tracing::warn!(request_id, status, errcode, error = %Chain(error), "request failed for now"),
         _ => tracing::debug!(request_id, status, errcode, "request refused"),
     }
     answer.into_response()
-}
-
-/// The texts of an error's sources, outermost first.
-pub fn causes(error: &dyn std::error::Error) -> String {
-    let mut texts = Vec::new();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        texts.push(cause.to_string());
-        source = cause.source();
-    }
-    texts.join(": ")
 }
 
 /// CORS as the specification asks (Client-Server API, "Web browser clients"), on each and every answer.

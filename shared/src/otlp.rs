@@ -42,7 +42,7 @@ use crate::{
     clock::Clock,
     config_file::{ConfigError, Source},
     current::Current,
-    http::causes,
+    error::Chain,
     http_client::{CallLimits, HttpClient, Outbound, OutboundConfig, OutboundError, Reach},
     trace::Tracer,
 };
@@ -312,10 +312,7 @@ impl opentelemetry_http::HttpClient for Carrier {
                 return Ok(sent?);
             }
             Ok(answer) => self.books.mark_away(&format!("HTTP {}", answer.status())),
-            Err(error) => match causes(error).as_str() {
-                "" => self.books.mark_away(&error.to_string()),
-                causes => self.books.mark_away(&format!("{error}: {causes}")),
-            },
+            Err(error) => self.books.mark_away(&Chain(error).to_string()),
         }
         if self.books.is_stopping.load(Ordering::SeqCst) {
             // The exporter knows of no stop. A status that it does not retry ends its tries.

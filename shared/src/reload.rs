@@ -12,7 +12,7 @@ use tokio::{
 
 use crate::{
     current::Current,
-    http::causes,
+    error::Chain,
     metrics::ReloadMetrics,
     serve::Stop,
     service_manager,
@@ -67,8 +67,7 @@ pub async fn keep_up<S: Clone>(
             }
             Err(error) => {
                 metrics.reloaded(false);
-                let causes = causes(&*error);
-                tracing::error!(%reason, %error, causes, "the new configuration is refused, and the one before stays");
+                tracing::error!(%reason, error = %Chain(&*error), "the new configuration is refused, and the one before stays");
             }
         }
         if reason == Reason::Signal {

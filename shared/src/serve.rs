@@ -124,33 +124,30 @@ impl Stop {
         (sender, Self(receiver))
     }
 
-    /// A stop that SIGTERM and SIGINT request.
-    ///
-    /// # Errors
-    ///
-    /// When the signals cannot be listened to.
-    pub fn on_signals() -> io::Result<Self> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-        let (sender, stop) = Self::manual();
-        tokio::spawn(async move {
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
-            tracing::info!("stopping");
-            sender.send_replace(true);
-            // Keep the channel open: whoever asks later must still hear it.
-            sender.closed().await;
-        });
-        Ok(stop)
-    }
-
     /// Waits for the request to stop. A sender that is gone will never ask, so that counts as asked.
     pub async fn requested(&self) {
         let mut receiver = self.0.clone();
         drop(receiver.wait_for(|stop| *stop).await);
     }
+}
+
+/// Asks to stop at SIGTERM and SIGINT.
+///
+/// # Errors
+///
+/// When the signals cannot be listened to.
+pub fn stop_on_signals(ask_to_stop: watch::Sender<bool>) -> io::Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::spawn(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+        tracing::info!("stopping");
+        ask_to_stop.send_replace(true);
+    });
+    Ok(())
 }
 
 /// Listens on `address`; port 0 takes a free one.

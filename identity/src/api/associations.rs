@@ -74,28 +74,25 @@ impl BindRequest {
 /// Publishes that `threepid` belongs to `mxid`, and answers the signed association. Runs to completion even if the
 /// client disconnects, so that a bind never commits without reaching the index.
 async fn publish(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
-    let work = async move {
-        let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
-        let invites = {
-            // Two binds of one address reach the database and the index in the same order.
-            let _lock = app.lock_address(&app.keys.fingerprint(&association.threepid)).await;
-            // One transaction: the association, the invites that it takes, and the onbind call in the outbox.
-            let invites = app.store.bind(&app.keys, &association, &app.signer).await?;
-            app.lookups.insert(&association.threepid, &association.mxid);
-            invites
-        };
-        app.outbox_filled.notify_one();
-        app.metrics.binds.inc();
-        app.count_associations();
-        tracing::info!(
-            mxid = %association.mxid,
-            medium = association.threepid.medium().as_str(),
-            invites = invites.len(),
-            "threepid bound"
-        );
-        Ok(json(&app.signer.bound(&association, &invites)))
+    let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
+    let invites = {
+        // Two binds of one address reach the database and the index in the same order.
+        let _lock = app.lock_address(&app.keys.fingerprint(&association.threepid)).await;
+        // One transaction: the association, the invites that it takes, and the onbind call in the outbox.
+        let invites = app.store.bind(&app.keys, &association, &app.signer).await?;
+        app.lookups.insert(&association.threepid, &association.mxid);
+        invites
     };
-    super::to_the_end(work).await
+    app.outbox_filled.notify_one();
+    app.metrics.binds.inc();
+    app.count_associations();
+    tracing::info!(
+        mxid = %association.mxid,
+        medium = association.threepid.medium().as_str(),
+        invites = invites.len(),
+        "threepid bound"
+    );
+    Ok(json(&app.signer.bound(&association, &invites)))
 }
 
 /// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
@@ -133,18 +130,15 @@ pub(crate) async fn internal_unbind(app: Arc<App>, mut request: Incoming) -> Res
     withdraw(app, threepid, mxid).await
 }
 
-/// Takes back that `threepid` belongs to `mxid`, if it does. Runs to completion even if the client disconnects.
+/// Takes back that `threepid` belongs to `mxid`, if it does.
 async fn withdraw(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
-    let work = async move {
-        if app.store.remove_association(&app.keys, &threepid, Some(&mxid), app.clock.now_ms()).await? {
-            app.refresh_address(&threepid).await?;
-            app.metrics.unbinds.inc();
-            app.count_associations();
-            tracing::info!(%mxid, medium = threepid.medium().as_str(), "threepid unbound");
-        }
-        Ok(json(&Map::new()))
-    };
-    super::to_the_end(work).await
+    if app.store.remove_association(&app.keys, &threepid, Some(&mxid), app.clock.now_ms()).await? {
+        app.refresh_address(&threepid).await?;
+        app.metrics.unbinds.inc();
+        app.count_associations();
+        tracing::info!(%mxid, medium = threepid.medium().as_str(), "threepid unbound");
+    }
+    Ok(json(&Map::new()))
 }
 
 /// What the internal listener's callers send.

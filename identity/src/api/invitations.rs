@@ -10,7 +10,8 @@ use subtle::ConstantTimeEq as _;
 use url::Url;
 use waypost_shared::{
     clock::DAY_MS,
-    http::{Incoming, Response, causes, json},
+    error::Chain,
+    http::{Incoming, Response, json},
     matrix_error::MatrixError,
     params::Params,
     random,
@@ -107,7 +108,7 @@ async fn take(
 
     let preferred = language::preferred(request.query_param("lang").as_deref(), None);
     let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
-    Ok(json(&super::to_the_end(async move { keep(&app, &look, &invitation).await }).await?))
+    Ok(json(&keep(&app, &look, &invitation).await?))
 }
 
 /// Stores the invite with a key made for it, and writes the mail; both or neither.
@@ -134,7 +135,7 @@ async fn keep(app: &App, look: &Look, invitation: &Invitation) -> Result<Value, 
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
         // To the homeserver this is a 400, but it is the operator who can mend it.
-        tracing::warn!(%error, causes = causes(&error), "an invitation was not sent");
+        tracing::warn!(error = %Chain(&error), "an invitation was not sent");
         // Nobody knows of it, so nobody shall be let in by it.
         app.store.revoke_invite(&app.keys, &ephemeral.token).await?;
         return Err(error);

@@ -7,7 +7,6 @@ use waypost_shared::{
     http::{Incoming, not_json},
     matrix_error::MatrixError,
     params::{given_once, pairs},
-    trace,
 };
 
 use crate::{domain::mxid::Mxid, error::ApiError};
@@ -54,18 +53,6 @@ fn utf8_pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
         return Err(MatrixError::bad_request("M_INVALID_PARAM", "The parameters must be UTF-8"));
     }
     Ok(pairs)
-}
-
-/// Does `work` to its end, also when the client hangs up meanwhile: what is half done, such as a row without its entry in
-/// the index, or a mail that counts as sent and was not, would stay so.
-///
-/// # Errors
-///
-/// What `work` says; [`ApiError::Internal`] if it panics.
-pub(crate) async fn to_the_end<T: Send + 'static>(
-    work: impl Future<Output = Result<T, ApiError>> + Send + 'static,
-) -> Result<T, ApiError> {
-    tokio::spawn(trace::carried(work)).await.map_err(|error| ApiError::Internal(error.into()))?
 }
 
 /// A Matrix id out of the parameter `name`.

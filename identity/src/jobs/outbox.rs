@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use waypost_shared::{clock::millis, current::Current, http::causes, retry::Backoff, serve::Stop};
+use waypost_shared::{clock::millis, current::Current, error::Chain, retry::Backoff, serve::Stop};
 
 use crate::{
     app::App,
@@ -41,7 +41,7 @@ pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
         let wait = match turn(&app, &servers, &mut under_way, &mut counted).await {
             Ok(wait) => wait,
             Err(error) => {
-                tracing::warn!(error = %error, causes = causes(&error), "the outbox cannot be read for now");
+                tracing::warn!(error = error = %Chain(&error), "the outbox cannot be read for now");
                 LOOK_EVERY
             }
         };
@@ -107,7 +107,7 @@ async fn handle(app: &App, servers: &Servers, row: &OutboxRow) {
         Err(Deferral::Away(again_ms)) => postpone(app, row, again_ms).await,
     };
     if let Err(error) = noted {
-        tracing::warn!(error = %error, causes = causes(&error), "a call of a homeserver will be made again, since its end could not be noted");
+        tracing::warn!(error = error = %Chain(&error), "a call of a homeserver will be made again, since its end could not be noted");
     }
 }
 
@@ -129,10 +129,7 @@ async fn deliver_one(app: &App, row: &OutboxRow) -> Result<(), Failure> {
             HomeserverError::Refused(status) => status.is_server_error() || *status == StatusCode::TOO_MANY_REQUESTS,
             _ => false,
         },
-        text: match causes(&error) {
-            causes if causes.is_empty() => error.to_string(),
-            causes => format!("{error}: {causes}"),
-        },
+        text: Chain(&error).to_string(),
     })
 }
 

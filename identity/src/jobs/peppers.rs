@@ -5,6 +5,7 @@ use std::{sync::Arc, time::Duration};
 use waypost_shared::{
     clock::{DAY_MS, millis},
     current::Current,
+    error::Chain,
     serve::Stop,
 };
 
@@ -27,7 +28,7 @@ pub(crate) async fn keep_up(current: Current<Arc<App>>, stop: Stop) {
             () = stop.requested() => return,
         };
         if let Err(error) = looked {
-            tracing::warn!(error = %waypost_shared::http::causes(&error), "peppers cannot be looked at for now");
+            tracing::warn!(error = %Chain(&error), "peppers cannot be looked at for now");
         }
         tokio::select! {
             () = app.peppers_changed.notified() => {}

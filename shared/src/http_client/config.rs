@@ -17,7 +17,7 @@ use serde::Deserialize;
 use super::proxy::{NotAProxy, Proxy};
 use crate::{
     config_file::{ConfigError, Source},
-    http::causes,
+    error::Chain,
     owner::{Owners, is_domain},
     secret::{SecretString, inline_or_file},
 };
@@ -79,10 +79,7 @@ impl OutboundConfig {
     pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         if let Err(error) = self.extra_roots() {
-            let problem = match causes(&error) {
-                causes if causes.is_empty() => error.to_string(),
-                causes => format!("{error}: {causes}"),
-            };
+            let problem = Chain(&error).to_string();
             problems.push(source.error("outbound.extra_ca_file", problem));
         }
         if let Err((key, problem)) = self.proxy() {

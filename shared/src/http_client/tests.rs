@@ -396,7 +396,7 @@ async fn a_proxy_that_wants_other_credentials_is_told_apart() {
     let (proxy, _) = proxy().await;
     let client = behind_a_proxy(proxy, "us:swordfish", &[], &[]).client(Reach::Anywhere);
     let error = client.send(get(format!("http://{far}/")), LIMITS).await.unwrap_err();
-    let text = format!("{error}: {}", crate::http::causes(&error));
+    let text = crate::error::Chain(&error).to_string();
     assert!(matches!(error, HttpClientError::Connect(_)), "{text}");
     assert!(text.contains("407") && !text.contains("swordfish"), "{text}");
 }

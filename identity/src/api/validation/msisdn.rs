@@ -13,7 +13,7 @@ use super::{
     submitting,
 };
 use crate::{
-    api::{to_the_end, v1_values},
+    api::v1_values,
     app::App,
     auth,
     delivery::templates::Look,
@@ -25,11 +25,9 @@ use crate::{
 pub(crate) async fn request_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let (params, wanted, source) = (params(&mut request)?, Wanted::of(&request), Some(request.source));
-    let answer = to_the_end(async move {
-        let charge = Charge { account: Some(&account.mxid), source };
-        request_token(&app, params, charge, wanted).await
-    });
-    Ok(json(&answer.await?))
+    let charge = Charge { account: Some(&account.mxid), source };
+    let answer = request_token(&app, params, charge, wanted).await?;
+    Ok(json(&answer))
 }
 
 /// `POST /_matrix/identity/v2/validate/msisdn/submitToken`.
@@ -41,8 +39,8 @@ pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) 
 pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
-    let answer = to_the_end(async move { request_token(&app, params, Charge::default(), wanted).await });
-    Ok(json(&answer.await?))
+    let answer = request_token(&app, params, Charge::default(), wanted).await?;
+    Ok(json(&answer))
 }
 
 /// `POST /_matrix/identity/api/v1/validate/msisdn/submitToken`.

@@ -5,11 +5,7 @@ use std::time::Duration;
 
 use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use waypost_shared::{
-    clock::millis,
-    http::{Incoming, causes},
-    matrix_error::MatrixError,
-    params::Params,
-    random,
+    clock::millis, error::Chain, http::Incoming, matrix_error::MatrixError, params::Params, random,
     rate_limit::RequestSource,
 };
 
@@ -157,7 +153,7 @@ pub(super) async fn settle(
     if let Err(error) = sent {
         // Our own failures are logged where they are answered.
         if !MatrixError::from(&error).status.is_server_error() {
-            tracing::warn!(%error, causes = causes(&error), "a validation message was not sent");
+            tracing::warn!(error = %Chain(&error), "a validation message was not sent");
         }
         app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
         return Err(error);

@@ -1,6 +1,7 @@
 //! What the checks have in common.
 
 use std::time::Duration;
+use waypost_shared::error::Chain;
 
 use waypost_shared::doctor::Finding;
 
@@ -20,8 +21,5 @@ pub(super) type Skew = (String, i64);
 
 /// An error with its causes.
 pub(super) fn told(error: &dyn std::error::Error) -> String {
-    match waypost_shared::http::causes(error) {
-        causes if causes.is_empty() => error.to_string(),
-        causes => format!("{error}: {causes}"),
-    }
+    Chain(error).to_string()
 }

@@ -22,8 +22,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 use waypost_shared::{
     clock::Clock,
+    error::Chain,
     hex,
-    http::causes,
     http_client::{HttpClient, OutboundError},
     random,
     secret::ExposeSecret as _,
@@ -214,7 +214,7 @@ impl Apns {
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(provider = "apns", %error, causes = causes(&error), "no answer from the provider");
+                    tracing::warn!(provider = "apns", error = %Chain(&error), "no answer from the provider");
                     return Outcome::unreachable().into();
                 }
             };

@@ -15,7 +15,7 @@ use http::{
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
-use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient};
+use waypost_shared::{clock::Clock, error::Chain, http_client::HttpClient};
 
 use self::token::{TokenError, Tokens};
 use crate::{
@@ -108,7 +108,7 @@ impl Fcm {
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(provider = "fcm", %error, causes = causes(&error), "no answer from the provider");
+                    tracing::warn!(provider = "fcm", error = %Chain(&error), "no answer from the provider");
                     return Outcome::unreachable().into();
                 }
             };

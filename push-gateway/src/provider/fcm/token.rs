@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use waypost_shared::{clock::Clock, http::causes, http_client::HttpClient, trace};
+use waypost_shared::{clock::Clock, error::Chain, http_client::HttpClient, trace};
 
 use crate::{
     config::FcmCredentials,
@@ -166,7 +166,7 @@ impl Tokens {
 
     async fn ask(&self, now_ms: i64) -> Result<Token, TokenError> {
         let answer = self.client.send(self.request(now_ms)?, limits(FETCH_TIMEOUT)).await.map_err(|error| {
-            tracing::warn!(provider = "fcm", %error, causes = causes(&error), "no answer from the token service");
+            tracing::warn!(provider = "fcm", error = %Chain(&error), "no answer from the token service");
             TokenError::Unreachable
         })?;
         let status = answer.status();

@@ -141,6 +141,7 @@ pub(crate) async fn serve_constant(body_file: &str) {
     let listener = serve::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap());
     let router = Router::new().post("/_matrix/identity/v2/lookup", constant);
-    let stop = Stop::on_signals().unwrap();
+    let (ask_to_stop, stop) = Stop::manual();
+    serve::stop_on_signals(ask_to_stop).unwrap();
     serve::serve(listener, router, body, &ServerConfig::default(), None, None, stop).await.unwrap();
 }
