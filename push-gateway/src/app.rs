@@ -1,7 +1,6 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
 use std::{
-    fmt,
     hash::{BuildHasher as _, RandomState},
     net::IpAddr,
     path::PathBuf,
@@ -23,8 +22,8 @@ use waypost_shared::{
 use crate::{
     certificate::expires_at_ms,
     config::{
-        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
-        NotifyConfig, ProviderConfig, PushType, Rate,
+        ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig, NotifyConfig,
+        ProviderConfig, PushType,
     },
     error::ApiError,
     glob::{ByGlob, Glob},
@@ -72,8 +71,6 @@ pub(crate) struct App {
     /// Lets a line through to the log for a push that no entry takes.
     pub(crate) unknown_apps: Limiter<()>,
     entries: ByGlob<Entry>,
-    /// A line for each app, for people.
-    lines: Vec<String>,
     clock: Clock,
     team_tokens: TeamTokens,
     /// All of the configuration, to compare another one with.
@@ -86,6 +83,8 @@ pub(crate) struct Entry {
     /// As configured: this, and no `app_id` of a request, is what logs and metrics name.
     pub(crate) id: String,
     pub(crate) content: Content,
+    /// What it is, for people.
+    line: String,
     pub(crate) provider: Provider,
     /// Whether its dead pushkeys can be believed.
     pub(crate) hold: Arc<Hold>,
@@ -98,7 +97,7 @@ pub(crate) struct Entry {
     pub(crate) expires_at_ms: Option<i64>,
     /// Whether its push service did what it was last asked to.
     pub(crate) watch: Arc<Watch>,
-    /// What a push for it takes a little of.
+    /// This app's rate limit.
     budget: Arc<Limiter<()>>,
 }
 
@@ -115,8 +114,8 @@ pub(crate) struct Limits {
 impl Limits {
     fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
         Self {
-            sources: limiter(config.per_source),
-            pushkeys: limiter(config.per_pushkey),
+            sources: config.per_source.limiter(),
+            pushkeys: config.per_pushkey.limiter(),
             hasher: RandomState::new(),
             metrics,
         }
@@ -143,15 +142,28 @@ impl Limits {
     }
 }
 
-fn limiter<K: std::hash::Hash + Eq + Clone>(rate: Rate) -> Limiter<K> {
-    Limiter::new(rate.burst, rate.refill())
+impl Entry {
+    /// Goes on with what `before`, the same app under the configuration `was`, has learned and counted: all of it whose
+    /// own settings are the same in `now`. A reload must neither let in a second set of pushes nor forget a hold.
+    fn carry_over(&mut self, before: &Self, was: &Config, now: &Config) {
+        self.watch = before.watch.clone();
+        if was.hold == now.hold {
+            self.hold = before.hold.clone();
+        }
+        if before.in_flight.most() == self.in_flight.most() {
+            self.in_flight = before.in_flight.clone();
+        }
+        if was.limits.per_app == now.limits.per_app {
+            self.budget = before.budget.clone();
+        }
+    }
 }
 
 impl App {
     /// Checks the configuration and sets up each app's provider; connects nowhere yet.
     pub(crate) fn new(loaded: &Loaded<Config>, registry: &mut Registry, clock: Clock) -> Result<Arc<Self>, StartError> {
         let Loaded { config, source } = loaded;
-        let apps = config.validate(source)?;
+        let providers = config.validate(source)?;
         let outbound = Outbound::new(&config.outbound)?;
         let metrics = Metrics::register(registry, &clock, config.traces.is_on());
         let replicas = config.seen.replicas(source)?.map(|replicas| {
@@ -160,7 +172,10 @@ impl App {
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
         let seen = Arc::new(Seen::new(&config.seen, clock.clone(), replicas));
-        Self::configured(loaded, apps, outbound, Parts { clock, metrics, seen, before: None })
+        let mut shared = Shared::new(outbound, clock);
+        let entries = entries(loaded, providers, &mut shared, &metrics)?;
+        let limits = Arc::new(Limits::new(&config.limits, metrics.of_limits()));
+        Ok(Self::assembled(config, entries, shared, metrics, seen, limits))
     }
 
     /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
@@ -171,77 +186,60 @@ impl App {
     /// [`StartError`]; this one stays good.
     pub(crate) fn renewed(&self, mut loaded: Loaded<Config>) -> Result<(Arc<Self>, Vec<&'static str>), StartError> {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
-        let apps = loaded.config.validate(&loaded.source)?;
-        let outbound = Outbound::new(&loaded.config.outbound)?;
-        let (clock, metrics, seen) = (self.clock.clone(), self.metrics.clone(), self.seen.clone());
-        let renewed = Self::configured(&loaded, apps, outbound, Parts { clock, metrics, seen, before: Some(self) })?;
+        let config = &loaded.config;
+        let providers = config.validate(&loaded.source)?;
+        let mut shared = Shared::new(Outbound::new(&config.outbound)?, self.clock.clone());
+        shared.team_tokens = self.team_tokens.clone();
+        let mut entries = entries(&loaded, providers, &mut shared, &self.metrics)?;
+        for before in self.entries.iter() {
+            let now = entries.iter_mut().find(|entry| entry.id == before.id);
+            // The hold of an app that is left out, or whose rules are others, is over.
+            let mut is_held = false;
+            if let Some(now) = now {
+                now.carry_over(before, &self.whole, config);
+                is_held = now.hold.is_on();
+            }
+            before.metrics.holds(is_held);
+        }
+        // Nobody gets a new budget by a reload, unless it changes the limits.
+        let limits = if config.limits == self.whole.limits {
+            self.limits.clone()
+        } else {
+            Arc::new(Limits::new(&config.limits, self.metrics.of_limits()))
+        };
+        let (metrics, seen) = (self.metrics.clone(), self.seen.clone());
+        let renewed = Self::assembled(config, entries, shared, metrics, seen, limits);
         self.seen.takes_at_most(renewed.config.budget());
         Ok((renewed, waiting))
     }
 
-    fn configured(
-        loaded: &Loaded<Config>,
-        apps: Vec<AppConfig>,
-        outbound: Outbound,
-        parts: Parts<'_>,
-    ) -> Result<Arc<Self>, StartError> {
-        let Parts { clock, metrics, seen, before } = parts;
-        let config = &loaded.config;
-        let mut shared = Shared::new(outbound, clock.clone());
-        if let Some(before) = before {
-            shared.team_tokens = before.team_tokens.clone();
-        }
-        let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for app in apps {
-            lines.push(line(&app));
-            let AppConfig { position, id, content, max_in_flight, provider } = app;
-            let name = provider.name();
-            let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
-            expiries.extend(expires_at_ms.map(|at_ms| (id.clone(), name, at_ms)));
-            match Provider::new(provider, &mut shared) {
-                Ok(provider) => {
-                    let entry = Entry {
-                        content,
-                        provider,
-                        hold: hold(before, config, &id, &clock),
-                        in_flight: in_flight(before, &id, max_in_flight),
-                        told_full: Limiter::new(1, ONE_LINE_EACH),
-                        metrics: metrics.of_app(&id, name),
-                        expires_at_ms,
-                        watch: watch(before, &id, &clock),
-                        budget: budget(before, config, &id),
-                        id: id.clone(),
-                    };
-                    entries.push((id, entry));
-                }
-                Err(error) => errors.push(certificate_error(loaded, position, &error)),
-            }
-        }
-        if !errors.is_empty() {
-            return Err(ConfigError::merge(errors).into());
-        }
-        // The hold of an app that is left out, or whose rules are others, is over.
-        for before in before.into_iter().flat_map(|before| before.entries.iter()) {
-            let now = entries.iter().find(|(id, _)| *id == before.id);
-            before.metrics.holds(now.is_some_and(|(_, entry)| entry.hold.is_on()));
-        }
+    fn assembled(
+        config: &Config,
+        entries: Vec<Entry>,
+        shared: Shared,
+        metrics: Metrics,
+        seen: Arc<Seen>,
+        limits: Arc<Limits>,
+    ) -> Arc<Self> {
+        let expiry = |entry: &Entry| Some((entry.id.clone(), entry.provider.name(), entry.expires_at_ms?));
+        let expiries: Vec<_> = entries.iter().filter_map(expiry).collect();
         metrics.certificates_expire(&expiries);
+        let Shared { clock, team_tokens, .. } = shared;
         for (app, _, at_ms) in &expiries {
             warn_of_expiry(app, at_ms - clock.now_ms());
         }
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             config: config.notify.clone(),
             seen,
-            limits: limits(before, config, &metrics),
+            limits,
             unmatched: metrics.of_unmatched(),
             metrics,
             unknown_apps: Limiter::new(UNKNOWN_APPS_LOGGED.0, UNKNOWN_APPS_LOGGED.1),
-            entries: ByGlob::new(entries),
-            lines,
+            entries: ByGlob::new(entries.into_iter().map(|entry| (entry.id.clone(), entry))),
             clock,
-            team_tokens: shared.team_tokens,
+            team_tokens,
             whole: config.clone(),
-        }))
+        })
     }
 
     /// The secret files of the configuration: when one of them is another one, the configuration is read again.
@@ -309,70 +307,56 @@ impl App {
         if config.seen.redis_url.is_some() || config.seen.redis_url_file.is_some() {
             text.push_str("memory      shared with other replicas in Redis\n");
         }
-        match self.lines.len() {
+        let entry = |app: &AppConfig| self.entries.iter().find(|entry| entry.id == app.id);
+        let lines: Vec<_> = config.apps.iter().filter_map(entry).map(|entry| entry.line.as_str()).collect();
+        match lines.len() {
             0 => text.push_str("apps        none: add an [[apps]] entry for each app that is to be pushed to"),
-            count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
+            count => text.push_str(&format!("apps        {count}\n{}", lines.join("\n"))),
         }
         text
     }
 }
 
-/// What a gateway is made of beside its configuration.
-struct Parts<'a> {
-    clock: Clock,
-    metrics: Metrics,
-    seen: Arc<Seen>,
-    /// The gateway whose place it takes.
-    before: Option<&'a App>,
-}
-
-/// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
-fn hold(before: Option<&App>, config: &Config, id: &str, clock: &Clock) -> Arc<Hold> {
-    let same = before.filter(|before| same(&before.whole.hold, &config.hold));
-    known(same, id).map_or_else(|| Arc::new(Hold::new(&config.hold, clock.clone())), |entry| entry.hold.clone())
-}
-
-/// What is known of an app's push service.
-fn watch(before: Option<&App>, id: &str, clock: &Clock) -> Arc<Watch> {
-    known(before, id).map_or_else(|| Arc::new(Watch::new(clock.clone())), |entry| entry.watch.clone())
-}
-
-/// An app's pushes that are under way: each reading of the configuration would let in as many again.
-fn in_flight(before: Option<&App>, id: &str, most: usize) -> Arc<InFlight> {
-    let same = known(before, id).filter(|entry| entry.in_flight.most() == most);
-    same.map_or_else(|| Arc::new(InFlight::new(most)), |entry| entry.in_flight.clone())
-}
-
-/// An app's budget as it is used up.
-fn budget(before: Option<&App>, config: &Config, id: &str) -> Arc<Limiter<()>> {
-    let same = before.filter(|before| same(&before.whole.limits, &config.limits));
-    known(same, id).map_or_else(|| Arc::new(limiter(config.limits.per_app)), |entry| entry.budget.clone())
-}
-
-/// The same app in the configuration before.
-fn known<'a>(before: Option<&'a App>, id: &str) -> Option<&'a Entry> {
-    before?.entries.iter().find(|entry| entry.id == id)
-}
-
-/// The budgets as they are used up; nobody gets new ones by a new configuration, unless it changes them.
-fn limits(before: Option<&App>, config: &Config, metrics: &Metrics) -> Arc<Limits> {
-    let known = before.filter(|before| same(&before.whole.limits, &config.limits));
-    known.map_or_else(|| Arc::new(Limits::new(&config.limits, metrics.of_limits())), |before| before.limits.clone())
-}
-
-/// Whether two parts of configurations say the same.
-fn same(one: &impl fmt::Debug, other: &impl fmt::Debug) -> bool {
-    format!("{one:?}") == format!("{other:?}")
+/// An entry for each app, as at a start.
+fn entries(
+    loaded: &Loaded<Config>,
+    providers: Vec<ProviderConfig>,
+    shared: &mut Shared,
+    metrics: &Metrics,
+) -> Result<Vec<Entry>, StartError> {
+    let Loaded { config, source } = loaded;
+    let (mut entries, mut errors) = (Vec::new(), Vec::new());
+    for (position, (app, provider)) in config.apps.iter().zip(providers).enumerate() {
+        let (name, line) = (provider.name(), line(app, &provider));
+        let expires_at_ms = certificate(&provider).and_then(expires_at_ms);
+        match Provider::new(provider, shared) {
+            Ok(provider) => entries.push(Entry {
+                id: app.id.clone(),
+                content: app.content,
+                line,
+                provider,
+                hold: Arc::new(Hold::new(&config.hold, shared.clock.clone())),
+                in_flight: Arc::new(InFlight::new(app.max_in_flight)),
+                told_full: Limiter::new(1, ONE_LINE_EACH),
+                metrics: metrics.of_app(&app.id, name),
+                expires_at_ms,
+                watch: Arc::new(Watch::new(shared.clock.clone())),
+                budget: Arc::new(config.limits.per_app.limiter()),
+            }),
+            Err(error) => errors.push(source.error(&format!("apps.{position}.apns.certificate_file"), error)),
+        }
+    }
+    if errors.is_empty() { Ok(entries) } else { Err(ConfigError::merge(errors).into()) }
 }
 
 /// The chain of certificates that an app shows, if it does.
 fn certificate(provider: &ProviderConfig) -> Option<&str> {
     match provider {
-        ProviderConfig::Apns(ApnsConfig { credentials: ApnsCredentials::Certificate { chain, .. }, .. }) => Some(chain),
-        ProviderConfig::Apns(_)
-        | ProviderConfig::Fcm(_)
-        | ProviderConfig::WebPush(_)
-        | ProviderConfig::UnifiedPush(_) => None,
+        ProviderConfig::Apns(_, ApnsCredentials::Certificate { chain, .. }) => Some(chain),
+        ProviderConfig::Apns(_, ApnsCredentials::Token(_))
+        | ProviderConfig::Fcm(..)
+        | ProviderConfig::WebPush(..)
+        | ProviderConfig::UnifiedPush(..) => None,
     }
 }
 
@@ -385,27 +369,23 @@ fn warn_of_expiry(app: &str, left_ms: i64) {
     }
 }
 
-fn certificate_error(loaded: &Loaded<Config>, position: usize, error: &OutboundError) -> ConfigError {
-    loaded.source.error(&format!("apps.{position}.certificate_file"), error)
-}
-
 /// An app and where its pushes go, without anything secret.
-fn line(app: &AppConfig) -> String {
-    let provider = match &app.provider {
-        ProviderConfig::Apns(apns) => {
-            let credentials = match &apns.credentials {
-                ApnsCredentials::Token { key_id, team_id, .. } => format!("key {key_id} of team {team_id}"),
+fn line(app: &AppConfig, provider: &ProviderConfig) -> String {
+    let provider = match provider {
+        ProviderConfig::Apns(apns, credentials) => {
+            let credentials = match credentials {
+                ApnsCredentials::Token(_) => format!("key {} of team {}", apns.key_id, apns.team_id),
                 ApnsCredentials::Certificate { .. } => "a certificate".to_owned(),
             };
-            let kind = match apns.push_type {
+            let kind = match apns.push_type() {
                 PushType::Alert => "alerts",
                 PushType::Background => "background pushes",
                 PushType::Voip => "calls",
             };
             format!("APNs at {}, {kind} for {}, with {credentials}", apns.endpoint, apns.topic)
         }
-        ProviderConfig::Fcm(fcm) => {
-            let credentials = match &fcm.credentials {
+        ProviderConfig::Fcm(fcm, credentials) => {
+            let credentials = match credentials {
                 FcmCredentials::ServiceAccount { email, .. } => email.as_str(),
                 FcmCredentials::WorkloadIdentity { .. } => "the machine's own identity",
             };
@@ -415,11 +395,11 @@ fn line(app: &AppConfig) -> String {
             };
             format!("FCM at {}, project {}, as {credentials}{profile}", fcm.endpoint, fcm.project_id)
         }
-        ProviderConfig::WebPush(webpush) => {
+        ProviderConfig::WebPush(webpush, _) => {
             format!("web push to {}, as {}", hosts(&webpush.allowed_endpoints), webpush.vapid_contact)
         }
-        ProviderConfig::UnifiedPush(unifiedpush) => {
-            let contact = unifiedpush.vapid.as_ref().map(|(_, contact)| format!(", as {contact}"));
+        ProviderConfig::UnifiedPush(unifiedpush, key) => {
+            let contact = key.as_ref().map(|_| format!(", as {}", unifiedpush.vapid_contact));
             format!("UnifiedPush to {}{}", hosts(&unifiedpush.allowed_endpoints), contact.unwrap_or_default())
         }
     };

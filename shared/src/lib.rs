@@ -5,6 +5,7 @@
 pub mod clock;
 pub mod command_line;
 pub mod config_file;
+pub mod config_keys;
 pub mod current;
 pub mod doctor;
 pub mod health;

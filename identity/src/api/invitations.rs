@@ -200,7 +200,7 @@ async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> 
         ("invite_per_address", app.keys.fingerprint(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
-        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
+        app.store.take(bucket, &key, rate, app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
     }
     Ok(())
 }

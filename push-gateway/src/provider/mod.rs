@@ -132,7 +132,7 @@ pub(crate) struct Shared {
     services: HttpClient,
     /// For addresses that strangers chose.
     strangers: HttpClient,
-    clock: Clock,
+    pub(crate) clock: Clock,
     /// Begins with those of the configuration before: Apple punishes who makes new ones too often.
     pub(crate) team_tokens: TeamTokens,
 }
@@ -149,14 +149,16 @@ impl Provider {
     /// Connects nothing yet; fails when a client certificate cannot be used.
     pub(crate) fn new(config: ProviderConfig, shared: &mut Shared) -> Result<Self, OutboundError> {
         Ok(match config {
-            ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, shared)?),
-            ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, shared)),
-            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, shared)),
-            ProviderConfig::UnifiedPush(config) => Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, shared)),
+            ProviderConfig::Apns(config, credentials) => Self::Apns(apns::Apns::new(config, credentials, shared)?),
+            ProviderConfig::Fcm(config, credentials) => Self::Fcm(fcm::Fcm::new(config, credentials, shared)),
+            ProviderConfig::WebPush(config, key) => Self::WebPush(webpush::WebPush::new(config, key, shared)),
+            ProviderConfig::UnifiedPush(config, key) => {
+                Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, key, shared))
+            }
         })
     }
 
-    /// As `type` names it in the configuration.
+    /// As its table in the configuration is named.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Apns(_) => "apns",

@@ -17,7 +17,7 @@ const PATH: &str = "/v1/traces";
 const LONGEST_SECS: u64 = 60;
 
 /// The section `[traces]`: where what requests did is told to.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
     /// A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default none (or empty): there are no

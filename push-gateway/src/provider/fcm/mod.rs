@@ -22,7 +22,7 @@ use super::{
     Attempt, Checked, Fault, Outcome, Refusal, Shared, Unsent, built, is_enough, is_transient, limits, unproven,
 };
 use crate::{
-    config::FcmConfig,
+    config::{FcmConfig, FcmCredentials},
     encoding::path_segment,
     notification::{Device, Kind, Notification},
 };
@@ -64,14 +64,14 @@ impl Trouble {
 }
 
 impl Fcm {
-    pub(super) fn new(config: FcmConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: FcmConfig, credentials: FcmCredentials, shared: &Shared) -> Self {
         let project = path_segment(&config.project_id);
         Self {
             client: shared.services.clone(),
             clock: shared.clock.clone(),
             uri: format!("{}/v1/projects/{project}/messages:send", config.endpoint),
             template: payload::Template::new(config.options, config.profile),
-            tokens: Arc::new(Tokens::new(config.credentials, shared.services.clone(), shared.clock.clone())),
+            tokens: Arc::new(Tokens::new(credentials, shared.services.clone(), shared.clock.clone())),
         }
     }
 

@@ -19,16 +19,21 @@ use waypost_shared::{
 
 use super::{Attempt, Outcome, Shared, Unsent, built, is_transient, limits};
 use crate::{
-    config::UnifiedPushConfig,
+    config::WebPushConfig,
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
+    jwt::Es256Key,
     notification::{Device, Kind, Notification, Priority},
     vapid::Vapid,
 };
 
 /// Bytes of a message that is not encrypted: what each push server has to take.
 const MAX_PLAIN: usize = 4096;
+
+/// Seconds that a push server keeps a message for a device that is away. They are phones: as long as Synapse keeps
+/// trying, one day.
+const DEFAULT_TTL_SECS: u64 = 24 * 60 * 60;
 
 /// One app whose users choose their push servers.
 #[derive(Debug)]
@@ -48,13 +53,13 @@ impl UnifiedPush {
         self.vapid.as_ref()
     }
 
-    pub(super) fn new(config: UnifiedPushConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: WebPushConfig, key: Option<Es256Key>, shared: &Shared) -> Self {
         Self {
             client: shared.strangers.clone(),
             clock: shared.clock.clone(),
-            vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, shared.clock.clone())),
+            vapid: key.map(|key| Vapid::new(key, config.vapid_contact, shared.clock.clone())),
             allowed_endpoints: config.allowed_endpoints,
-            ttl_secs: config.ttl_secs,
+            ttl_secs: config.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
             events_only: config.events_only,
         }
     }
@@ -68,7 +73,7 @@ impl UnifiedPush {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
             return Err(Unsent::NothingToSay);
         }
-        // Never a dead pushkey: an app whose `type` is a mistake would lose all of its pushers.
+        // Never a dead pushkey: an app with the wrong table would lose all of its pushers.
         let refused = |why: &str| Unsent::Settled(Outcome::refused_push(why));
         let endpoint = endpoint::parse(&device.pushkey).ok_or_else(|| refused("the pushkey is no https address"))?;
         let uri = endpoint.as_str().parse::<Uri>().map_err(|_| refused("the pushkey makes no valid request"))?;

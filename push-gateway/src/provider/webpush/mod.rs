@@ -25,9 +25,13 @@ use crate::{
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
+    jwt::Es256Key,
     notification::{Device, Kind, Notification, Priority},
     vapid::Vapid,
 };
+
+/// Seconds that a push service keeps a message for a browser that is away: Sygnal's default.
+const DEFAULT_TTL_SECS: u64 = 15 * 60;
 
 /// One web app.
 #[derive(Debug)]
@@ -46,13 +50,13 @@ impl WebPush {
         &self.vapid
     }
 
-    pub(super) fn new(config: WebPushConfig, shared: &Shared) -> Self {
+    pub(super) fn new(config: WebPushConfig, key: Es256Key, shared: &Shared) -> Self {
         Self {
             client: shared.strangers.clone(),
             clock: shared.clock.clone(),
-            vapid: Vapid::new(config.vapid_key, config.vapid_contact, shared.clock.clone()),
+            vapid: Vapid::new(key, config.vapid_contact, shared.clock.clone()),
             allowed_endpoints: config.allowed_endpoints,
-            ttl_secs: config.ttl_secs,
+            ttl_secs: config.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
             events_only: config.events_only,
         }
     }
