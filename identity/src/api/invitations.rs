@@ -199,7 +199,7 @@ async fn charge(app: &AppState, request: &Incoming, invitation: &Invitation) -> 
         ("invite_per_address", app.keys.mailbox_hash(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
-        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
+        app.store.take(bucket, &key, rate, app.clock.now_ms()).await?.map_err(ApiError::LimitExceeded)?;
     }
     Ok(())
 }

@@ -20,14 +20,14 @@ use waypost_shared::{
     matrix_error::MatrixError,
     params::Params,
     random,
-    rate_limit::RequestSource,
+    rate_limit::{Rate, RequestSource},
 };
 
 use super::{to_the_end, v1_values};
 use crate::{
     app::{App, AppState},
     auth,
-    config::{Confirm, Rate},
+    config::Confirm,
     delivery::templates::Look,
     domain::{
         language, next_link,
@@ -151,7 +151,7 @@ async fn claim(
 async fn take(app: &AppState, budgets: &[Budgeted]) -> Result<(), ApiError> {
     let now_ms = app.clock.now_ms();
     for &(bucket, key, rate) in budgets {
-        app.store.take(bucket, &key, rate.budget(), now_ms).await?.map_err(ApiError::LimitExceeded)?;
+        app.store.take(bucket, &key, rate, now_ms).await?.map_err(ApiError::LimitExceeded)?;
     }
     Ok(())
 }
