@@ -133,13 +133,13 @@ pub(crate) struct Limits {
 impl Limits {
     fn new(config: &LimitsConfig) -> Self {
         Self {
-            register: limiter(config.register_per_source),
-            lookup: limiter(config.lookup_per_account),
-            bind: limiter(config.bind_per_account),
-            unbind: limiter(config.unbind_per_source),
-            lookup_homeserver: limiter(config.lookup_per_homeserver),
-            addresses: limiter(config.addresses_per_account),
-            addresses_homeserver: limiter(config.addresses_per_homeserver),
+            register: config.register_per_source.limiter(),
+            lookup: config.lookup_per_account.limiter(),
+            bind: config.bind_per_account.limiter(),
+            unbind: config.unbind_per_source.limiter(),
+            lookup_homeserver: config.lookup_per_homeserver.limiter(),
+            addresses: config.addresses_per_account.limiter(),
+            addresses_homeserver: config.addresses_per_homeserver.limiter(),
         }
     }
 }
@@ -213,7 +213,7 @@ impl App {
     pub(crate) fn renewed(&self, mut config: Config) -> Result<(Self, Vec<&'static str>), StartError> {
         let waiting = config.keep_what_a_start_reads(&self.config);
         let signing_keys = opening::signing_keys(&config)?;
-        let limits = if format!("{:?}", config.limits) == format!("{:?}", self.config.limits) {
+        let limits = if config.limits == self.config.limits {
             // Nobody gets a new budget by it.
             self.limits.clone()
         } else {
@@ -299,11 +299,6 @@ impl App {
             max_attempts: i64::from(validation.max_attempts),
         }
     }
-}
-
-fn limiter<K: std::hash::Hash + Eq + Clone>(rate: crate::config::Rate) -> Limiter<K> {
-    let budget = rate.budget();
-    Limiter::new(budget.burst, budget.per)
 }
 
 /// The address that people reach the server by, without a final slash.

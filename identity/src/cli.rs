@@ -43,6 +43,15 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    #[command(flatten)]
+    Unconfigured(Unconfigured),
+}
+
+/// What works with a configuration.
+#[derive(Debug, Subcommand)]
+enum Configured {
     /// Serve until SIGTERM or Ctrl-C. SIGHUP reads the configuration again.
     Serve,
     /// Ask the server that runs with this configuration whether it is ready; for health checks of containers.
@@ -61,11 +70,6 @@ enum Command {
         #[command(subcommand)]
         action: outbox::Action,
     },
-    /// Print a new key, for a file or a secret.
-    Keys {
-        #[command(subcommand)]
-        kind: KeyKind,
-    },
     /// What lookups are hashed with.
     Pepper {
         #[command(subcommand)]
@@ -75,6 +79,16 @@ enum Command {
     Association {
         #[command(subcommand)]
         command: association::AssociationCommand,
+    },
+}
+
+/// What needs none.
+#[derive(Debug, Subcommand)]
+enum Unconfigured {
+    /// Print a new key, for a file or a secret.
+    Keys {
+        #[command(subcommand)]
+        kind: KeyKind,
     },
     /// Print a configuration file with every key at its default.
     SampleConfig,
@@ -100,21 +114,23 @@ enum KeyKind {
 
 /// Does what the command line says.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
-    match &cli.command {
-        Command::Keys { kind: KeyKind::Storage } => print!("{}", *StorageKeys::generate()),
-        Command::Keys { kind: KeyKind::Signing } => print!("{}", *SigningKey::generate()),
-        Command::SampleConfig => print!("{}", include_str!("../config.sample.toml")),
-        Command::Completions { shell } => command_line::completions(Cli::command(), *shell),
-        Command::Man { folder } => {
-            return finished(command_line::man_pages(Cli::command(), folder).map_err(Into::into));
+    match cli.command {
+        Command::Configured(command) => return Box::pin(with_configuration(command, cli.config)).await,
+        Command::Unconfigured(Unconfigured::Keys { kind: KeyKind::Storage }) => print!("{}", *StorageKeys::generate()),
+        Command::Unconfigured(Unconfigured::Keys { kind: KeyKind::Signing }) => print!("{}", *SigningKey::generate()),
+        Command::Unconfigured(Unconfigured::SampleConfig) => print!("{}", include_str!("../config.sample.toml")),
+        Command::Unconfigured(Unconfigured::Completions { shell }) => {
+            command_line::completions(Cli::command(), shell);
         }
-        _ => return Box::pin(with_configuration(cli)).await,
+        Command::Unconfigured(Unconfigured::Man { folder }) => {
+            return finished(command_line::man_pages(Cli::command(), &folder).map_err(Into::into));
+        }
     }
     ExitCode::SUCCESS
 }
 
-async fn with_configuration(cli: Cli) -> ExitCode {
-    let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
+async fn with_configuration(command: Configured, path: Option<PathBuf>) -> ExitCode {
+    let path = path.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
     let config = match Config::load(path.as_deref()) {
         Ok(loaded) => loaded.config,
         Err(error) => {
@@ -122,22 +138,8 @@ async fn with_configuration(cli: Cli) -> ExitCode {
             return ExitCode::from(WRONG_CONFIGURATION);
         }
     };
-    match cli.command {
-        Command::CheckConfig => {
-            check_config(&config);
-            ExitCode::SUCCESS
-        }
-        Command::Doctor => Box::pin(doctor::run(&config, path.as_deref())).await,
-        Command::Invites { action } => finished(invites::run(&config, action).await),
-        Command::Outbox { action } => finished(outbox::run(&config, action).await),
-        Command::Pepper { command } => finished(pepper::run(&config, command).await),
-        Command::Association { command } => finished(association::run(&config, command).await),
-        Command::Health => finished(command_line::health(config.listen.operations).await.map_err(Into::into)),
-        Command::Serve
-        | Command::Keys { .. }
-        | Command::SampleConfig
-        | Command::Completions { .. }
-        | Command::Man { .. } => {
+    match command {
+        Configured::Serve => {
             telemetry::init(&config.log);
             match Box::pin(serve::serve(config, path)).await {
                 Ok(()) => ExitCode::SUCCESS,
@@ -147,6 +149,16 @@ async fn with_configuration(cli: Cli) -> ExitCode {
                 }
             }
         }
+        Configured::Health => finished(command_line::health(config.listen.operations).await.map_err(Into::into)),
+        Configured::CheckConfig => {
+            check_config(&config);
+            ExitCode::SUCCESS
+        }
+        Configured::Doctor => Box::pin(doctor::run(&config, path.as_deref())).await,
+        Configured::Invites { action } => finished(invites::run(&config, action).await),
+        Configured::Outbox { action } => finished(outbox::run(&config, action).await),
+        Configured::Pepper { command } => finished(pepper::run(&config, command).await),
+        Configured::Association { command } => finished(association::run(&config, command).await),
     }
 }
 

@@ -22,7 +22,7 @@ use crate::storage;
 
 pub(crate) use self::{
     email::{EmailConfig, EmailTransport, SmtpTls},
-    limits::{LimitsConfig, Rate},
+    limits::LimitsConfig,
     sections::{
         Confirm, DatabaseConfig, HomeserversConfig, IdentityConfig, InternalConfig, InvitesConfig, KeysConfig,
         ListenConfig, LookupConfig, OutboxConfig, TermsConfig, TokensConfig, V1Config, V1Mode, ValidationConfig,
@@ -30,7 +30,7 @@ pub(crate) use self::{
 };
 
 /// The whole configuration.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) listen: ListenConfig,
@@ -81,7 +81,9 @@ impl Config {
             "lookup.previous_pepper_secs": lookup.previous_pepper_secs,
             "v1.mode": v1.mode,
             "log.format": log.format,
-            "[traces]": traces,
+            "traces.otlp_endpoint": traces.otlp_endpoint,
+            "traces.sample_ratio": traces.sample_ratio,
+            "traces.timeout_secs": traces.timeout_secs,
         }
         waiting
     }
@@ -163,7 +165,10 @@ impl KeyFile {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use waypost_shared::config_file::{self, ConfigError};
+    use waypost_shared::{
+        config_file::{self, ConfigError},
+        config_keys,
+    };
 
     use super::*;
 
@@ -183,31 +188,39 @@ pub(super) mod tests {
     #[test]
     fn the_sample_shows_every_key_at_its_default() {
         let sample = include_str!("../config.sample.toml");
-        assert_eq!(format!("{:#?}", load(sample).unwrap()), format!("{:#?}", Config::default()));
+        assert_eq!(load(sample).unwrap(), Config::default());
+        assert_eq!(config_keys::gaps::<Config>(sample), Vec::<String>::new());
+    }
 
-        // Keys without a default stand there as comments, so every key's name stands in the sample.
-        for key in [
-            "public_base_url",
-            "url",
-            "url_file",
-            "storage_key_file",
-            "signing_key_file",
-            "smtp_username",
-            "smtp_password",
-            "smtp_password_file",
-            "folder",
-            "template_dir",
-            "username",
-            "password",
-            "password_file",
-            "extra_ca_file",
-            "otlp_endpoint",
-            "sample_ratio",
-            "internal",
-            "secret",
-            "secret_file",
-        ] {
-            assert!(sample.lines().any(|line| line.starts_with(&format!("# {key} = "))), "{key}");
+    /// A secret that changes is one that a reload takes up or names: none is passed over in silence.
+    #[test]
+    fn no_change_of_a_secret_is_lost_at_a_reload() {
+        let secrets: Vec<_> = config_keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
+        let names: Vec<_> = secrets.iter().map(config_keys::Key::dotted).collect();
+        assert_eq!(
+            names,
+            [
+                "database.url",
+                "email.smtp_password",
+                "sms.password",
+                "sms.http.headers.*",
+                "internal.secret",
+                "outbound.proxy_url",
+                "traces.headers.*"
+            ]
+        );
+        for key in secrets {
+            let with = |value: &str| config_keys::only::<Config>(&key, value).unwrap();
+            let before = with("swordfish");
+            let mut now = with("swordfish");
+            assert_eq!(now.keep_what_a_start_reads(&before), Vec::<&str>::new(), "{}", key.dotted());
+            assert_eq!(now, before);
+            let mut now = with("herring");
+            assert_ne!(now, before, "{}", key.dotted());
+            let is_named = !now.keep_what_a_start_reads(&before).is_empty();
+            // What is named goes on with the value before; what is not named is taken up.
+            assert_eq!(now == before, is_named, "{}", key.dotted());
+            assert_eq!(is_named, key.dotted() == "database.url", "{}", key.dotted());
         }
     }
 }

@@ -205,7 +205,7 @@ pub(crate) mod tests {
         clock.advance(Duration::from_secs(2 * 24 * 60 * 60));
         clean_once(&app).await.unwrap();
         assert!(!known(&first).await && known(&second).await);
-        let rule = app.config.limits.mail_per_address.budget();
+        let rule = app.config.limits.mail_per_address;
         let fingerprint = app.keys.fingerprint(&Threepid::email("alice@hs.test").unwrap());
         for _ in 0..rule.burst {
             app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().unwrap();

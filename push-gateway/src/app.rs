@@ -1,6 +1,6 @@
 //! What all requests share: the configured apps and the memory of past pushes. Built once.
 
-use std::{fmt, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
@@ -16,8 +16,8 @@ use waypost_shared::{
 use crate::{
     certificate::{Standing, Validity},
     config::{
-        ApnsConfig, ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig,
-        NotifyConfig, ProviderConfig, PushType, Rate,
+        ApnsCredentials, AppConfig, Config, Content, FcmCredentials, FcmProfile, LimitsConfig, NotifyConfig,
+        ProviderConfig, PushType,
     },
     deliveries::{Deliveries, Fingerprint, Replicas, Target},
     error::ApiError,
@@ -63,8 +63,6 @@ pub(crate) struct App {
     /// Lets a line through to the log for a push that no entry takes.
     pub(crate) unknown_apps: Limiter<()>,
     entries: ByGlob<Entry>,
-    /// A line for each app, for people.
-    lines: Vec<String>,
     clock: Clock,
     team_tokens: TeamTokens,
     /// All of the configuration, to compare another one with.
@@ -77,6 +75,8 @@ pub(crate) struct Entry {
     /// As configured: this, and no `app_id` of a request, is what logs and metrics name.
     pub(crate) id: String,
     pub(crate) content: Content,
+    /// What it is, for people.
+    line: String,
     pub(crate) provider: Provider,
     /// Whether its dead pushkeys can be believed.
     pub(crate) hold: Arc<Hold>,
@@ -89,7 +89,7 @@ pub(crate) struct Entry {
     pub(crate) certificate: Option<Validity>,
     /// Whether its push service did what it was last asked to.
     pub(crate) probe: Arc<HealthProbe>,
-    /// What a push for it takes a little of.
+    /// This app's rate limit.
     budget: Arc<Limiter<()>>,
 }
 
@@ -103,7 +103,7 @@ pub(crate) struct Limits {
 
 impl Limits {
     fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
-        Self { sources: limiter(config.per_source), pushkeys: limiter(config.per_pushkey), metrics }
+        Self { sources: config.per_source.limiter(), pushkeys: config.per_pushkey.limiter(), metrics }
     }
 
     /// Takes a request from its source's budget.
@@ -127,15 +127,28 @@ impl Limits {
     }
 }
 
-fn limiter<K: std::hash::Hash + Eq + Clone>(rate: Rate) -> Limiter<K> {
-    Limiter::new(rate.burst, rate.refill())
+impl Entry {
+    /// Goes on with what `before`, the same app under the configuration `was`, has learned and counted: all of it whose
+    /// own settings are the same in `now`. A reload must neither let in a second set of pushes nor forget a hold.
+    fn carry_over(&mut self, before: &Self, was: &Config, now: &Config) {
+        self.probe = before.probe.clone();
+        if was.hold == now.hold {
+            self.hold = before.hold.clone();
+        }
+        if before.in_flight.most() == self.in_flight.most() {
+            self.in_flight = before.in_flight.clone();
+        }
+        if was.limits.per_app == now.limits.per_app {
+            self.budget = before.budget.clone();
+        }
+    }
 }
 
 impl App {
     /// Checks the configuration and sets up each app's provider; connects nowhere yet.
     pub(crate) fn new(loaded: &Loaded<Config>, registry: &mut Registry, clock: Clock) -> Result<Arc<Self>, StartError> {
         let Loaded { config, source } = loaded;
-        let apps = config.validate(source)?;
+        let providers = config.validate(source)?;
         let outbound = Outbound::new(&config.outbound)?;
         let metrics = Metrics::register(registry, &clock, config.traces.is_on());
         let replicas = config.seen.replicas(source)?.map(|replicas| {
@@ -144,7 +157,11 @@ impl App {
             (Replicas::new(redis, &config.seen, config.notify.budget()), replicas.secret)
         });
         let deliveries = Arc::new(Deliveries::new(&config.seen, clock.clone(), replicas));
-        Self::configured(loaded, apps, outbound, Parts { clock, metrics, deliveries, before: None })
+        let (upstream, mut team_tokens) = (Upstream::new(outbound, clock), TeamTokens::default());
+        let entries = entries(loaded, providers, &upstream, &mut team_tokens, &metrics)?;
+        let limits = Arc::new(Limits::new(&config.limits, metrics.of_limits()));
+        let parts = Parts { entries, team_tokens, clock: upstream.clock, metrics, deliveries, limits };
+        Ok(Self::assembled(config, parts))
     }
 
     /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
@@ -155,78 +172,57 @@ impl App {
     /// [`StartError`]; this one stays good.
     pub(crate) fn renewed(&self, mut loaded: Loaded<Config>) -> Result<(Arc<Self>, Vec<&'static str>), StartError> {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
-        let apps = loaded.config.validate(&loaded.source)?;
-        let outbound = Outbound::new(&loaded.config.outbound)?;
-        let (clock, metrics, deliveries) = (self.clock.clone(), self.metrics.clone(), self.deliveries.clone());
-        let renewed =
-            Self::configured(&loaded, apps, outbound, Parts { clock, metrics, deliveries, before: Some(self) })?;
+        let config = &loaded.config;
+        let providers = config.validate(&loaded.source)?;
+        let upstream = Upstream::new(Outbound::new(&config.outbound)?, self.clock.clone());
+        // Apple punishes those who make new tokens too often.
+        let mut team_tokens = self.team_tokens.clone();
+        let mut entries = entries(&loaded, providers, &upstream, &mut team_tokens, &self.metrics)?;
+        for before in self.entries.iter() {
+            let now = entries.iter_mut().find(|entry| entry.id == before.id);
+            // The hold of an app that is left out, or whose rules are others, is over.
+            let mut is_held = false;
+            if let Some(now) = now {
+                now.carry_over(before, &self.whole, config);
+                is_held = now.hold.is_on();
+            }
+            before.metrics.set_held(is_held);
+        }
+        // Nobody gets a new budget by a reload, unless it changes the limits.
+        let limits = if config.limits == self.whole.limits {
+            self.limits.clone()
+        } else {
+            Arc::new(Limits::new(&config.limits, self.metrics.of_limits()))
+        };
+        let (metrics, deliveries) = (self.metrics.clone(), self.deliveries.clone());
+        let parts = Parts { entries, team_tokens, clock: upstream.clock, metrics, deliveries, limits };
+        let renewed = Self::assembled(config, parts);
         self.deliveries.set_budget(renewed.config.budget());
         Ok((renewed, waiting))
     }
 
-    fn configured(
-        loaded: &Loaded<Config>,
-        apps: Vec<AppConfig>,
-        outbound: Outbound,
-        parts: Parts<'_>,
-    ) -> Result<Arc<Self>, StartError> {
-        let Parts { clock, metrics, deliveries, before } = parts;
-        let config = &loaded.config;
-        let upstream = Upstream::new(outbound, clock.clone());
-        // Apple punishes those who make new tokens too often.
-        let mut team_tokens = before.map_or_else(TeamTokens::default, |before| before.team_tokens.clone());
-        let (mut entries, mut errors, mut lines, mut expiries) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
-        for app in apps {
-            lines.push(line(&app));
-            let AppConfig { position, id, content, max_in_flight, provider } = app;
-            let name = provider.name();
-            let certificate = certificate(&provider).and_then(Validity::from_pem);
-            if let Some(validity) = certificate {
-                warn_of_certificate(&id, validity.at(clock.now_ms()));
-                expiries.push((id.clone(), name, validity.not_after_ms));
+    fn assembled(config: &Config, parts: Parts) -> Arc<Self> {
+        let Parts { entries, team_tokens, clock, metrics, deliveries, limits } = parts;
+        let mut expiries = Vec::new();
+        for entry in &entries {
+            if let Some(validity) = entry.certificate {
+                warn_of_certificate(&entry.id, validity.at(clock.now_ms()));
+                expiries.push((entry.id.clone(), entry.provider.name(), validity.not_after_ms));
             }
-            match Provider::new(provider, max_in_flight, &upstream, &mut team_tokens) {
-                Ok(provider) => {
-                    let metrics = metrics.of_app(&id, name);
-                    let entry = Entry {
-                        content,
-                        provider,
-                        hold: hold(before, config, &id, &metrics, &clock),
-                        in_flight: in_flight(before, &id, max_in_flight),
-                        told_full: Limiter::new(1, ONE_LINE_EACH),
-                        metrics,
-                        certificate,
-                        probe: probe(before, &id, &clock),
-                        budget: budget(before, config, &id),
-                        id: id.clone(),
-                    };
-                    entries.push((id, entry));
-                }
-                Err(error) => errors.push(certificate_error(loaded, position, &error)),
-            }
-        }
-        if !errors.is_empty() {
-            return Err(ConfigError::merge(errors).into());
-        }
-        // The hold of an app that is left out, or whose rules are others, is over.
-        for before in before.into_iter().flat_map(|before| before.entries.iter()) {
-            let now = entries.iter().find(|(id, _)| *id == before.id);
-            before.metrics.set_held(now.is_some_and(|(_, entry)| entry.hold.is_on()));
         }
         metrics.certificates_expire(&expiries);
-        Ok(Arc::new(Self {
+        Arc::new(Self {
             config: config.notify.clone(),
             deliveries,
-            limits: limits(before, config, &metrics),
+            limits,
             unmatched: metrics.of_unmatched(),
             metrics,
             unknown_apps: Limiter::new(UNKNOWN_APPS_LOGGED.0, UNKNOWN_APPS_LOGGED.1),
-            entries: ByGlob::new(entries),
-            lines,
+            entries: ByGlob::new(entries.into_iter().map(|entry| (entry.id.clone(), entry))),
             clock,
             team_tokens,
             whole: config.clone(),
-        }))
+        })
     }
 
     /// The secret files of the configuration: when one of them is another one, the configuration is read again.
@@ -304,71 +300,71 @@ impl App {
         if config.seen.redis_url.is_some() || config.seen.redis_url_file.is_some() {
             text.push_str("memory      shared with other replicas in Redis\n");
         }
-        match self.lines.len() {
+        let entry = |app: &AppConfig| self.entries.iter().find(|entry| entry.id == app.id);
+        let lines: Vec<_> = config.apps.iter().filter_map(entry).map(|entry| entry.line.as_str()).collect();
+        match lines.len() {
             0 => text.push_str("apps        none: add an [[apps]] entry for each app that is to be pushed to"),
-            count => text.push_str(&format!("apps        {count}\n{}", self.lines.join("\n"))),
+            count => text.push_str(&format!("apps        {count}\n{}", lines.join("\n"))),
         }
         text
     }
 }
 
 /// What a gateway is made of beside its configuration.
-struct Parts<'a> {
+struct Parts {
+    entries: Vec<Entry>,
+    team_tokens: TeamTokens,
     clock: Clock,
     metrics: Metrics,
     deliveries: Arc<Deliveries>,
-    /// The gateway whose place it takes.
-    before: Option<&'a App>,
+    limits: Arc<Limits>,
 }
 
-/// What is known of the deaths of an app's pushkeys; a new configuration does not make them believable.
-fn hold(before: Option<&App>, config: &Config, id: &str, metrics: &AppMetrics, clock: &Clock) -> Arc<Hold> {
-    let same = before.filter(|before| same(&before.whole.hold, &config.hold));
-    let new = || Arc::new(Hold::new(id, &config.hold, metrics.clone(), clock.clone()));
-    known(same, id).map_or_else(new, |entry| entry.hold.clone())
-}
-
-/// What is known of an app's push service.
-fn probe(before: Option<&App>, id: &str, clock: &Clock) -> Arc<HealthProbe> {
-    known(before, id).map_or_else(|| Arc::new(HealthProbe::new(clock.clone())), |entry| entry.probe.clone())
-}
-
-/// An app's pushes that are under way: each reading of the configuration would let in as many again.
-fn in_flight(before: Option<&App>, id: &str, most: usize) -> Arc<InFlight> {
-    let same = known(before, id).filter(|entry| entry.in_flight.most() == most);
-    same.map_or_else(|| Arc::new(InFlight::new(most)), |entry| entry.in_flight.clone())
-}
-
-/// An app's budget as it is used up.
-fn budget(before: Option<&App>, config: &Config, id: &str) -> Arc<Limiter<()>> {
-    let same = before.filter(|before| same(&before.whole.limits, &config.limits));
-    known(same, id).map_or_else(|| Arc::new(limiter(config.limits.per_app)), |entry| entry.budget.clone())
-}
-
-/// The same app in the configuration before.
-fn known<'a>(before: Option<&'a App>, id: &str) -> Option<&'a Entry> {
-    before?.entries.iter().find(|entry| entry.id == id)
-}
-
-/// The budgets as they are used up; nobody gets new ones by a new configuration, unless it changes them.
-fn limits(before: Option<&App>, config: &Config, metrics: &Metrics) -> Arc<Limits> {
-    let known = before.filter(|before| same(&before.whole.limits, &config.limits));
-    known.map_or_else(|| Arc::new(Limits::new(&config.limits, metrics.of_limits())), |before| before.limits.clone())
-}
-
-/// Whether two parts of configurations say the same.
-fn same(one: &impl fmt::Debug, other: &impl fmt::Debug) -> bool {
-    format!("{one:?}") == format!("{other:?}")
+/// An entry for each app, as at a start.
+fn entries(
+    loaded: &Loaded<Config>,
+    providers: Vec<ProviderConfig>,
+    upstream: &Upstream,
+    team_tokens: &mut TeamTokens,
+    metrics: &Metrics,
+) -> Result<Vec<Entry>, StartError> {
+    let Loaded { config, source } = loaded;
+    let clock = &upstream.clock;
+    let (mut entries, mut errors) = (Vec::new(), Vec::new());
+    for (position, (app, provider)) in config.apps.iter().zip(providers).enumerate() {
+        let (name, line) = (provider.name(), line(app, &provider));
+        let certificate = certificate(&provider).and_then(Validity::from_pem);
+        match Provider::new(provider, app.max_in_flight, upstream, team_tokens) {
+            Ok(provider) => {
+                let metrics = metrics.of_app(&app.id, name);
+                entries.push(Entry {
+                    id: app.id.clone(),
+                    content: app.content,
+                    line,
+                    provider,
+                    hold: Arc::new(Hold::new(&app.id, &config.hold, metrics.clone(), clock.clone())),
+                    in_flight: Arc::new(InFlight::new(app.max_in_flight)),
+                    told_full: Limiter::new(1, ONE_LINE_EACH),
+                    metrics,
+                    certificate,
+                    probe: Arc::new(HealthProbe::new(clock.clone())),
+                    budget: Arc::new(config.limits.per_app.limiter()),
+                });
+            }
+            Err(error) => errors.push(source.error(&format!("apps.{position}.apns.certificate_file"), error)),
+        }
+    }
+    if errors.is_empty() { Ok(entries) } else { Err(ConfigError::merge(errors).into()) }
 }
 
 /// The chain of certificates that an app shows, if it does.
 fn certificate(provider: &ProviderConfig) -> Option<&str> {
     match provider {
-        ProviderConfig::Apns(ApnsConfig { credentials: ApnsCredentials::Certificate { chain, .. }, .. }) => Some(chain),
-        ProviderConfig::Apns(_)
-        | ProviderConfig::Fcm(_)
-        | ProviderConfig::WebPush(_)
-        | ProviderConfig::UnifiedPush(_) => None,
+        ProviderConfig::Apns(_, ApnsCredentials::Certificate { chain, .. }) => Some(chain),
+        ProviderConfig::Apns(_, ApnsCredentials::Token(_))
+        | ProviderConfig::Fcm(..)
+        | ProviderConfig::WebPush(..)
+        | ProviderConfig::UnifiedPush(..) => None,
     }
 }
 
@@ -385,27 +381,23 @@ fn warn_of_certificate(app: &str, standing: Standing) {
     }
 }
 
-fn certificate_error(loaded: &Loaded<Config>, position: usize, error: &OutboundError) -> ConfigError {
-    loaded.source.error(&format!("apps.{position}.certificate_file"), error)
-}
-
 /// An app and where its pushes go, without anything secret.
-fn line(app: &AppConfig) -> String {
-    let provider = match &app.provider {
-        ProviderConfig::Apns(apns) => {
-            let credentials = match &apns.credentials {
-                ApnsCredentials::Token { key_id, team_id, .. } => format!("key {key_id} of team {team_id}"),
+fn line(app: &AppConfig, provider: &ProviderConfig) -> String {
+    let provider = match provider {
+        ProviderConfig::Apns(apns, credentials) => {
+            let credentials = match credentials {
+                ApnsCredentials::Token(_) => format!("key {} of team {}", apns.key_id, apns.team_id),
                 ApnsCredentials::Certificate { .. } => "a certificate".to_owned(),
             };
-            let kind = match apns.push_type {
+            let kind = match apns.push_type() {
                 PushType::Alert => "alerts",
                 PushType::Background => "background pushes",
                 PushType::Voip => "calls",
             };
             format!("APNs at {}, {kind} for {}, with {credentials}", apns.endpoint, apns.topic)
         }
-        ProviderConfig::Fcm(fcm) => {
-            let credentials = match &fcm.credentials {
+        ProviderConfig::Fcm(fcm, credentials) => {
+            let credentials = match credentials {
                 FcmCredentials::ServiceAccount { email, .. } => email.as_str(),
                 FcmCredentials::WorkloadIdentity { .. } => "the machine's own identity",
             };
@@ -415,11 +407,11 @@ fn line(app: &AppConfig) -> String {
             };
             format!("FCM at {}, project {}, as {credentials}{profile}", fcm.endpoint, fcm.project_id)
         }
-        ProviderConfig::WebPush(webpush) => {
+        ProviderConfig::WebPush(webpush, _) => {
             format!("web push to {}, as {}", hosts(&webpush.allowed_endpoints), webpush.vapid_contact)
         }
-        ProviderConfig::UnifiedPush(unifiedpush) => {
-            let contact = unifiedpush.vapid.as_ref().map(|(_, contact)| format!(", as {contact}"));
+        ProviderConfig::UnifiedPush(unifiedpush, key) => {
+            let contact = key.as_ref().map(|_| format!(", as {}", unifiedpush.vapid_contact));
             format!("UnifiedPush to {}{}", hosts(&unifiedpush.allowed_endpoints), contact.unwrap_or_default())
         }
     };

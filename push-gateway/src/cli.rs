@@ -36,6 +36,15 @@ pub(crate) struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    #[command(flatten)]
+    Configured(Configured),
+    #[command(flatten)]
+    Unconfigured(Unconfigured),
+}
+
+/// What works with a configuration.
+#[derive(Debug, Subcommand)]
+enum Configured {
     /// Take notifications and pass them on, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
     Serve,
     /// Ask the gateway that runs with this configuration whether it is ready; for health checks of containers.
@@ -46,6 +55,11 @@ enum Command {
     Doctor,
     /// Send one push, and show what was sent, what came back and what it means.
     SendTest(send_test::Options),
+}
+
+/// What needs none.
+#[derive(Debug, Subcommand)]
+enum Unconfigured {
     /// Make a VAPID key: the file for `vapid_key_file` on standard output, its public half on standard error.
     Vapid,
     /// Print a configuration file with every key at its default.
@@ -64,43 +78,41 @@ enum Command {
 
 /// Does what the command line asks.
 pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
-    match &cli.command {
-        Command::Vapid => vapid(),
-        Command::SampleConfig => {
+    match cli.command {
+        Command::Configured(command) => Box::pin(with_configuration(command, cli.config)).await,
+        Command::Unconfigured(Unconfigured::Vapid) => vapid(),
+        Command::Unconfigured(Unconfigured::SampleConfig) => {
             print!("{}", include_str!("../config.sample.toml"));
             Ok(())
         }
-        Command::Completions { shell } => {
-            command_line::completions(Cli::command(), *shell);
+        Command::Unconfigured(Unconfigured::Completions { shell }) => {
+            command_line::completions(Cli::command(), shell);
             Ok(())
         }
-        Command::Man { folder } => Ok(command_line::man_pages(Cli::command(), folder)?),
-        _ => Box::pin(with_configuration(cli)).await,
+        Command::Unconfigured(Unconfigured::Man { folder }) => Ok(command_line::man_pages(Cli::command(), &folder)?),
     }
 }
 
-async fn with_configuration(cli: Cli) -> Result<(), RunError> {
-    let path = cli.config.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
-    let loaded = config_file::load::<Config>(path.as_deref(), config_file::environment()).map_err(StartError::from)?;
-    if matches!(cli.command, Command::Health) {
-        return Ok(command_line::health(loaded.config.listen.operations).await?);
-    }
-    telemetry::init(&loaded.config.log);
-    let mut registry = Registry::default();
-    let app = App::new(&loaded, &mut registry, Clock::System)?;
-    match cli.command {
-        Command::Serve => serve::run(&loaded.config, app, registry, path).await,
-        Command::Doctor => doctor::run(&app, &Clock::System).await,
-        Command::SendTest(options) => send_test::run(&app, &options).await,
-        Command::CheckConfig
-        | Command::Health
-        | Command::Vapid
-        | Command::SampleConfig
-        | Command::Completions { .. }
-        | Command::Man { .. } => {
-            println!("{}", app.summary(&loaded.config));
+async fn with_configuration(command: Configured, path: Option<PathBuf>) -> Result<(), RunError> {
+    let path = path.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
+    let loaded = Config::load(path.as_deref(), config_file::environment()).map_err(StartError::from)?;
+    let set_up = || {
+        telemetry::init(&loaded.config.log);
+        let mut registry = Registry::default();
+        App::new(&loaded, &mut registry, Clock::System).map(|app| (app, registry))
+    };
+    match command {
+        Configured::Serve => {
+            let (app, registry) = set_up()?;
+            serve::run(&loaded.config, app, registry, path).await
+        }
+        Configured::Health => Ok(command_line::health(loaded.config.listen.operations).await?),
+        Configured::CheckConfig => {
+            println!("{}", set_up()?.0.summary(&loaded.config));
             Ok(())
         }
+        Configured::Doctor => doctor::run(&set_up()?.0, &Clock::System).await,
+        Configured::SendTest(options) => send_test::run(&set_up()?.0, &options).await,
     }
 }
 

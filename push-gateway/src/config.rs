@@ -1,26 +1,29 @@
 //! The configuration file, section by section, with its defaults. `config.sample.toml` explains each key.
 
-mod app;
 mod apps;
 mod guards;
 mod seen;
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use serde::Deserialize;
-use serde_json::{Map, Value};
 use waypost_shared::{
-    config_file::{ConfigError, Source},
+    config_file::{self, ConfigError, Loaded, Source},
     http_client::OutboundConfig,
     otlp::TracesConfig,
     serve::ServerConfig,
     telemetry::LogConfig,
 };
 
-pub(crate) use app::{
-    ApnsConfig, ApnsCredentials, AppConfig, FcmConfig, FcmCredentials, ProviderConfig, UnifiedPushConfig, WebPushConfig,
+pub(crate) use apps::{
+    ApnsConfig, AppConfig, Content, FcmConfig, FcmProfile, PushType, WebPushConfig,
+    credentials::{ApnsCredentials, FcmCredentials, ProviderConfig},
 };
-pub(crate) use guards::{HoldConfig, LimitsConfig, MOST_IN_WINDOW, Rate};
+pub(crate) use guards::{HoldConfig, LimitsConfig, MOST_IN_WINDOW};
 pub(crate) use seen::SeenConfig;
 
 /// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
@@ -30,7 +33,7 @@ const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;
 const LARGEST_BUDGET_SECS: u64 = 24;
 
 /// All of the configuration.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
     pub(crate) listen: ListenConfig,
@@ -42,11 +45,11 @@ pub(crate) struct Config {
     pub(crate) seen: SeenConfig,
     pub(crate) limits: LimitsConfig,
     pub(crate) hold: HoldConfig,
-    pub(crate) apps: Vec<AppSection>,
+    pub(crate) apps: Vec<AppConfig>,
 }
 
 /// The section `[listen]`: where requests are taken.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ListenConfig {
     /// Address and port for homeservers. Default 127.0.0.1:5000.
@@ -62,7 +65,7 @@ impl Default for ListenConfig {
 }
 
 /// The section `[notify]`: how a request is dealt with.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct NotifyConfig {
     /// Seconds in which all devices of a request are settled or given back. Default 20.
@@ -103,94 +106,15 @@ pub(crate) enum UnknownApp {
     Reject,
 }
 
-/// How much of an event the provider may see.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "snake_case")]
-pub(crate) enum Content {
-    /// Ids and counts; the app fetches the event itself.
-    IdsOnly,
-    /// All that the homeserver sent.
-    Full,
-}
-
-/// Which of Apple's services a device's token belongs to.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Environment {
-    /// Apps from the store and TestFlight.
-    Production,
-    /// Apps that were installed from Xcode.
-    Sandbox,
-}
-
-/// The values of `apns-push-type` that make sense here.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum PushType {
-    /// Shown to the user.
-    Alert,
-    /// Wakes the app in silence.
-    Background,
-    /// Rings.
-    Voip,
-}
-
-/// How an FCM app reads its messages.
-#[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum FcmProfile {
-    /// As Sygnal sends them, for Element and most others.
-    Sygnal,
-    /// As hedwig sends them: counts and devices as JSON, and what iOS shows.
-    FluffyChat,
-}
-
-/// An entry of `[[apps]]`, as it is written. Which keys are needed depends on `type`, so none has a default here:
-/// `apps.rs` checks and fills in.
-#[derive(Clone, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct AppSection {
-    pub(crate) id: Option<String>,
-    #[serde(rename = "type")]
-    pub(crate) kind: Option<String>,
-    pub(crate) content: Option<Content>,
-    pub(crate) max_in_flight: Option<usize>,
-
-    // APNs and FCM
-    pub(crate) endpoint: Option<String>,
-
-    // APNs
-    pub(crate) topic: Option<String>,
-    pub(crate) environment: Option<Environment>,
-    pub(crate) key_file: Option<PathBuf>,
-    pub(crate) key_id: Option<String>,
-    pub(crate) team_id: Option<String>,
-    pub(crate) certificate_file: Option<PathBuf>,
-    pub(crate) certificate_key_file: Option<PathBuf>,
-    pub(crate) convert_device_token_to_hex: Option<bool>,
-    pub(crate) send_badge_counts: Option<bool>,
-    pub(crate) push_type: Option<PushType>,
-    pub(crate) collapse: Option<bool>,
-
-    // FCM
-    pub(crate) project_id: Option<String>,
-    pub(crate) service_account_file: Option<PathBuf>,
-    pub(crate) token_uri: Option<String>,
-    pub(crate) workload_identity: Option<bool>,
-    pub(crate) metadata_uri: Option<String>,
-    pub(crate) options: Option<Map<String, Value>>,
-
-    pub(crate) profile: Option<FcmProfile>,
-
-    // Web push and UnifiedPush
-    pub(crate) vapid_key_file: Option<PathBuf>,
-    pub(crate) vapid_contact: Option<String>,
-    pub(crate) allowed_endpoints: Option<Vec<String>>,
-    pub(crate) ttl_secs: Option<u64>,
-    pub(crate) events_only: Option<bool>,
-}
-
 impl Config {
+    /// Reads the file, if any, and `environment` over it.
+    pub(crate) fn load(
+        path: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Loaded<Self>, ConfigError> {
+        config_file::load_unless(path, environment, apps::flat::problems)
+    }
+
     /// Takes from the configuration `before` what only a start reads, and names what is another one here.
     pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
         let mut waiting = Vec::new();
@@ -199,25 +123,29 @@ impl Config {
             "[server]": server,
             "[seen]": seen,
             "log.format": log.format,
-            "[traces]": traces,
+            "traces.otlp_endpoint": traces.otlp_endpoint,
+            "traces.sample_ratio": traces.sample_ratio,
+            "traces.timeout_secs": traces.timeout_secs,
         }
         waiting
     }
 
     /// The secret files that may be swapped while the gateway runs.
     pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
-        let of_app = |app: &AppSection| {
-            let AppSection { key_file, certificate_file, certificate_key_file, service_account_file, .. } = app;
-            let files = [key_file, certificate_file, certificate_key_file, service_account_file, &app.vapid_key_file];
-            files.map(Clone::clone)
+        let of_app = |app: &AppConfig| {
+            let apns =
+                app.apns.iter().flat_map(|apns| [&apns.key_file, &apns.certificate_file, &apns.certificate_key_file]);
+            let fcm = app.fcm.iter().map(|fcm| &fcm.service_account_file);
+            let vapid = app.webpush.iter().chain(&app.unifiedpush).map(|webpush| &webpush.vapid_key_file);
+            apns.chain(fcm).chain(vapid).cloned().collect::<Vec<_>>()
         };
         let of_apps = self.apps.iter().flat_map(of_app);
         let of_all = [self.outbound.proxy_url_file.clone(), self.outbound.extra_ca_file.clone()];
         of_apps.chain(of_all).flatten().chain(self.traces.secret_files().cloned()).collect()
     }
 
-    /// Checks what the types cannot, and reads the keys that the apps name. All mistakes come at once.
-    pub(crate) fn validate(&self, source: &Source) -> Result<Vec<AppConfig>, ConfigError> {
+    /// Checks what the types cannot, and reads the credentials of each app. All mistakes come at once.
+    pub(crate) fn validate(&self, source: &Source) -> Result<Vec<ProviderConfig>, ConfigError> {
         let mut errors = self.server.problems(source);
         errors.extend(self.outbound.problems(source));
         errors.extend(self.traces.problems(source));
@@ -244,9 +172,10 @@ impl Config {
         let body = format!("must be {LEAST_MAX_BODY_BYTES} or more: homeservers send whole events");
         must(self.server.max_body_bytes >= LEAST_MAX_BODY_BYTES, "server.max_body_bytes", &body);
 
-        let apps = apps::validate(&self.apps, source).map_err(|error| errors.push(error));
-        match apps {
-            Ok(apps) if errors.is_empty() => Ok(apps),
+        errors.extend(apps::ambiguous::problems(&self.apps, source));
+        let providers = apps::credentials::read(&self.apps, source).map_err(|error| errors.push(error));
+        match providers {
+            Ok(providers) if errors.is_empty() => Ok(providers),
             _ => Err(ConfigError::merge(errors)),
         }
     }

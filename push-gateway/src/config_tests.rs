@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use tempfile::TempDir;
-use waypost_shared::config_file::{self, Loaded};
+use waypost_shared::config_keys;
 
 use super::*;
 
@@ -25,58 +25,202 @@ impl Folder {
         Self(temporary)
     }
 
-    /// The checked apps, or what is wrong, with the folder's name left out.
-    fn validate(&self, toml: &str) -> Result<Vec<AppConfig>, String> {
+    /// The apps' push services, or what is wrong, with the folder's name left out.
+    fn validate(&self, toml: &str) -> Result<Vec<ProviderConfig>, String> {
         let folder = self.0.path().display().to_string();
         let file = self.0.path().join("waypost.toml");
         fs::write(&file, toml.replace("DIR", &folder)).unwrap();
-        let loaded: Loaded<Config> = config_file::load(Some(&file), []).unwrap();
-        let checked = loaded.config.validate(&loaded.source);
+        let checked = Config::load(Some(&file), []).and_then(|loaded| loaded.config.validate(&loaded.source));
         checked.map_err(|error| error.to_string().replace(&format!("{folder}/"), ""))
     }
 }
 
 const APNS: &str =
-    "[[apps]]\nid = 'ios'\ntype = 'apns'\ntopic = 't'\nkey_file = 'DIR/key.p8'\nkey_id = 'K'\nteam_id = 'T'\n";
-const FCM: &str =
-    "[[apps]]\nid = 'android'\ntype = 'fcm'\nproject_id = 'p'\nservice_account_file = 'DIR/account.json'\n";
+    "[[apps]]\nid = 'ios'\n[apps.apns]\ntopic = 't'\nkey_file = 'DIR/key.p8'\nkey_id = 'K'\nteam_id = 'T'\n";
+const FCM: &str = "[[apps]]\nid = 'android'\n[apps.fcm]\nproject_id = 'p'\nservice_account_file = 'DIR/account.json'\n";
 const WEBPUSH: &str =
-    "[[apps]]\nid = 'web'\ntype = 'webpush'\nvapid_key_file = 'DIR/key.p8'\nvapid_contact = 'ops@example.com'\n";
+    "[[apps]]\nid = 'web'\n[apps.webpush]\nvapid_key_file = 'DIR/key.p8'\nvapid_contact = 'ops@example.com'\n";
 
 #[test]
 fn the_sample_holds_the_defaults() {
     let sample = Path::new(env!("CARGO_MANIFEST_DIR")).join("config.sample.toml");
-    let loaded: Loaded<Config> = config_file::load(Some(&sample), []).unwrap();
-    assert_eq!(format!("{:#?}", loaded.config), format!("{:#?}", Config::default()));
+    assert_eq!(Config::load(Some(&sample), []).unwrap().config, Config::default());
+}
+
+#[test]
+fn the_sample_shows_every_key() {
+    assert_eq!(config_keys::gaps::<Config>(include_str!("../config.sample.toml")), Vec::<String>::new());
+}
+
+/// A secret that changes is one that a reload takes up or names: none is passed over in silence.
+#[test]
+fn no_change_of_a_secret_is_lost_at_a_reload() {
+    let secrets: Vec<_> = config_keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
+    let names: Vec<_> = secrets.iter().map(config_keys::Key::dotted).collect();
+    assert_eq!(names, ["outbound.proxy_url", "traces.headers.*", "seen.redis_url", "seen.secret"]);
+    for key in secrets {
+        let with = |value: &str| config_keys::only::<Config>(&key, value).unwrap();
+        let before = with("swordfish");
+        let mut now = with("swordfish");
+        assert_eq!(now.keep_what_a_start_reads(&before), Vec::<&str>::new(), "{}", key.dotted());
+        assert_eq!(now, before);
+        let mut now = with("herring");
+        assert_ne!(now, before, "{}", key.dotted());
+        let is_named = !now.keep_what_a_start_reads(&before).is_empty();
+        // What is named goes on with the value before; what is not named is taken up.
+        assert_eq!(now == before, is_named, "{}", key.dotted());
+        assert_eq!(is_named, key.path[0] == "seen", "{}", key.dotted());
+    }
 }
 
 #[test]
 fn an_app_of_each_kind_is_understood() {
-    let apps = Folder::new().validate(&format!("{APNS}{FCM}{WEBPUSH}")).unwrap();
-    let names: Vec<_> = apps.iter().map(|app| (app.id.as_str(), app.provider.name(), app.content)).collect();
-    let ids_only = Content::IdsOnly;
-    assert_eq!(names, [("ios", "apns", ids_only), ("android", "fcm", ids_only), ("web", "webpush", ids_only)]);
-    let ProviderConfig::Apns(apns) = &apps[0].provider else { panic!("the first is APNs") };
-    assert_eq!((apns.endpoint.as_str(), apns.push_type), ("https://api.push.apple.com", PushType::Alert));
-    let ProviderConfig::WebPush(webpush) = &apps[2].provider else { panic!("the third is web push") };
+    let providers = Folder::new().validate(&format!("{APNS}{FCM}{WEBPUSH}")).unwrap();
+    let names: Vec<_> = providers.iter().map(ProviderConfig::name).collect();
+    assert_eq!(names, ["apns", "fcm", "webpush"]);
+    let ProviderConfig::Apns(apns, _) = &providers[0] else { panic!("the first is APNs") };
+    assert_eq!((apns.endpoint.as_str(), apns.push_type()), ("https://api.push.apple.com", PushType::Alert));
+    let ProviderConfig::WebPush(webpush, _) = &providers[2] else { panic!("the third is web push") };
     assert_eq!(webpush.vapid_contact, "mailto:ops@example.com");
 }
 
 #[test]
-fn unifiedpush_needs_nothing_but_its_type() {
-    let toml = "[[apps]]\nid = 'up'\ntype = 'unifiedpush'\n";
-    let apps = Folder::new().validate(toml).unwrap();
-    let ProviderConfig::UnifiedPush(unifiedpush) = &apps[0].provider else { panic!("it is UnifiedPush") };
-    assert!(unifiedpush.vapid.is_none() && unifiedpush.allowed_endpoints.is_empty());
-    assert_eq!((unifiedpush.ttl_secs, unifiedpush.events_only), (86_400, false));
-    let apps = Folder::new()
+fn unifiedpush_needs_nothing_but_its_table() {
+    let toml = "[[apps]]\nid = 'up'\n[apps.unifiedpush]\n";
+    let providers = Folder::new().validate(toml).unwrap();
+    let ProviderConfig::UnifiedPush(unifiedpush, key) = &providers[0] else { panic!("it is UnifiedPush") };
+    assert!(key.is_none());
+    assert_eq!(*unifiedpush, WebPushConfig::default());
+    let providers = Folder::new()
         .validate(&format!("{toml}vapid_key_file = 'DIR/key.p8'\nvapid_contact = 'ops@example.com'\n"))
         .unwrap();
-    let ProviderConfig::UnifiedPush(unifiedpush) = &apps[0].provider else { panic!("it is UnifiedPush") };
-    assert_eq!(unifiedpush.vapid.as_ref().unwrap().1, "mailto:ops@example.com");
+    let ProviderConfig::UnifiedPush(unifiedpush, key) = &providers[0] else { panic!("it is UnifiedPush") };
+    assert!(key.is_some());
+    assert_eq!(unifiedpush.vapid_contact, "mailto:ops@example.com");
     assert_eq!(
         Folder::new().validate(&format!("{toml}vapid_contact = 'ops@example.com'\n")).unwrap_err(),
-        "waypost.toml:1: apps.0.vapid_key_file: is missing; set it to the PEM file of the VAPID key"
+        "waypost.toml:3: apps.0.unifiedpush.vapid_key_file: is missing; set it to the PEM file of the VAPID key"
+    );
+}
+
+#[test]
+fn an_app_has_one_push_service() {
+    let folder = Folder::new();
+    for (toml, expected) in [
+        (
+            "[log]\n[[apps]]\nid = 'a'\n".to_owned(),
+            "waypost.toml:2: apps.0: has no push service; put [apps.apns], [apps.fcm], [apps.webpush] or \
+             [apps.unifiedpush] below its keys, with the keys of that service",
+        ),
+        (
+            format!("{APNS}[apps.fcm]\nproject_id = 'p'\nworkload_identity = true\n"),
+            "waypost.toml:8: apps.0.fcm: this app has [apps.apns] too; keep one, and make another entry for the other",
+        ),
+        (
+            format!("{FCM}key_id = 'K'\n"),
+            "waypost.toml:6: apps.0.fcm.key_id: unknown key `key_id`; known ones are project_id, \
+             service_account_file, workload_identity, endpoint, token_uri, metadata_uri, profile, options",
+        ),
+        (
+            "[[apps]]\nid = 'a'\n[apps.fmc]\n".to_owned(),
+            "waypost.toml:3: apps.0.fmc: unknown key `fmc`; did you mean `fcm`?",
+        ),
+        (
+            "[[apps]]\n[apps.unifiedpush]\n".to_owned(),
+            "waypost.toml:1: apps.0.id: is missing; set it to the app_id of the app's pushers, or a pattern with * and ?",
+        ),
+    ] {
+        assert_eq!(folder.validate(&toml).unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn the_flat_form_is_refused_with_the_new_one_spelled_out() {
+    let folder = Folder::new();
+    let flat = "[[apps]]\nid = 'ios'\ncontent = 'full'\ntopic = 't'\ntype = 'apns'\nkey_file = 'swordfish'\n";
+    let moves = "move these keys, with their values, to the end of the entry and below the name of their table:";
+    for (toml, expected) in [
+        (
+            flat.to_owned(),
+            format!(
+                "waypost.toml:5: apps.0.type: push services have tables of their own now; remove `type`, and \
+                 {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
+            ),
+        ),
+        // All entries at once.
+        (
+            format!("{WEBPUSH}[[apps]]\nid = 'a'\ntype = 'fcm'\nproject_id = 'p'\n[[apps]]\ntype = 'unifiedpush'\n"),
+            format!(
+                "waypost.toml:8: apps.1.type: push services have tables of their own now; remove `type`, and \
+                 {moves}\n[apps.fcm]\nproject_id = …\n\
+                 waypost.toml:11: apps.2.type: push services have tables of their own now; remove `type`, and \
+                 write at the end of the entry:\n[apps.unifiedpush]"
+            ),
+        ),
+        // A key beside the table, or without any.
+        (
+            "[[apps]]\nid = 'a'\nttl_secs = 5\n[apps.unifiedpush]\n".to_owned(),
+            format!(
+                "waypost.toml:3: apps.0.ttl_secs: push services have tables of their own now; \
+                 {moves}\n[apps.unifiedpush]\nttl_secs = …"
+            ),
+        ),
+        (
+            "[[apps]]\nid = 'a'\nproject_id = 'p'\n".to_owned(),
+            format!(
+                "waypost.toml:3: apps.0.project_id: push services have tables of their own now; \
+                 {moves}\n[apps.fcm]\nproject_id = …"
+            ),
+        ),
+        // One of another service.
+        (
+            format!("{flat}project_id = 'p'\n"),
+            format!(
+                "waypost.toml:5: apps.0.type: push services have tables of their own now; remove `type`, \
+                 `project_id`, and {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
+            ),
+        ),
+        // As Sygnal's users know it.
+        (
+            flat.replace("'apns'", "'gcm'"),
+            format!(
+                "waypost.toml:5: apps.0.type: push services have tables of their own now (gcm was Google's, and was \
+                 shut down in 2024); remove `type`, and {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
+            ),
+        ),
+        (
+            "[[apps]]\nid = 'a'\ntype = 'pigeon'\n".to_owned(),
+            "waypost.toml:3: apps.0.type: is no longer a key; put the table of the push service in its place: \
+             [apps.apns], [apps.fcm], [apps.webpush] or [apps.unifiedpush]"
+                .to_owned(),
+        ),
+    ] {
+        assert_eq!(folder.validate(&toml).unwrap_err(), expected);
+    }
+}
+
+#[test]
+fn the_environment_sets_keys_of_a_table() {
+    let folder = Folder::new();
+    let file = folder.0.path().join("waypost.toml");
+    fs::write(&file, "[[apps]]\nid = 'android'\n").unwrap();
+    let load = |variables: &[(&str, &str)]| {
+        let environment = variables.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        Config::load(Some(&file), environment).map_err(|error| error.to_string())
+    };
+    let loaded = load(&[
+        ("WAYPOST_APPS__0__FCM__PROJECT_ID", "p"),
+        ("WAYPOST_APPS__0__FCM__WORKLOAD_IDENTITY", "true"),
+        ("WAYPOST_APPS__0__MAX_IN_FLIGHT", "7"),
+    ])
+    .unwrap();
+    let expected = FcmConfig { project_id: "p".to_owned(), workload_identity: true, ..FcmConfig::default() };
+    let [app] = &loaded.config.apps[..] else { panic!("there is one app") };
+    assert_eq!((app.fcm.as_ref(), app.max_in_flight), (Some(&expected), 7));
+    assert_eq!(
+        load(&[("WAYPOST_APPS__0__PROJECT_ID", "swordfish")]).unwrap_err(),
+        "environment variable WAYPOST_APPS__0__PROJECT_ID: push services have tables of their own now; move these \
+         keys, with their values, to the end of the entry and below the name of their table:\n[apps.fcm]\nproject_id = …"
     );
 }
 
@@ -91,8 +235,8 @@ fn limits_and_holds_must_be_possible() {
         ("[hold]\nshare_percent = 100\n", "waypost.toml:2: hold.share_percent: must be 0 to 99"),
         ("[hold]\nhold_secs = 0\n", "waypost.toml:2: hold.hold_secs: must be 1 to 2678400"),
         (
-            "[[apps]]\nid = 'up'\ntype = 'unifiedpush'\nmax_in_flight = 0\n",
-            "waypost.toml:4: apps.0.max_in_flight: must be 1 to 1000000",
+            "[[apps]]\nid = 'up'\nmax_in_flight = 0\n[apps.unifiedpush]\n",
+            "waypost.toml:3: apps.0.max_in_flight: must be 1 to 1000000",
         ),
     ] {
         assert_eq!(folder.validate(toml).unwrap_err(), expected);
@@ -131,8 +275,8 @@ fn replicas_share_a_memory_and_a_secret() {
 fn an_app_for_calls_has_calls_topic() {
     let toml = APNS.replace("'ios'", "'org.example.ios.voip'");
     let apps = Folder::new().validate(&toml).unwrap();
-    let ProviderConfig::Apns(apns) = &apps[0].provider else { panic!("it is APNs") };
-    assert_eq!((apns.topic.as_str(), apns.push_type), ("t.voip", PushType::Voip));
+    let ProviderConfig::Apns(apns, _) = &apps[0] else { panic!("it is APNs") };
+    assert_eq!((apns.topic.as_str(), apns.push_type()), ("t.voip", PushType::Voip));
 }
 
 #[test]
@@ -140,12 +284,8 @@ fn a_mistake_is_named_with_its_fix() {
     let folder = Folder::new();
     for (toml, expected) in [
         (
-            APNS.replace("'apns'", "'gcm'"),
-            "waypost.toml:3: apps.0.type: this app has keys of APNs; set type = \"apns\" (gcm was Google's, and was shut down in 2024)",
-        ),
-        (
             APNS.replace("key.p8", "rsa.p8"),
-            "waypost.toml:5: apps.0.key_file: rsa.p8 is not a key for the curve P-256 with its public key beside it",
+            "waypost.toml:5: apps.0.apns.key_file: rsa.p8 is not a key for the curve P-256 with its public key beside it",
         ),
         (
             "[outbound]\nproxy_url = 'swordfish'".to_owned(),
@@ -157,24 +297,16 @@ fn a_mistake_is_named_with_its_fix() {
         ),
         ("[outbound]\nmax_origins = 0".to_owned(), "waypost.toml:2: outbound.max_origins: must be 1 or more"),
         (
-            FCM.replace("'fcm'", "'gcm'"),
-            "waypost.toml:3: apps.0.type: Google shut the gcm service down in 2024; set type = \"fcm\" with project_id and service_account_file",
-        ),
-        (
             FCM.replace("project_id = 'p'\n", ""),
-            "waypost.toml:1: apps.0.project_id: is missing; set it to the id of the Firebase project",
-        ),
-        (
-            format!("{FCM}key_id = 'K'\n"),
-            "waypost.toml:6: apps.0.key_id: belongs to type = \"apns\" and this app has type = \"fcm\"; remove it",
+            "waypost.toml:3: apps.0.fcm.project_id: is missing; set it to the id of the Firebase project",
         ),
         (
             APNS.replace("key.p8", "no-key.p8"),
-            "waypost.toml:5: apps.0.key_file: no-key.p8 is not a private key in PEM form (-----BEGIN PRIVATE KEY-----)",
+            "waypost.toml:5: apps.0.apns.key_file: no-key.p8 is not a private key in PEM form (-----BEGIN PRIVATE KEY-----)",
         ),
         (
             format!("{FCM}options = {{ topic = 'all' }}\n"),
-            "waypost.toml:6: apps.0.options.topic: is set by the gateway for each push; remove it",
+            "waypost.toml:6: apps.0.fcm.options.topic: is set by the gateway for each push; remove it",
         ),
         (
             format!("{APNS}{APNS}"),
@@ -206,11 +338,11 @@ fn a_mistake_is_named_with_its_fix() {
         ),
         (
             format!("{APNS}{}", APNS.replace("'ios'", "'other'").replace("key.p8", "other-key.p8")),
-            "waypost.toml:12: apps.1.key_file: holds another key than that of apps.0, which has the same key_id and team_id",
+            "waypost.toml:12: apps.1.apns.key_file: holds another key than that of apps.0, which has the same key_id and team_id",
         ),
         (
             format!("{FCM}options = {{ android = {{ ttl = '{}' }} }}\n", "9".repeat(3072 - 21)),
-            "waypost.toml:6: apps.0.options: takes 3073 bytes; 3072 at the most leave room for events",
+            "waypost.toml:6: apps.0.fcm.options: takes 3073 bytes; at most 3072 leave room for events",
         ),
     ] {
         assert_eq!(folder.validate(&toml).unwrap_err(), expected);
@@ -222,7 +354,7 @@ fn a_services_address_is_kept_as_requests_need_it() {
     let folder = Folder::new();
     let endpoint = |text: &str| {
         let apps = folder.validate(&format!("{APNS}endpoint = '{text}'\n"))?;
-        let ProviderConfig::Apns(apns) = &apps[0].provider else { panic!("it is APNs") };
+        let ProviderConfig::Apns(apns, _) = &apps[0] else { panic!("it is APNs") };
         Ok::<_, String>(apns.endpoint.clone())
     };
     for (text, expected) in [
@@ -241,7 +373,7 @@ fn a_services_address_is_kept_as_requests_need_it() {
         "https://user:pw@push.example",
     ] {
         let problem = "must be a URL such as https://push.example.com, without user, query and fragment";
-        assert_eq!(endpoint(text), Err(format!("waypost.toml:8: apps.0.endpoint: {problem}")), "{text}");
+        assert_eq!(endpoint(text), Err(format!("waypost.toml:8: apps.0.apns.endpoint: {problem}")), "{text}");
     }
 }
 
@@ -261,7 +393,7 @@ fn options_may_leave_just_enough_room() {
 fn patterns_of_hosts_are_written_as_urls_have_them() {
     let toml = format!("{WEBPUSH}allowed_endpoints = ['*.Push.Example.', 'a.example']\n");
     let apps = Folder::new().validate(&toml).unwrap();
-    let ProviderConfig::WebPush(webpush) = &apps[0].provider else { panic!("it is web push") };
+    let ProviderConfig::WebPush(webpush, _) = &apps[0] else { panic!("it is web push") };
     let expected = ["*.push.example", "a.example"].map(crate::glob::Glob::new);
     assert_eq!(webpush.allowed_endpoints, expected);
 }

@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use waypost_shared::{
     http::{Incoming, Response, json},
     matrix_error::MatrixError,
-    trace,
 };
 
 use crate::{

@@ -19,7 +19,7 @@ use waypost_shared::{
 };
 
 use super::*;
-use crate::config::{AppSection, Config};
+use crate::config::{AppConfig, Config, FcmConfig};
 
 /// What FCM sees and says.
 #[derive(Default)]
@@ -53,15 +53,14 @@ async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Ar
         let (_never, stop) = Stop::manual();
         serve::serve(listener, routes, state, &ServerConfig::default(), None, None, stop).await
     });
-    let app = AppSection {
-        id: Some("org.example.*".to_owned()),
-        kind: Some("fcm".to_owned()),
-        project_id: Some("p".to_owned()),
-        endpoint: Some(format!("http://{address}")),
-        metadata_uri: Some(format!("http://{address}/token")),
-        workload_identity: Some(true),
-        ..AppSection::default()
+    let fcm_config = FcmConfig {
+        project_id: "p".to_owned(),
+        endpoint: format!("http://{address}"),
+        metadata_uri: format!("http://{address}/token"),
+        workload_identity: true,
+        ..FcmConfig::default()
     };
+    let app = AppConfig { id: "org.example.*".to_owned(), fcm: Some(fcm_config), ..AppConfig::default() };
     let mut config = Config { apps: vec![app], ..Config::default() };
     // No name is looked up here, and no machine's own configuration matters.
     config.outbound.dns_servers = vec!["127.0.0.1:53".parse().unwrap()];
@@ -125,7 +124,7 @@ async fn a_new_configuration_gives_an_app_no_new_budget_unless_it_changes_it() {
 
 #[tokio::test]
 async fn a_new_configuration_lets_in_no_more_pushes_than_there_may_be() {
-    let (app, _fcm, _clock) = gateway(200, |config| config.apps[0].max_in_flight = Some(1)).await;
+    let (app, _fcm, _clock) = gateway(200, |config| config.apps[0].max_in_flight = 1).await;
     let under_way = app.entry("org.example.android").unwrap().in_flight.enter(None, RequestSource::UNKNOWN).unwrap();
     let same = renewed(&app, |config| config.notify.max_devices = 50);
     assert_eq!(answered(&same, event("$1", json!([device("k")]))).await.0, 503);

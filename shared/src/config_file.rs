@@ -1,6 +1,7 @@
 //! The configuration: one TOML file, environment variables over it, and mistakes named by file, line, key and fix.
 //!
-//! `WAYPOST_DATABASE__URL` sets `database.url`; `WAYPOST_APPS__0__KEY_FILE` sets `key_file` of the first `[[apps]]`.
+//! `WAYPOST_DATABASE__URL` sets `database.url`; `WAYPOST_APPS__0__APNS__KEY_FILE` sets `key_file` in the `[apps.apns]`
+//! table of the first `[[apps]]`.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -10,8 +11,9 @@ use std::{
 };
 
 use serde::de::DeserializeOwned;
+pub use toml::Table;
 use toml::{
-    Table, Value,
+    Value,
     de::{DeTable, DeValue},
 };
 
@@ -96,6 +98,20 @@ pub fn load<T: DeserializeOwned>(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
 ) -> Result<Loaded<T>, ConfigError> {
+    load_unless(path, environment, |_| Vec::new())
+}
+
+/// The same, unless `former` finds keys of an earlier form: it gives them with what to write in their place, which says
+/// more than that they are unknown.
+///
+/// # Errors
+///
+/// As [`load`], or with what `former` found.
+pub fn load_unless<T: DeserializeOwned>(
+    path: Option<&Path>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    former: fn(&Table) -> Vec<(String, String)>,
+) -> Result<Loaded<T>, ConfigError> {
     let file = path.map(|path| path.display().to_string());
     let text = match (path, &file) {
         (Some(path), Some(file)) => {
@@ -107,27 +123,29 @@ pub fn load<T: DeserializeOwned>(
 
     let keys = keys(&text).map_err(|error| source.toml_error(&text, &[], &error))?;
     source.lines = keys.iter().map(|key| (key.path.clone(), line(&text, key.name.start))).collect();
+    let mut table: Table = toml::from_str(&text).map_err(|error| source.toml_error(&text, &keys, &error))?;
+    let problems = former(&table);
+    if !problems.is_empty() {
+        return Err(ConfigError::merge(problems.iter().map(|(key, problem)| source.error(key, problem)).collect()));
+    }
     let mut config: T = toml::from_str(&text).map_err(|error| source.toml_error(&text, &keys, &error))?;
 
     let variables: BTreeMap<_, _> = environment.into_iter().filter(|(name, _)| is_ours(name)).collect();
-    if !variables.is_empty() {
-        let mut table: Table = toml::from_str(&text).map_err(|error| source.toml_error(&text, &keys, &error))?;
-        for (name, value) in variables {
-            let path = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
-            config =
-                override_key(&mut table, &path, &value).map_err(|problem| ConfigError::variable(&name, problem))?;
-            source.variables.insert(path, name);
-        }
+    for (name, value) in variables {
+        let path = name[PREFIX.len()..].to_ascii_lowercase().replace("__", ".");
+        config =
+            override_key(&mut table, &path, &value, former).map_err(|problem| ConfigError::variable(&name, problem))?;
+        source.variables.insert(path, name);
     }
     Ok(Loaded { config, source })
 }
 
 /// Takes keys of the configuration `$before` that only a start reads, and puts the names of those that had another value
-/// into `$waiting`. Values are compared by what `Debug` shows of them: secrets among them would look the same.
+/// into `$waiting`.
 #[macro_export]
 macro_rules! keep_started {
     ($config:ident, $before:ident, $waiting:ident; $($name:literal: $($field:ident).+),* $(,)?) => {
-        $(if format!("{:?}", $config.$($field).+) != format!("{:?}", $before.$($field).+) {
+        $(if $config.$($field).+ != $before.$($field).+ {
             $waiting.push($name);
         }
         $config.$($field).+.clone_from(&$before.$($field).+);)*
@@ -147,7 +165,12 @@ fn is_ours(name: &str) -> bool {
 
 /// Sets one key and reads the whole configuration again, so that the variable can be blamed for what it breaks.
 /// A value is tried as text and, where the key wants a number, a switch or a list, as TOML.
-fn override_key<T: DeserializeOwned>(table: &mut Table, path: &str, value: &str) -> Result<T, String> {
+fn override_key<T: DeserializeOwned>(
+    table: &mut Table,
+    path: &str,
+    value: &str,
+    former: fn(&Table) -> Vec<(String, String)>,
+) -> Result<T, String> {
     let literal = toml::from_str::<Table>(&format!("value = {value}")).ok().and_then(|mut table| table.remove("value"));
     let candidates = [Some(Value::String(value.to_owned())), literal];
     let mut problem = String::new();
@@ -155,6 +178,9 @@ fn override_key<T: DeserializeOwned>(table: &mut Table, path: &str, value: &str)
         let mut changed = Value::Table(table.clone());
         let segments: Vec<_> = path.split('.').collect();
         insert(&mut changed, &segments, candidate)?;
+        if let Some((_, former)) = changed.as_table().and_then(|changed| former(changed).pop()) {
+            return Err(former);
+        }
         match changed.clone().try_into::<T>() {
             Ok(config) => {
                 if let Value::Table(changed) = changed {

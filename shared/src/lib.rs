@@ -6,6 +6,7 @@ pub mod body;
 pub mod clock;
 pub mod command_line;
 pub mod config_file;
+pub mod config_keys;
 pub mod current;
 pub mod doctor;
 pub mod error;

@@ -13,11 +13,53 @@ use governor::{
     DefaultKeyedRateLimiter, Quota,
     clock::{Clock as _, DefaultClock},
 };
+use serde::Deserialize;
 
 /// How many keys may be remembered before those whose budget is full again are forgotten for the first time.
 const FIRST_SWEEP: usize = 16_384;
 /// How many checks go by between two counts of the keys: counting takes all the locks of the table.
 const COUNT_EVERY: u32 = 256;
+
+/// Seconds of the shortest interval of a [`Rate`].
+const LEAST_REFILL_SECS: f64 = 0.000_001;
+
+/// A rate limit as it is configured: a burst, and then one more in each interval.
+#[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rate {
+    /// How many at once; 0 is no limit.
+    pub burst: u32,
+    /// Seconds until there is one more; fractions are allowed, down to 0.000001.
+    pub refill_secs: f64,
+}
+
+impl Rate {
+    /// A rate of the defaults.
+    #[must_use]
+    pub const fn new(burst: u32, refill_secs: f64) -> Self {
+        Self { burst, refill_secs }
+    }
+
+    /// What is wrong with it, if anything.
+    #[must_use]
+    pub fn problem(self) -> Option<&'static str> {
+        let fits = Duration::try_from_secs_f64(self.refill_secs).is_ok()
+            && (self.burst == 0 || self.refill_secs >= LEAST_REFILL_SECS);
+        (!fits).then_some("needs refill_secs of 0.000001 or more, or burst = 0 for no limit")
+    }
+
+    /// The interval; zero, which is no limit, for one that has a [`Rate::problem`].
+    #[must_use]
+    pub fn refill(self) -> Duration {
+        Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default()
+    }
+
+    /// A budget of this rate for each key.
+    #[must_use]
+    pub fn limiter<K: Hash + Eq + Clone>(self) -> Limiter<K> {
+        Limiter::new(self.burst, self.refill())
+    }
+}
 
 /// A budget for each key: so many at once, and then one more in each interval.
 #[derive(Debug)]
@@ -135,6 +177,23 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+
+    #[test]
+    fn a_rate_needs_an_interval_unless_it_is_no_limit() {
+        for (burst, refill_secs, is_good) in [
+            (5, 0.000_001, true),
+            (5, 0.000_000_9, false),
+            (5, 0.0, false),
+            (0, 0.0, true),
+            (0, -1.0, false),
+            (5, -1.0, false),
+            (5, f64::NAN, false),
+            (5, f64::INFINITY, false),
+            (5, 1e300, false),
+        ] {
+            assert_eq!(Rate::new(burst, refill_secs).problem().is_none(), is_good, "{burst} {refill_secs}");
+        }
+    }
 
     #[test]
     fn the_addresses_of_one_ipv6_network_are_one_source() {

@@ -1,8 +1,43 @@
-//! Secrets in a configuration: never printed, and readable from a file of their own.
+//! Secrets in a configuration: never printed, compared in constant time, and readable from a file of their own.
 
 use std::{fs, io, path::Path};
 
-pub use secrecy::{ExposeSecret, SecretString};
+pub use secrecy::ExposeSecret;
+use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
+
+/// A text that is never printed and is wiped from memory when it is dropped.
+///
+/// Comparing two takes the same time wherever they differ, so a configuration that holds secrets can be compared as a
+/// whole.
+#[derive(Clone, Debug, Deserialize)]
+pub struct SecretString(secrecy::SecretString);
+
+impl ExposeSecret<str> for SecretString {
+    fn expose_secret(&self) -> &str {
+        self.0.expose_secret()
+    }
+}
+
+impl PartialEq for SecretString {
+    fn eq(&self, other: &Self) -> bool {
+        self.expose_secret().as_bytes().ct_eq(other.expose_secret().as_bytes()).into()
+    }
+}
+
+impl Eq for SecretString {}
+
+impl From<&str> for SecretString {
+    fn from(text: &str) -> Self {
+        Self(text.into())
+    }
+}
+
+impl From<String> for SecretString {
+    fn from(text: String) -> Self {
+        Self(text.into())
+    }
+}
 
 /// A secret that could not be read.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +106,14 @@ mod tests {
     fn a_secret_is_not_printed() {
         let printed = format!("{:?}", SecretString::from("swordfish"));
         assert!(!printed.contains("swordfish"), "{printed}");
+    }
+
+    #[test]
+    fn secrets_are_equal_when_their_texts_are() {
+        assert_eq!(SecretString::from("swordfish"), SecretString::from("swordfish".to_owned()));
+        for other in ["", "swordfis", "swordfisH", "swordfish "] {
+            assert_ne!(SecretString::from("swordfish"), SecretString::from(other));
+        }
     }
 
     #[test]

@@ -20,7 +20,7 @@ use tracing_subscriber::{
 use crate::trace;
 
 /// The section `[log]`.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
     /// The least that is logged. Default info.

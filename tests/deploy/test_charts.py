@@ -142,10 +142,11 @@ REFUSED = [
     ("push-gateway", {"config.apps": [{"id": "a"}]}, "config.apps is not read here"),
     (
         "push-gateway",
-        {"apps": [{"id": "a", "type": "webpush", "secrets": {"vapid_key_file": {}}}]},
+        {"apps": [{"id": "a", "webpush": {}, "secrets": {"vapid_key_file": {}}}]},
         "apps.0.secrets.vapid_key_file needs value or existingSecret",
     ),
-    ("push-gateway", {"apps": [{"id": "a", "type": "gcm"}]}, "gcm|must be one of"),
+    ("push-gateway", {"apps": [{"id": "a", "type": "fcm"}]}, "apps.0 needs one of apns, fcm, webpush and unifiedpush"),
+    ("push-gateway", {"apps": [{"id": "a", "apns": {}, "fcm": {}}]}, "apps.0 needs one of apns, fcm, webpush and"),
     ("push-gateway", {"ingress.enabled": True}, "ingress.hosts is needed"),
     ("push-gateway", {"httpRoute.enabled": True}, "httpRoute.parentRefs is needed"),
 ]

@@ -74,13 +74,13 @@ redis_url = "redis://127.0.0.1:{free_port()}/0"
 secret = "0123456789abcdef0123456789abcdef"
 [[apps]]
 id = "org.example.ios"
-type = "apns"
+[apps.apns]
 topic = "org.example.app"
 certificate_file = "apns.pem"
 certificate_key_file = "apns.key"
 [[apps]]
 id = "org.example.web"
-type = "webpush"
+[apps.webpush]
 vapid_key_file = "vapid.pem"
 vapid_contact = "ops@example.com"
 """

@@ -192,7 +192,7 @@ def test_one_of_the_services_takes_each_configuration(text, secrets, tmp_path):
 
 def test_a_wrong_configuration_is_noticed(secrets, tmp_path):
     assert all(understood('[identity]\nserver_nam = "id.example.com"\n', tmp_path))
-    no_key = '[[apps]]\nid = "a"\ntype = "webpush"\nvapid_key_file = "/etc/waypost/x"\n'
+    no_key = '[[apps]]\nid = "a"\n[apps.webpush]\nvapid_key_file = "/etc/waypost/x"\n'
     assert all(understood(secrets(no_key), tmp_path))
 
 

@@ -321,7 +321,7 @@ def test_entries_of_apps_keep_their_order_and_get_the_paths_of_their_secrets():
     assert [app["id"] for app in read["apps"]] == [
         "org.example.ios", "org.example.android.*", "org.example.web", "org.example.unified",
     ]  # fmt: skip
-    assert read["apps"][0]["key_file"] == "/etc/waypost/secrets/app-0-key/value"
-    assert read["apps"][2]["vapid_key_file"] == "/etc/waypost/secrets/app-2-vapid-key/value"
-    assert read["apps"][2]["ttl_secs"] == 600
+    assert read["apps"][0]["apns"]["key_file"] == "/etc/waypost/secrets/app-0-key/value"
+    assert read["apps"][2]["webpush"]["vapid_key_file"] == "/etc/waypost/secrets/app-2-vapid-key/value"
+    assert read["apps"][2]["webpush"]["ttl_secs"] == 600
     assert all("secrets" not in app for app in read["apps"])

@@ -70,13 +70,12 @@ impl Around<'_> {
     pub fn apns_app(&self, id: &str) -> Vec<(&'static str, Value)> {
         vec![
             ("id", json!(id)),
-            ("type", json!("apns")),
-            ("topic", json!(TOPIC)),
-            ("environment", json!("production")),
-            ("endpoint", json!(self.apns.server.url())),
-            ("key_file", json!(text(&self.apns.write_key(self.folder)))),
-            ("key_id", json!(apns::KEY_ID)),
-            ("team_id", json!(apns::TEAM_ID)),
+            ("apns.topic", json!(TOPIC)),
+            ("apns.environment", json!("production")),
+            ("apns.endpoint", json!(self.apns.server.url())),
+            ("apns.key_file", json!(text(&self.apns.write_key(self.folder)))),
+            ("apns.key_id", json!(apns::KEY_ID)),
+            ("apns.team_id", json!(apns::TEAM_ID)),
         ]
     }
 
@@ -84,10 +83,9 @@ impl Around<'_> {
     pub fn fcm_app(&self, id: &str) -> Vec<(&'static str, Value)> {
         vec![
             ("id", json!(id)),
-            ("type", json!("fcm")),
-            ("project_id", json!(fcm::PROJECT)),
-            ("service_account_file", json!(text(&self.fcm.write_service_account(self.folder)))),
-            ("endpoint", json!(self.fcm.server.url())),
+            ("fcm.project_id", json!(fcm::PROJECT)),
+            ("fcm.service_account_file", json!(text(&self.fcm.write_service_account(self.folder)))),
+            ("fcm.endpoint", json!(self.fcm.server.url())),
         ]
     }
 
@@ -95,17 +93,16 @@ impl Around<'_> {
     pub fn webpush_app(&self, id: &str) -> Vec<(&'static str, Value)> {
         vec![
             ("id", json!(id)),
-            ("type", json!("webpush")),
-            ("vapid_key_file", json!(text(&self.webpush.write_vapid_key(self.folder)))),
-            ("vapid_contact", json!("mailto:push@example.org")),
-            ("allowed_endpoints", json!([HOST])),
+            ("webpush.vapid_key_file", json!(text(&self.webpush.write_vapid_key(self.folder)))),
+            ("webpush.vapid_contact", json!("mailto:push@example.org")),
+            ("webpush.allowed_endpoints", json!([HOST])),
         ]
     }
 }
 
 /// The entry of a UnifiedPush app.
 pub fn unifiedpush_app(id: &str) -> Vec<(&'static str, Value)> {
-    vec![("id", json!(id)), ("type", json!("unifiedpush")), ("allowed_endpoints", json!([HOST]))]
+    vec![("id", json!(id)), ("unifiedpush.allowed_endpoints", json!([HOST]))]
 }
 
 /// An app's entry with other or further keys.

@@ -21,19 +21,20 @@ pub fn page(program: &str, sample: &str) -> String {
         "{MADE}\n\n# Every key of `{program}`\n\nEach key with its default, from `{program} sample-config`. \
          [Configuration](../configuration.md) explains the file, the environment and secrets.\n"
     );
-    let mut section = String::new();
+    // Whether the section stands as a comment: an entry of a list, or a table of one. Lists come last.
+    let mut is_example = false;
     let (mut text, mut keys): (Vec<&str>, Vec<Key>) = (Vec::new(), Vec::new());
     // The words at the beginning of the file are about the file.
     let mut lines = sample.lines().skip_while(|line| !line.is_empty()).peekable();
     while let Some(line) = lines.next() {
-        // Entries of lists stand as comments, theirs once more so.
-        let line = if section.starts_with("[[") { line.strip_prefix("# ").unwrap_or(line) } else { line };
+        // Comments there are commented once more.
+        let line = if is_example { line.strip_prefix("# ").unwrap_or(line) } else { line };
         let header = line.strip_prefix("# ").filter(|line| line.starts_with("[[")).unwrap_or(line);
         let comment = line.strip_prefix("# ").unwrap_or_default();
         if header.starts_with('[') && header.ends_with(']') {
-            finish(&mut page, &section, &mut keys);
-            section = header.to_owned();
-            let _ = write!(page, "\n## `{section}`\n");
+            finish(&mut page, is_example, &mut keys);
+            is_example |= header.starts_with("[[");
+            let _ = write!(page, "\n## `{header}`\n");
             if !text.is_empty() {
                 let _ = write!(page, "\n{}\n", escaped(&text.join(" ")));
             }
@@ -50,7 +51,7 @@ pub fn page(program: &str, sample: &str) -> String {
             text.clear();
         }
     }
-    finish(&mut page, &section, &mut keys);
+    finish(&mut page, is_example, &mut keys);
     page
 }
 
@@ -73,14 +74,13 @@ fn whole<'a>(value: &str, lines: &mut std::iter::Peekable<impl Iterator<Item = &
     value
 }
 
-fn finish(page: &mut String, section: &str, keys: &mut Vec<Key>) {
+fn finish(page: &mut String, is_example: bool, keys: &mut Vec<Key>) {
     if keys.is_empty() {
         return;
     }
     page.push_str("\n| key | default | what it is |\n|---|---|---|\n");
     for Key { name, value, example, text } in keys.drain(..) {
-        let value =
-            if section.starts_with("[[") || example { format!("such as `{value}`") } else { format!("`{value}`") };
+        let value = if is_example || example { format!("such as `{value}`") } else { format!("`{value}`") };
         let _ = writeln!(page, "| `{name}` | {} | {} |", value.replace('|', "\\|"), escaped(&text));
     }
 }

@@ -99,6 +99,43 @@ async fn a_secret_file_that_is_swapped_takes_effect_by_itself() {
 }
 
 #[tokio::test]
+async fn a_changed_inline_secret_is_taken_up_or_named() {
+    let [old, new] = ["the secret of yesterday", "the secret of this day"];
+    let change = |config: String| config.replace(old, new);
+
+    // One that a reload takes up.
+    let t = TestIdentity::start_with(Database::Sqlite, |settings| {
+        internal(settings);
+        settings.set("internal", "secret", old);
+    })
+    .await;
+    let api = t.internal_api().await;
+    let status = async |secret| {
+        let body = json!({"mxid": ALICE});
+        api.post("/_matrix/identity/internal/erase", Some(secret), &body).await.status
+    };
+    assert_eq!([status(old).await, status(new).await], [200, 401]);
+    t.server.change_config(change);
+    t.server.hang_up();
+    read_again(&t.server, 1, TAKEN).await;
+    assert_eq!([status(old).await, status(new).await], [401, 200]);
+    assert!(t.server.logs().iter().all(|line| line["keys"].is_null()), "{}", t.server.log_text());
+
+    // One that only a start reads.
+    let gateway = TestGateway::start_apps(|settings, _| {
+        settings.set("seen", "secret", old);
+    })
+    .await;
+    gateway.server.change_config(change);
+    gateway.server.hang_up();
+    let waiting = gateway.server.wait_for_log("the keys that wait", |line| !line["keys"].is_null()).await;
+    assert_eq!(waiting["keys"], "[seen]");
+    for log in [t.server.log_text(), gateway.server.log_text()] {
+        assert!(!log.contains(old) && !log.contains(new), "a secret is in the log");
+    }
+}
+
+#[tokio::test]
 async fn no_request_fails_while_the_configuration_is_read_again() {
     let t = TestIdentity::start(Database::Sqlite).await;
     let token = t.register(ALICE).await;
@@ -163,7 +200,7 @@ async fn the_gateway_takes_new_apps_and_keeps_what_it_remembers() {
     assert_eq!(gateway.fcm.pushes().len(), before);
 
     // A mistake is refused, and all goes on.
-    gateway.server.change_config(|config| config.replace("project_id", "project_idd"));
+    gateway.server.change_config(|config| config.replace("fcm.project_id", "fcm.project_idd"));
     gateway.server.hang_up();
     read_again(&gateway.server, 1, REFUSED).await;
     assert_eq!(push("org.example.new", "another").await.ok(), json!({"rejected": []}));

@@ -199,7 +199,7 @@ async fn charge(app: &App, request: &Incoming, invitation: &Invitation) -> Resul
         ("invite_per_address", app.keys.mailbox_hash(&invitation.threepid), limits.invite_per_address),
         ("mail_total", app.keys.budget_hash(""), limits.mail_total),
     ] {
-        app.store.take(bucket, &key, rate.budget(), app.clock.now_ms()).await?.map_err(ApiError::rate_limited)?;
+        app.store.take(bucket, &key, rate, app.clock.now_ms()).await?.map_err(ApiError::rate_limited)?;
     }
     Ok(())
 }

@@ -9,7 +9,7 @@ use waypost_shared::{
     params::{given_once, pairs},
 };
 
-use crate::{domain::mxid::Mxid, error::ApiError};
+use crate::domain::mxid::Mxid;
 
 pub(crate) mod account;
 pub(crate) mod associations;

@@ -8,7 +8,7 @@ use waypost_shared::secret::SecretString;
 use crate::domain::language;
 
 /// How mail goes out.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EmailConfig {
     /// `smtp`, or `folder`: written to files, and the link to the log, to try things out. Default folder.

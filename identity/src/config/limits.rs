@@ -1,13 +1,13 @@
 //! How much of what is allowed, to whom, in which time.
 
-use std::time::Duration;
-
 use serde::Deserialize;
-
-use crate::storage::rate_limits::Budget;
+use waypost_shared::{
+    config_file::{ConfigError, Source},
+    rate_limit::Rate,
+};
 
 /// How much is too much. A burst of 0 is no limit.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
     /// Registrations from one source address, in each replica. Default 20, then one in 3 seconds.
@@ -58,7 +58,7 @@ pub(crate) struct LimitsConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        let rate = |burst, refill_secs| Rate { burst, refill_secs };
+        let rate = Rate::new;
         Self {
             register_per_source: rate(20, 3.0),
             lookup_per_account: rate(50, 1.0),
@@ -85,19 +85,41 @@ impl Default for LimitsConfig {
     }
 }
 
-/// So many at once, then one more in each interval.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Rate {
-    /// How many at once; 0 is no limit.
-    pub(crate) burst: u32,
-    /// Seconds until there is one more; fractions are allowed.
-    pub(crate) refill_secs: f64,
+/// Names and values of all fields, so that none can be forgotten.
+macro_rules! by_name {
+    ($config:expr; $($name:ident),* $(,)?) => {{
+        let LimitsConfig { $($name),* } = $config;
+        [$((stringify!($name), $name)),*]
+    }};
 }
 
-impl Rate {
-    /// The rate as a budget. What cannot be a time was refused when the configuration was checked.
-    pub(crate) fn budget(self) -> Budget {
-        Budget { burst: self.burst, per: Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default() }
+impl LimitsConfig {
+    /// What the types cannot tell.
+    pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
+        let rates = by_name! { self;
+            register_per_source,
+            lookup_per_account,
+            lookup_per_homeserver,
+            addresses_per_account,
+            addresses_per_homeserver,
+            mail_per_address,
+            mail_per_account,
+            mail_per_source,
+            mail_total,
+            invite_per_address,
+            invite_per_account,
+            invite_per_source,
+            bind_per_account,
+            unbind_per_source,
+            sms_per_number,
+            sms_per_country,
+            sms_per_account,
+            sms_per_source,
+            sms_total,
+            sms_codes_per_number,
+            sms_codes_per_source,
+        };
+        let problems = rates.into_iter().filter_map(|(key, rate)| Some((key, rate.problem()?)));
+        problems.map(|(key, problem)| source.error(&format!("limits.{key}"), problem)).collect()
     }
 }

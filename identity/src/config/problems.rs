@@ -1,6 +1,6 @@
 //! Reading a configuration, and what is wrong with one that its types cannot tell.
 
-use std::{path::Path, time::Duration};
+use std::path::Path;
 
 use url::Url;
 use waypost_shared::{
@@ -188,36 +188,7 @@ impl Config {
                 );
             }
         }
-        for (key, rate) in [
-            ("register_per_source", self.limits.register_per_source),
-            ("lookup_per_account", self.limits.lookup_per_account),
-            ("lookup_per_homeserver", self.limits.lookup_per_homeserver),
-            ("addresses_per_account", self.limits.addresses_per_account),
-            ("addresses_per_homeserver", self.limits.addresses_per_homeserver),
-            ("mail_per_address", self.limits.mail_per_address),
-            ("mail_per_account", self.limits.mail_per_account),
-            ("mail_per_source", self.limits.mail_per_source),
-            ("mail_total", self.limits.mail_total),
-            ("invite_per_address", self.limits.invite_per_address),
-            ("invite_per_account", self.limits.invite_per_account),
-            ("invite_per_source", self.limits.invite_per_source),
-            ("bind_per_account", self.limits.bind_per_account),
-            ("unbind_per_source", self.limits.unbind_per_source),
-            ("sms_per_number", self.limits.sms_per_number),
-            ("sms_per_country", self.limits.sms_per_country),
-            ("sms_per_account", self.limits.sms_per_account),
-            ("sms_per_source", self.limits.sms_per_source),
-            ("sms_total", self.limits.sms_total),
-            ("sms_codes_per_number", self.limits.sms_codes_per_number),
-            ("sms_codes_per_source", self.limits.sms_codes_per_source),
-        ] {
-            if Duration::try_from_secs_f64(rate.refill_secs).is_err() || (rate.burst > 0 && rate.refill_secs < 0.001) {
-                problem(
-                    &format!("limits.{key}"),
-                    "needs refill_secs of 0.001 or more, or burst = 0 for no limit".to_owned(),
-                );
-            }
-        }
+        problems.extend(self.limits.problems(source));
         problems.extend(self.server.problems(source));
         problems.extend(self.outbound.problems(source));
         problems.extend(self.traces.problems(source));
@@ -262,7 +233,7 @@ mod tests {
             ),
             (
                 "[limits]\nmail_total = { burst = 5 }",
-                "waypost.toml:2: limits.mail_total: needs refill_secs of 0.001 or more, or burst = 0 for no limit",
+                "waypost.toml:2: limits.mail_total: needs refill_secs of 0.000001 or more, or burst = 0 for no limit",
             ),
             (
                 "[terms.policies.privacy]\nversion = '1'",

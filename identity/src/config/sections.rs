@@ -10,7 +10,7 @@ use waypost_shared::secret::SecretString;
 use crate::domain::{invite::Blocked, server_name::is_same_server, terms::Policy};
 
 /// Where the service listens.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ListenConfig {
     /// For clients and homeservers. Default `127.0.0.1:8090`.
@@ -32,7 +32,7 @@ impl Default for ListenConfig {
 }
 
 /// Who this server is.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct IdentityConfig {
     /// The name in signatures, as clients know the server. Default `localhost`.
@@ -50,7 +50,7 @@ impl Default for IdentityConfig {
 }
 
 /// The database.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct DatabaseConfig {
     /// `postgres://user:password@host/name`, or `sqlite:FILE`. Default none: SQLite in the data folder.
@@ -68,7 +68,7 @@ impl Default for DatabaseConfig {
 }
 
 /// The keys outside the database.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct KeysConfig {
     /// What addresses are sealed with. Default `storage.key` in the data folder, made at the first start (with SQLite
@@ -81,7 +81,7 @@ pub(crate) struct KeysConfig {
 }
 
 /// How addresses are proven.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ValidationConfig {
     /// `click`: the page behind a mail's link has a button. `link`: opening the link is enough, as the specification
@@ -113,7 +113,7 @@ pub(crate) enum Confirm {
 }
 
 /// How contacts are found.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LookupConfig {
     /// Addresses in one request at the most. Default 10000.
@@ -143,7 +143,7 @@ impl Default for LookupConfig {
 }
 
 /// How people are invited who are not on Matrix yet.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct InvitesConfig {
     /// Days that an invite waits for its address to be bound. Default 180.
@@ -175,7 +175,7 @@ impl Default for InvitesConfig {
 }
 
 /// How homeservers are told of bindings (onbind).
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct OutboxConfig {
     /// Calls under way at once, in each replica. Default 32.
@@ -197,7 +197,7 @@ impl Default for OutboxConfig {
 }
 
 /// How long access tokens are good for.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TokensConfig {
     /// Days without use after which a token ends. Default 365.
@@ -216,7 +216,7 @@ impl Default for TokensConfig {
 }
 
 /// What users agree to.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TermsConfig {
     /// By id; the id is free to choose. Default none.
@@ -224,7 +224,7 @@ pub(crate) struct TermsConfig {
 }
 
 /// Whose users may use this server.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HomeserversConfig {
     /// Server names; an empty list allows all. Default none.
@@ -242,7 +242,7 @@ impl HomeserversConfig {
 }
 
 /// The internal listener.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct InternalConfig {
     /// What its callers send as `Authorization: Bearer …`; 16 characters or more. Default none.
@@ -252,7 +252,7 @@ pub(crate) struct InternalConfig {
 }
 
 /// The older API, for the programs that still call it.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct V1Config {
     /// `off`, `minimal` or `full`. Default minimal.

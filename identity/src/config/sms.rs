@@ -8,7 +8,7 @@ use waypost_shared::secret::{self, SecretError, SecretString};
 use crate::domain::phone::Country;
 
 /// How text messages go out.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SmsConfig {
     /// `off`, `http` (any gateway that takes an HTTP request), `openmarket`, or `log`: written to the log, to try
@@ -63,7 +63,7 @@ pub(crate) enum SmsTransport {
 }
 
 /// A request to a gateway, as the operator describes it. URL and body are templates.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SmsHttpConfig {
     /// Where to. What is filled in is percent-encoded. Default empty.
@@ -109,7 +109,7 @@ pub(crate) enum SmsMethod {
 }
 
 /// OpenMarket's gateway.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct OpenMarketConfig {
     /// Where to. Default its version 4.

@@ -61,7 +61,7 @@ fn texts<const N: usize>(fields: [(&str, &str); N]) -> CanonicalJsonObject {
 }
 
 /// Whose and what invites are not taken.
-#[derive(Clone, Debug, Default, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Blocked {
     /// Server names, of senders and of rooms. Each stands for all servers of its owner.

@@ -41,7 +41,7 @@ pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
         let wait = match turn(&app, &servers, &mut under_way, &mut counted).await {
             Ok(wait) => wait,
             Err(error) => {
-                tracing::warn!(error = error = %Chain(&error), "the outbox cannot be read for now");
+                tracing::warn!(error = %Chain(&error), "the outbox cannot be read for now");
                 LOOK_EVERY
             }
         };
@@ -107,7 +107,7 @@ async fn handle(app: &App, servers: &Servers, row: &OutboxRow) {
         Err(Deferral::Away(again_ms)) => postpone(app, row, again_ms).await,
     };
     if let Err(error) = noted {
-        tracing::warn!(error = error = %Chain(&error), "a call of a homeserver will be made again, since its end could not be noted");
+        tracing::warn!(error = %Chain(&error), "a call of a homeserver will be made again, since its end could not be noted");
     }
 }
 

@@ -2,23 +2,14 @@
 
 use std::time::Duration;
 
-use waypost_shared::clock::millis;
+use waypost_shared::{clock::millis, rate_limit::Rate};
 
 use crate::domain::sealing::Fingerprint;
 
 use super::{Store, StoreError, write_db};
 
-/// So many at once, then one more in each interval.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Budget {
-    /// How many at once; 0 is no limit.
-    pub(crate) burst: u32,
-    /// The time for one more.
-    pub(crate) per: Duration,
-}
-
 impl Store {
-    /// Takes one from a budget, or says how long to wait.
+    /// Takes one from a budget of this rate, or says how long to wait.
     ///
     /// One statement of the generic cell rate algorithm: a row holds when the budget will be full again, and one is
     /// taken by moving that time on.
@@ -30,15 +21,17 @@ impl Store {
         &self,
         bucket: &'static str,
         key: &Fingerprint,
-        budget: Budget,
+        rate: Rate,
         now_ms: i64,
     ) -> Result<Result<(), Duration>, StoreError> {
-        if budget.burst == 0 || budget.per.is_zero() {
+        let per = rate.refill();
+        if rate.burst == 0 || per.is_zero() {
             return Ok(Ok(()));
         }
-        let per_ms = millis(budget.per);
+        // Rows count whole milliseconds; an interval of none would be no limit.
+        let per_ms = millis(per).max(1);
         // The budget is empty when it is as far from full as its whole burst takes.
-        let latest_ms = now_ms.saturating_add(per_ms.saturating_mul(i64::from(budget.burst) - 1));
+        let latest_ms = now_ms.saturating_add(per_ms.saturating_mul(i64::from(rate.burst) - 1));
         let taken: Option<i64> = write_db!(self, pool => {
             sqlx::query_scalar(
                 "INSERT INTO rate_limits (bucket, key, full_ms) VALUES ($1, $2, $3 + $4)

@@ -1,12 +1,13 @@
 //! The sections `[limits]` and `[hold]`: how much is too much, and what is too bad to be true.
 
-use std::time::Duration;
-
 use serde::Deserialize;
-use waypost_shared::config_file::{ConfigError, Source};
+use waypost_shared::{
+    config_file::{ConfigError, Source},
+    rate_limit::Rate,
+};
 
 /// The section `[limits]`: what is answered 429 before any work. Counted in this process.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
     /// Requests from one source address. Default 20000, then one in 0.0002 seconds.
@@ -19,48 +20,26 @@ pub(crate) struct LimitsConfig {
 
 impl Default for LimitsConfig {
     fn default() -> Self {
-        let rate = |burst, refill_secs| Rate { burst, refill_secs };
-        Self { per_source: rate(20_000, 0.0002), per_app: rate(20_000, 0.0002), per_pushkey: rate(300, 0.2) }
-    }
-}
-
-/// So many at once, and then one more in each interval.
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub(crate) struct Rate {
-    /// How many at once; 0 is no limit.
-    pub(crate) burst: u32,
-    /// Seconds until there is one more; fractions are allowed.
-    pub(crate) refill_secs: f64,
-}
-
-impl Rate {
-    /// The interval. What cannot be a time was refused when the configuration was checked.
-    pub(crate) fn refill(self) -> Duration {
-        Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default()
+        Self {
+            per_source: Rate::new(20_000, 0.0002),
+            per_app: Rate::new(20_000, 0.0002),
+            per_pushkey: Rate::new(300, 0.2),
+        }
     }
 }
 
 impl LimitsConfig {
     /// What the types cannot tell.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
-        let rates = [("per_source", self.per_source), ("per_app", self.per_app), ("per_pushkey", self.per_pushkey)];
-        rates
-            .into_iter()
-            .filter(|(_, rate)| {
-                let is_no_time = Duration::try_from_secs_f64(rate.refill_secs).is_err();
-                is_no_time || (rate.burst > 0 && rate.refill_secs < 0.000_001)
-            })
-            .map(|(key, _)| {
-                let problem = "needs refill_secs of 0.000001 or more, or burst = 0 for no limit";
-                source.error(&format!("limits.{key}"), problem)
-            })
-            .collect()
+        let Self { per_source, per_app, per_pushkey } = self;
+        let rates = [("per_source", per_source), ("per_app", per_app), ("per_pushkey", per_pushkey)];
+        let problems = rates.into_iter().filter_map(|(key, rate)| Some((key, rate.problem()?)));
+        problems.map(|(key, problem)| source.error(&format!("limits.{key}"), problem)).collect()
     }
 }
 
 /// The section `[hold]`: when so many pushkeys of an app turn dead at once that none of them is rejected for now.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HoldConfig {
     /// So many different pushkeys of one app must be called dead within the window; 0 is never. Default 50.

@@ -14,7 +14,7 @@ use crate::redis::Address;
 const LEAST_SECRET: usize = 16;
 
 /// What is remembered of past pushes: in memory, and where replicas share it in Redis or Valkey.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SeenConfig {
     /// Seconds that a delivered event is remembered, so that no device gets it twice. Default 7200.

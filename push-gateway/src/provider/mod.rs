@@ -40,16 +40,20 @@ impl Provider {
         team_tokens: &mut TeamTokens,
     ) -> Result<Self, OutboundError> {
         Ok(match config {
-            ProviderConfig::Apns(config) => Self::Apns(apns::Apns::new(config, upstream, team_tokens)?),
-            ProviderConfig::Fcm(config) => Self::Fcm(fcm::Fcm::new(config, upstream)),
-            ProviderConfig::WebPush(config) => Self::WebPush(webpush::WebPush::new(config, max_in_flight, upstream)),
-            ProviderConfig::UnifiedPush(config) => {
-                Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, max_in_flight, upstream))
+            ProviderConfig::Apns(config, credentials) => {
+                Self::Apns(apns::Apns::new(config, credentials, upstream, team_tokens)?)
+            }
+            ProviderConfig::Fcm(config, credentials) => Self::Fcm(fcm::Fcm::new(config, credentials, upstream)),
+            ProviderConfig::WebPush(config, key) => {
+                Self::WebPush(webpush::WebPush::new(config, key, max_in_flight, upstream))
+            }
+            ProviderConfig::UnifiedPush(config, key) => {
+                Self::UnifiedPush(unifiedpush::UnifiedPush::new(config, key, max_in_flight, upstream))
             }
         })
     }
 
-    /// As `type` names it in the configuration.
+    /// As its table in the configuration is named.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Apns(_) => "apns",

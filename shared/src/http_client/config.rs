@@ -27,7 +27,7 @@ use crate::{
 const HOSTING_SUFFIXES: [&str; 4] = ["ems.host", "etke.host", "modular.im", "onmatrix.chat"];
 
 /// The section `[outbound]`: how other servers are reached.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboundConfig {
     /// Address ranges that are reached although they are not public, such as `127.0.0.0/8`. Default none.

@@ -26,7 +26,7 @@ const PATH: &str = "/v1/traces";
 const LONGEST_SECS: u64 = 60;
 
 /// The section `[traces]`: the collector that is told what requests did.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
     /// A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default that of the environment, or

@@ -187,7 +187,7 @@ async fn counts_alone_set_the_badge_silently() {
 #[tokio::test]
 async fn counts_alone_can_be_turned_off() {
     let gateway = TestGateway::start_apps(|settings, around| {
-        settings.push("apps", &with(around.apns_app(IOS), &[("send_badge_counts", json!(false))]));
+        settings.push("apps", &with(around.apns_app(IOS), &[("apns.send_badge_counts", json!(false))]));
     })
     .await;
     let notification = json!({"counts": {"unread": 4}, "devices": [ios(&apns_token(1))]});
@@ -232,9 +232,9 @@ async fn a_client_certificate_serves_as_credentials() {
     let gateway = TestGateway::start_apps(|settings, around| {
         let (certificate, key) = around.ca.client_certificate("push.example.org");
         let mut app = around.apns_app(IOS);
-        app.retain(|(key, _)| !["key_file", "key_id", "team_id"].contains(key));
-        app.push(("certificate_file", json!(text(&around.folder.write("client.pem", &certificate)))));
-        app.push(("certificate_key_file", json!(text(&around.folder.write("client.key", &key)))));
+        app.retain(|(key, _)| !["apns.key_file", "apns.key_id", "apns.team_id"].contains(key));
+        app.push(("apns.certificate_file", json!(text(&around.folder.write("client.pem", &certificate)))));
+        app.push(("apns.certificate_key_file", json!(text(&around.folder.write("client.key", &key)))));
         settings.push("apps", &app);
     })
     .await;

@@ -16,7 +16,7 @@ async fn with_globs(policy: Option<&'static str>) -> TestGateway {
             ("org.other.?", "one"),
         ];
         for (id, topic) in topics {
-            settings.push("apps", &with(around.apns_app(id), &[("topic", json!(topic))]));
+            settings.push("apps", &with(around.apns_app(id), &[("apns.topic", json!(topic))]));
         }
         if let Some(policy) = policy {
             settings.set("notify", "unknown_app", policy);
@@ -83,14 +83,14 @@ async fn an_unknown_app_can_be_rejected_by_policy() {
 fn a_bad_app_is_named_with_its_line() {
     // (text of the app, what the message names)
     let cases = [
-        ("id = \"a\"\ntype = \"apns\"\nkey_fil = \"x\"\n", vec!["waypost.toml:4", "key_fil", "key_file"]),
-        ("id = \"a\"\ntype = \"pigeon\"\n", vec!["waypost.toml:3", "type"]),
+        ("id = \"a\"\n[apps.apns]\nkey_fil = \"x\"\n", vec!["waypost.toml:4", "key_fil", "key_file"]),
+        ("id = \"a\"\n[apps.pigeon]\n", vec!["waypost.toml:3", "pigeon", "apns, fcm, webpush, unifiedpush"]),
         (
-            "id = \"a\"\ntype = \"apns\"\ntopic = \"t\"\nkey_file = \"/nowhere/a.p8\"\nkey_id = \"K\"\nteam_id = \"T\"\n",
+            "id = \"a\"\n[apps.apns]\ntopic = \"t\"\nkey_file = \"/nowhere/a.p8\"\nkey_id = \"K\"\nteam_id = \"T\"\n",
             vec!["/nowhere/a.p8"],
         ),
         (
-            "id = \"a\"\ntype = \"fcm\"\nproject_id = \"p\"\nservice_account_file = \"/nowhere/s.json\"\n",
+            "id = \"a\"\n[apps.fcm]\nproject_id = \"p\"\nservice_account_file = \"/nowhere/s.json\"\n",
             vec!["/nowhere/s.json"],
         ),
     ];
@@ -109,7 +109,7 @@ fn a_bad_app_is_named_with_its_line() {
 #[test]
 fn two_apps_with_one_id_are_refused() {
     let folder = TempFolder::new();
-    let app = "[[apps]]\nid = \"a\"\ntype = \"apns\"\ntopic = \"t\"\n";
+    let app = "[[apps]]\nid = \"a\"\n[apps.apns]\ntopic = \"t\"\n";
     let file = folder.write("waypost.toml", &format!("{app}{app}"));
     let output = run(PUSH_GATEWAY, &["--config", &text(&file), "check-config"]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));

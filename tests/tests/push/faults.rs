@@ -111,14 +111,14 @@ async fn a_name_that_is_not_found_rejects_nobody() {
     let dns = Dns::start().await;
     let servers = json!([dns.address.to_string()]);
     let gateway = TestGateway::start_apps(|settings, around| {
-        let at = |name: &str, port: u16| ("endpoint", json!(format!("https://{name}:{port}")));
+        let at = |name: &str, port: u16| json!(format!("https://{name}:{port}"));
         settings
             .set("outbound", "dns_servers", servers)
             .remove("outbound.hosts", waypost_tests::webpush::HOST)
             .set("notify", "budget_secs", 2)
             .set("notify", "attempt_timeout_secs", 2)
-            .push("apps", &with(around.apns_app(IOS), &[at(APNS_NAME, around.apns.server.port())]))
-            .push("apps", &with(around.fcm_app(ANDROID), &[at(FCM_NAME, around.fcm.server.port())]))
+            .push("apps", &with(around.apns_app(IOS), &[("apns.endpoint", at(APNS_NAME, around.apns.server.port()))]))
+            .push("apps", &with(around.fcm_app(ANDROID), &[("fcm.endpoint", at(FCM_NAME, around.fcm.server.port()))]))
             .push("apps", &around.webpush_app(WEB))
             .push("apps", &unifiedpush_app(UNIFIED));
     })

@@ -61,7 +61,7 @@ async fn a_push_server_that_hangs_leaves_room_for_the_others() {
             "apps",
             &with(
                 around.webpush_app(WEB),
-                &[("max_in_flight", json!(8)), ("allowed_endpoints", json!([HOST, "127.0.0.1"]))],
+                &[("max_in_flight", json!(8)), ("webpush.allowed_endpoints", json!([HOST, "127.0.0.1"]))],
             ),
         );
         settings.set("server", "trusted_proxies", vec![PROXIES]);

@@ -104,26 +104,33 @@ async fn each_answer_to_bad_credentials_is_told_with_its_fix() {
 fn each_mistake_about_an_app_is_named_with_its_fix() {
     let folder = TempFolder::new();
     let letter = text(&folder.write("letter.txt", "Dear Alice, this is no key."));
-    let apns = "type = \"apns\"\ntopic = \"b\"\nkey_id = \"c\"\nteam_id = \"d\"\n";
-    let fcm = "type = \"fcm\"\nproject_id = \"p\"\n";
+    let apns = "[apps.apns]\ntopic = \"b\"\nkey_id = \"c\"\nteam_id = \"d\"\n";
+    let fcm = "[apps.fcm]\nproject_id = \"p\"\n";
     for (keys, words) in [
-        (String::new(), ["apps.0.type: is missing", "set it to \"apns\""]),
-        ("type = \"gcm\"\n".to_owned(), ["shut the gcm service down", "set type = \"fcm\""]),
-        ("type = \"apns\"\ntopic = \"b\"\n".to_owned(), ["apps.0.key_file: is missing", "or set certificate_file"]),
-        (format!("{apns}key_file = \"/nowhere/a.p8\"\n"), ["apps.0.key_file", "/nowhere/a.p8 cannot be read"]),
-        (format!("{apns}key_file = \"{letter}\"\n"), ["apps.0.key_file", "letter.txt"]),
+        (String::new(), ["apps.0: has no push service", "put [apps.apns], [apps.fcm]"]),
+        ("type = \"gcm\"\n".to_owned(), ["apps.0.type: is no longer a key", "was shut down in 2024"]),
+        (
+            "type = \"apns\"\ntopic = \"3141592653\"\n".to_owned(),
+            ["waypost.toml:3: apps.0.type: push services have tables", "\n[apps.apns]\ntopic = …\n"],
+        ),
+        ("[apps.apns]\ntopic = \"b\"\n".to_owned(), ["apps.0.apns.key_file: is missing", "or set certificate_file"]),
+        (format!("{apns}key_file = \"/nowhere/a.p8\"\n"), ["apps.0.apns.key_file", "/nowhere/a.p8 cannot be read"]),
+        (format!("{apns}key_file = \"{letter}\"\n"), ["apps.0.apns.key_file", "letter.txt"]),
         (
             format!("{apns}key_file = \"a\"\ncertificate_file = \"b\"\n"),
-            ["apps.0.certificate_file: key_file is set too", "keep one of them"],
+            ["apps.0.apns.certificate_file: key_file is set too", "keep one of them"],
         ),
         (fcm.to_owned(), ["service_account_file: is missing", "or workload_identity = true"]),
         (
             format!("{fcm}service_account_file = \"{letter}\"\n"),
-            ["apps.0.service_account_file: is not the JSON key file", "with client_email and private_key"],
+            ["apps.0.fcm.service_account_file: is not the JSON key file", "with client_email and private_key"],
         ),
-        (format!("{fcm}topic = \"b\"\n"), ["apps.0.topic: belongs to type = \"apns\"", "remove it"]),
         (
-            "type = \"unifiedpush\"\n[seen]\nredis_url = \"redis://a:3141592653@b\"\n".to_owned(),
+            format!("{fcm}topic = \"b\"\n"),
+            ["waypost.toml:5: apps.0.fcm.topic: unknown key `topic`", "known ones are project_id"],
+        ),
+        (
+            "[apps.unifiedpush]\n[seen]\nredis_url = \"redis://a:3141592653@b\"\n".to_owned(),
             ["seen.secret: is missing", "openssl rand -hex 32"],
         ),
     ] {
@@ -156,8 +163,8 @@ async fn a_certificate_has_its_end_in_the_metrics_and_in_what_the_doctor_says() 
     let gateway = TestGateway::start_apps(|settings, around| {
         let (chain, key) = around.ca.client_certificate("org.example.ios");
         let mut app = around.apns_app(IOS);
-        app.retain(|(name, _)| !["key_file", "key_id", "team_id"].contains(name));
-        app.push(("certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
+        app.retain(|(name, _)| !["apns.key_file", "apns.key_id", "apns.team_id"].contains(name));
+        app.push(("apns.certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
         settings.push("apps", &app);
     })
     .await;
@@ -267,9 +274,8 @@ fn a_new_vapid_key_is_one_that_the_gateway_takes() {
 
     let folder = TempFolder::new();
     let key = text(&folder.write("vapid.pem", &pem));
-    let app = format!(
-        "[[apps]]\nid = \"w\"\ntype = \"webpush\"\nvapid_key_file = \"{key}\"\nvapid_contact = \"a@b.example\"\n"
-    );
+    let app =
+        format!("[[apps]]\nid = \"w\"\n[apps.webpush]\nvapid_key_file = \"{key}\"\nvapid_contact = \"a@b.example\"\n");
     let file = folder.write("waypost.toml", &app);
     assert_eq!(run(PUSH_GATEWAY, &["--config", &text(&file), "check-config"]).status.code(), Some(0));
     assert_ne!(run(PUSH_GATEWAY, &["vapid"]).stdout, pem.as_bytes(), "each is another one");

@@ -33,7 +33,7 @@ async fn others_are_delivered(place: Place, source: Source) {
         dns.host(&name, address);
     }
     let gateway = TestGateway::start_apps(|settings, _| {
-        settings.push("apps", &with(unifiedpush_app(UNIFIED), &[("allowed_endpoints", json!([]))]));
+        settings.push("apps", &with(unifiedpush_app(UNIFIED), &[("unifiedpush.allowed_endpoints", json!([]))]));
         settings.set("outbound", "dns_servers", vec![dns.address.to_string()]);
         settings.set("server", "trusted_proxies", vec![PROXIES]);
         settings.set("notify", "budget_secs", BUDGET_SECS).set("notify", "attempt_timeout_secs", BUDGET_SECS);

@@ -16,7 +16,7 @@ struct Pushed {
 async fn check(fixture: &str) {
     let fixture: Value = serde_json::from_str(fixture).unwrap();
     let app = &fixture["app"];
-    let kind = app["type"].as_str().unwrap();
+    let kind = service(app);
     let gateway = TestGateway::start_apps(|settings, around| configure(settings, around, app)).await;
     let browser = gateway.webpush.subscribe("fixture");
     for case in fixture["cases"].as_array().unwrap() {
@@ -44,16 +44,22 @@ async fn check(fixture: &str) {
     }
 }
 
+/// The push service whose table the app has.
+fn service(app: &Value) -> &str {
+    let table = app.as_object().unwrap().iter().find(|(_, value)| value.is_object());
+    table.unwrap().0
+}
+
 fn configure(settings: &mut Settings, around: &Around<'_>, app: &Value) {
     let id = app["id"].as_str().unwrap();
-    let entry = match app["type"].as_str().unwrap() {
+    let entry = match service(app) {
         "apns" => around.apns_app(id),
         "fcm" => around.fcm_app(id),
         "webpush" => around.webpush_app(id),
         "unifiedpush" => unifiedpush_app(id),
-        other => panic!("{other} is no type of an app"),
+        other => panic!("{other} is no push service"),
     };
-    let keys = ["content", "profile"].map(|key| (key, app[key].clone()));
+    let keys = [("content", app["content"].clone()), ("fcm.profile", app["fcm"]["profile"].clone())];
     let keys: Vec<_> = keys.into_iter().filter(|(_, value)| !value.is_null()).collect();
     settings.push("apps", &with(entry, &keys));
 }

@@ -39,7 +39,7 @@ async fn a_name_that_only_the_proxy_knows_is_enough_for_a_service_of_the_operato
         let server = &around.apns.server;
         let name = format!("{NAME}:{}", server.port());
         proxy.knows(&name, server.address);
-        settings.push("apps", &with(around.apns_app(IOS), &[("endpoint", json!(format!("https://{name}")))]));
+        settings.push("apps", &with(around.apns_app(IOS), &[("apns.endpoint", json!(format!("https://{name}")))]));
     })
     .await;
     assert_eq!(gateway.rejected(&event("$1", &[ios(&apns_token(1))])).await, json!([]));

@@ -75,7 +75,8 @@ async fn answers_of_push_servers() {
 async fn a_pushkey_leads_nowhere_inside() {
     let gateway = TestGateway::start_apps(|settings, _| {
         let mut app = unifiedpush_app(UNIFIED);
-        app.retain(|(key, _)| *key != "allowed_endpoints");
+        app.retain(|(key, _)| *key != "unifiedpush.allowed_endpoints");
+        app.push(("unifiedpush", json!({})));
         settings.push("apps", &app);
         settings.set("outbound", "allowed_ranges", json!([]));
     })

@@ -165,7 +165,7 @@ async fn a_strangers_endpoint_never_reaches_a_private_address() {
 #[tokio::test]
 async fn time_to_live_is_the_apps() {
     let gateway = TestGateway::start_apps(|settings, around| {
-        settings.push("apps", &with(around.webpush_app(WEB), &[("ttl_secs", json!(77))]));
+        settings.push("apps", &with(around.webpush_app(WEB), &[("webpush.ttl_secs", json!(77))]));
     })
     .await;
     let browser = gateway.webpush.subscribe("a");

@@ -17,6 +17,15 @@
 {{ printf "app-%d-%s" .number (.key | trimSuffix "_file" | replace "_" "-") }}
 {{- end -}}
 
+{{/* The push services that an entry of `apps` has a table for: one, which `waypost.validate` sees to. */}}
+{{- define "waypost.appService" -}}
+{{- $found := list -}}
+{{- range $service := list "apns" "fcm" "webpush" "unifiedpush" -}}
+{{- if hasKey $ $service -}}{{- $found = append $found $service -}}{{- end -}}
+{{- end -}}
+{{- join "," $found -}}
+{{- end -}}
+
 {{- define "waypost.validate" -}}
 {{- $secrets := dict -}}
 {{- range $item := (include "waypost.secrets" . | fromJson).items -}}
@@ -29,6 +38,9 @@
 {{- fail "config.apps is not read here: use apps" -}}
 {{- end -}}
 {{- range $number, $app := .Values.apps -}}
+{{- if not (has (include "waypost.appService" $app) (list "apns" "fcm" "webpush" "unifiedpush")) -}}
+{{- fail (printf "apps.%d needs one of apns, fcm, webpush and unifiedpush, with the keys of that push service below it" $number) -}}
+{{- end -}}
 {{- range $key, $source := $app.secrets -}}
 {{- if not (hasKey $secrets (include "waypost.appSecret" (dict "number" $number "key" $key))) -}}
 {{- fail (printf "apps.%d.secrets.%s needs value or existingSecret" $number $key) -}}
@@ -60,10 +72,11 @@
 {{- define "waypost.baseConfig" -}}
 {{- $apps := list -}}
 {{- range $number, $app := .Values.apps -}}
-{{- $entry := omit $app "secrets" -}}
+{{- $entry := deepCopy (omit $app "secrets") -}}
+{{- $table := get $entry (include "waypost.appService" $entry) | default dict -}}
 {{- range $key, $source := $app.secrets -}}
 {{- $name := include "waypost.appSecret" (dict "number" $number "key" $key) -}}
-{{- $_ := set $entry $key (include "waypost.secretPath" $name) -}}
+{{- $_ := set $table $key (include "waypost.secretPath" $name) -}}
 {{- end -}}
 {{- $apps = append $apps $entry -}}
 {{- end -}}

@@ -5,13 +5,17 @@ use std::time::Duration;
 
 use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use waypost_shared::{
-    clock::millis, error::Chain, http::Incoming, matrix_error::MatrixError, params::Params, random,
-    rate_limit::RequestSource,
+    clock::millis,
+    error::Chain,
+    http::Incoming,
+    matrix_error::MatrixError,
+    params::Params,
+    random,
+    rate_limit::{Rate, RequestSource},
 };
 
 use crate::{
     app::App,
-    config::Rate,
     delivery::templates::Look,
     domain::{
         language,
@@ -137,7 +141,7 @@ pub(super) async fn claim(
 pub(super) async fn take(app: &App, budgets: &[Budgeted]) -> Result<(), ApiError> {
     let now_ms = app.clock.now_ms();
     for &(bucket, key, rate) in budgets {
-        app.store.take(bucket, &key, rate.budget(), now_ms).await?.map_err(ApiError::rate_limited)?;
+        app.store.take(bucket, &key, rate, now_ms).await?.map_err(ApiError::rate_limited)?;
     }
     Ok(())
 }

@@ -20,6 +20,6 @@ pub(super) fn one(what: &str, finding: Finding) -> Findings {
 pub(super) type Skew = (String, i64);
 
 /// An error with its causes.
-pub(super) fn told(error: &dyn std::error::Error) -> String {
+pub(super) fn told(error: &(dyn std::error::Error + 'static)) -> String {
     Chain(error).to_string()
 }

@@ -123,12 +123,14 @@ impl Trouble {
 impl Apns {
     pub(super) fn new(
         config: ApnsConfig,
+        credentials: ApnsCredentials,
         upstream: &Upstream,
         team_tokens: &mut TeamTokens,
     ) -> Result<Self, OutboundError> {
-        let (client, token) = match config.credentials {
-            ApnsCredentials::Token { key, key_id, team_id } => {
-                let token = team_tokens.of(key_id, team_id, key, &upstream.clock);
+        let push_type = config.push_type();
+        let (client, token) = match credentials {
+            ApnsCredentials::Token(key) => {
+                let token = team_tokens.of(config.key_id, config.team_id, key, &upstream.clock);
                 (upstream.services.clone(), Some(token))
             }
             ApnsCredentials::Certificate { chain, key } => {
@@ -136,7 +138,6 @@ impl Apns {
                 (upstream.outbound.client_with_certificate(chain.as_bytes(), key)?, None)
             }
         };
-        let is_voip = config.push_type == PushType::Voip;
         Ok(Self {
             client,
             clock: upstream.clock.clone(),
@@ -144,11 +145,11 @@ impl Apns {
             topic: config.topic,
             token,
             convert_device_token_to_hex: config.convert_device_token_to_hex,
-            push_type: config.push_type,
+            push_type,
             collapse: config.collapse,
             payload: payload::Options {
                 send_badge_counts: config.send_badge_counts,
-                max_bytes: if is_voip { MAX_VOIP_PAYLOAD } else { MAX_PAYLOAD },
+                max_bytes: if push_type == PushType::Voip { MAX_VOIP_PAYLOAD } else { MAX_PAYLOAD },
             },
             answered_well: AtomicBool::new(false),
         })

@@ -17,14 +17,12 @@ fn apns(change: impl FnOnce(&mut ApnsConfig)) -> Apns {
     let mut config = ApnsConfig {
         topic: "org.example.app".to_owned(),
         endpoint: "https://api.push.apple.com".to_owned(),
-        credentials: ApnsCredentials::Token { key, key_id: "K".to_owned(), team_id: "T".to_owned() },
-        convert_device_token_to_hex: true,
-        send_badge_counts: true,
-        push_type: PushType::Alert,
-        collapse: false,
+        key_id: "K".to_owned(),
+        team_id: "T".to_owned(),
+        ..ApnsConfig::default()
     };
     change(&mut config);
-    Apns::new(config, &upstream, &mut TeamTokens::default()).unwrap()
+    Apns::new(config, ApnsCredentials::Token(key), &upstream, &mut TeamTokens::default()).unwrap()
 }
 
 fn prepared(apns: &Apns, value: Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
@@ -81,7 +79,7 @@ async fn counts_alone_go_in_the_background() {
 
 #[tokio::test]
 async fn only_calls_ring() {
-    let voip = apns(|config| config.push_type = PushType::Voip);
+    let voip = apns(|config| config.push_type = Some(PushType::Voip));
     let event = |kind: &str| {
         json!({
             "event_id": "$e", "type": kind, "content": {"lifetime": 30_000},

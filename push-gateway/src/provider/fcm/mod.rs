@@ -19,7 +19,7 @@ use waypost_shared::{clock::Clock, error::Chain, http_client::HttpClient};
 
 use self::token::{TokenError, Tokens};
 use crate::{
-    config::FcmConfig,
+    config::{FcmConfig, FcmCredentials},
     encoding::path_segment,
     notification::{Device, Kind, Notification},
     outcome::{Ended, Fault, Outcome, Refusal},
@@ -63,14 +63,14 @@ impl Trouble {
 }
 
 impl Fcm {
-    pub(super) fn new(config: FcmConfig, upstream: &Upstream) -> Self {
+    pub(super) fn new(config: FcmConfig, credentials: FcmCredentials, upstream: &Upstream) -> Self {
         let project = path_segment(&config.project_id);
         Self {
             client: upstream.services.clone(),
             clock: upstream.clock.clone(),
             uri: format!("{}/v1/projects/{project}/messages:send", config.endpoint),
             template: payload::Template::new(config.options, config.profile),
-            tokens: Arc::new(Tokens::new(config.credentials, upstream.services.clone(), upstream.clock.clone())),
+            tokens: Arc::new(Tokens::new(credentials, upstream.services.clone(), upstream.clock.clone())),
         }
     }
 

@@ -2,11 +2,10 @@
 
 #![allow(clippy::unwrap_used)]
 
-use serde_json::{Map, json};
+use serde_json::json;
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::config::{FcmCredentials, FcmProfile};
 
 fn fcm() -> Fcm {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
@@ -14,11 +13,10 @@ fn fcm() -> Fcm {
     let config = FcmConfig {
         project_id: "a project".to_owned(),
         endpoint: "https://fcm.googleapis.com".to_owned(),
-        credentials: FcmCredentials::WorkloadIdentity { metadata_uri: "http://127.0.0.1:1".to_owned() },
-        profile: FcmProfile::Sygnal,
-        options: Map::new(),
+        ..FcmConfig::default()
     };
-    Fcm::new(config, &upstream)
+    let credentials = FcmCredentials::WorkloadIdentity { metadata_uri: "http://127.0.0.1:1".to_owned() };
+    Fcm::new(config, credentials, &upstream)
 }
 
 fn outcome(status: u16, body: &Value) -> Outcome {

@@ -19,10 +19,11 @@ use waypost_shared::{
 };
 
 use crate::{
-    config::UnifiedPushConfig,
+    config::WebPushConfig,
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
+    jwt::Es256Key,
     notification::{Device, Kind, Notification, Priority},
     outcome::{Ended, Outcome},
     upstream::{Attempt, Upstream, WAIT_WHERE_CROWDED, built, is_transient, limits},
@@ -31,6 +32,10 @@ use crate::{
 
 /// Bytes of a message that is not encrypted: what each push server has to take.
 const MAX_PLAIN: usize = 4096;
+
+/// Seconds that a push server keeps a message for a device that is away. They are phones: as long as Synapse keeps
+/// trying, one day.
+const DEFAULT_TTL_SECS: u64 = 24 * 60 * 60;
 
 /// One app whose users choose their push servers.
 #[derive(Debug)]
@@ -56,14 +61,14 @@ impl UnifiedPush {
         &self.owners
     }
 
-    pub(super) fn new(config: UnifiedPushConfig, max_in_flight: usize, upstream: &Upstream) -> Self {
+    pub(super) fn new(config: WebPushConfig, key: Option<Es256Key>, max_in_flight: usize, upstream: &Upstream) -> Self {
         Self {
             client: upstream.push_servers(&config.allowed_endpoints, max_in_flight),
             owners: upstream.outbound.owners().clone(),
             clock: upstream.clock.clone(),
-            vapid: config.vapid.map(|(key, contact)| Vapid::new(key, contact, upstream.clock.clone())),
+            vapid: key.map(|key| Vapid::new(key, config.vapid_contact, upstream.clock.clone())),
             allowed_endpoints: config.allowed_endpoints,
-            ttl_secs: config.ttl_secs,
+            ttl_secs: config.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
             events_only: config.events_only,
         }
     }
@@ -77,7 +82,7 @@ impl UnifiedPush {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
             return Err(Ended::Dropped);
         }
-        // Never a dead pushkey: an app whose `type` is a mistake would lose all of its pushers.
+        // Never a dead pushkey: an app with the wrong table would lose all of its pushers.
         let refused = |why: &'static str| Ended::With(Outcome::refused_push(why));
         let endpoint =
             endpoint::parse(device.pushkey.expose()).ok_or_else(|| refused("the pushkey is no https address"))?;

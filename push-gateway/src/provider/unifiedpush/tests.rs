@@ -13,13 +13,16 @@ const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBH
 const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 const ENDPOINT: &str = "https://push.example:8443/up?id=1";
 
-fn unifiedpush(change: impl FnOnce(&mut UnifiedPushConfig)) -> UnifiedPush {
+fn unifiedpush(change: impl FnOnce(&mut WebPushConfig)) -> UnifiedPush {
+    signed(change, None)
+}
+
+fn signed(change: impl FnOnce(&mut WebPushConfig), key: Option<Es256Key>) -> UnifiedPush {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
     let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
-    let mut config =
-        UnifiedPushConfig { vapid: None, allowed_endpoints: Vec::new(), ttl_secs: 86_400, events_only: false };
+    let mut config = WebPushConfig::default();
     change(&mut config);
-    UnifiedPush::new(config, 1000, &upstream)
+    UnifiedPush::new(config, key, 1000, &upstream)
 }
 
 fn prepared(unifiedpush: &UnifiedPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {
@@ -47,10 +50,8 @@ async fn a_message_is_plain_json_where_the_app_gave_no_keys() {
 #[tokio::test]
 async fn a_message_is_encrypted_where_the_app_gave_keys() {
     let data = json!({"p256dh": P256DH, "auth": AUTH});
-    let with_vapid = unifiedpush(|config| {
-        let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
-        config.vapid = Some((key, "mailto:ops@example.com".to_owned()));
-    });
+    let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
+    let with_vapid = signed(|config| config.vapid_contact = "mailto:ops@example.com".to_owned(), Some(key));
     let request = prepared(&with_vapid, ENDPOINT, &data, Kind::IdsOnly).unwrap();
     assert_eq!(request.headers()["content-encoding"], "aes128gcm");
     assert!(request.headers()["authorization"].to_str().unwrap().starts_with("vapid t="));

@@ -25,11 +25,15 @@ use crate::{
     encryption::{self, NotEncrypted, Subscription},
     endpoint,
     glob::Glob,
+    jwt::Es256Key,
     notification::{Device, Kind, Notification, Priority},
     outcome::{Ended, Outcome},
     upstream::{Attempt, Upstream, WAIT_WHERE_CROWDED, built, is_transient, limits},
     vapid::Vapid,
 };
+
+/// Seconds that a push service keeps a message for a browser that is away: Sygnal's default.
+const DEFAULT_TTL_SECS: u64 = 15 * 60;
 
 /// One web app.
 #[derive(Debug)]
@@ -54,14 +58,14 @@ impl WebPush {
         &self.owners
     }
 
-    pub(super) fn new(config: WebPushConfig, max_in_flight: usize, upstream: &Upstream) -> Self {
+    pub(super) fn new(config: WebPushConfig, key: Es256Key, max_in_flight: usize, upstream: &Upstream) -> Self {
         Self {
             client: upstream.push_servers(&config.allowed_endpoints, max_in_flight),
             owners: upstream.outbound.owners().clone(),
             clock: upstream.clock.clone(),
-            vapid: Vapid::new(config.vapid_key, config.vapid_contact, upstream.clock.clone()),
+            vapid: Vapid::new(key, config.vapid_contact, upstream.clock.clone()),
             allowed_endpoints: config.allowed_endpoints,
-            ttl_secs: config.ttl_secs,
+            ttl_secs: config.ttl_secs.unwrap_or(DEFAULT_TTL_SECS),
             events_only: config.events_only,
         }
     }

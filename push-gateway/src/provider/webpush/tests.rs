@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use waypost_shared::http_client::{Outbound, OutboundConfig};
 
 use super::*;
-use crate::{jwt::Es256Key, notification::tests::notification, outcome::Fault};
+use crate::{notification::tests::notification, outcome::Fault};
 
 /// The browser's keys of RFC 8291, appendix A.
 const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
@@ -16,13 +16,12 @@ fn webpush(allowed_endpoints: &[&str]) -> WebPush {
     let outbound = OutboundConfig { dns_servers: vec!["127.0.0.1:53".parse().unwrap()], ..OutboundConfig::default() };
     let upstream = Upstream::new(Outbound::new(&outbound).unwrap(), Clock::manual(1_700_000_000_000));
     let config = WebPushConfig {
-        vapid_key: Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap(),
         vapid_contact: "mailto:ops@example.com".to_owned(),
         allowed_endpoints: allowed_endpoints.iter().map(|host| Glob::new(host)).collect(),
-        ttl_secs: 900,
-        events_only: false,
+        ..WebPushConfig::default()
     };
-    WebPush::new(config, 1000, &upstream)
+    let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
+    WebPush::new(config, key, 1000, &upstream)
 }
 
 fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Result<Request<Bytes>, Ended> {

@@ -98,28 +98,27 @@ async fn gateway(provider_url: &str, ca_file: &str) -> Server {
         // One source pushes to one device as fast as it can, which is what limits are against.
         .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\n");
     for late in ["", "/late/50", "/late/1000"] {
-        let app = |provider: &str| {
-            vec![
-                ("id", json!(format!("{provider}{late}"))),
-                ("type", json!(provider)),
-                ("max_in_flight", json!(20_000)),
-            ]
-        };
+        let app = |provider: &str| vec![("id", json!(format!("{provider}{late}"))), ("max_in_flight", json!(20_000))];
         let endpoint = json!(format!("{provider_url}{late}"));
         let apns = [
-            ("topic", json!("org.example.ios")),
-            ("endpoint", endpoint.clone()),
-            ("key_file", json!(apns_key)),
-            ("key_id", json!(apns::KEY_ID)),
-            ("team_id", json!(apns::TEAM_ID)),
+            ("apns.topic", json!("org.example.ios")),
+            ("apns.endpoint", endpoint.clone()),
+            ("apns.key_file", json!(apns_key)),
+            ("apns.key_id", json!(apns::KEY_ID)),
+            ("apns.team_id", json!(apns::TEAM_ID)),
         ];
         settings.push("apps", &[app("apns"), apns.to_vec()].concat());
-        let fcm =
-            [("project_id", json!(fcm::PROJECT)), ("service_account_file", json!(account)), ("endpoint", endpoint)];
+        let fcm = [
+            ("fcm.project_id", json!(fcm::PROJECT)),
+            ("fcm.service_account_file", json!(account)),
+            ("fcm.endpoint", endpoint),
+        ];
         settings.push("apps", &[app("fcm"), fcm.to_vec()].concat());
-        let webpush = [("vapid_key_file", json!(vapid_key)), ("vapid_contact", json!("mailto:push@example.org"))];
+        let webpush =
+            [("webpush.vapid_key_file", json!(vapid_key)), ("webpush.vapid_contact", json!("mailto:push@example.org"))];
         settings.push("apps", &[app("webpush"), webpush.to_vec()].concat());
-        settings.push("apps", &app("unifiedpush"));
+        let unifiedpush = [("unifiedpush", json!({}))];
+        settings.push("apps", &[app("unifiedpush"), unifiedpush.to_vec()].concat());
     }
     Server::start(PUSH_GATEWAY, folder, &settings.toml()).await
 }

@@ -67,11 +67,12 @@ class Apns(Devices):
         """The entry of `[[apps]]` that goes here."""
         return {
             "id": app_id,
-            "type": "apns",
             "content": content,
-            "topic": TOPIC,
-            "endpoint": self.url,
-            "key_file": self._key_file,
-            "key_id": KEY_ID,
-            "team_id": TEAM_ID,
+            "apns": {
+                "topic": TOPIC,
+                "endpoint": self.url,
+                "key_file": self._key_file,
+                "key_id": KEY_ID,
+                "team_id": TEAM_ID,
+            },
         }

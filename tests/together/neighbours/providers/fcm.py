@@ -102,9 +102,10 @@ class Fcm(Devices):
         """The entry of `[[apps]]` that goes here."""
         return {
             "id": app_id,
-            "type": "fcm",
             "content": content,
-            "project_id": PROJECT,
-            "endpoint": self.url,
-            "service_account_file": self._account_file,
+            "fcm": {
+                "project_id": PROJECT,
+                "endpoint": self.url,
+                "service_account_file": self._account_file,
+            },
         }

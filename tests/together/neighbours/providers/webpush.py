@@ -105,9 +105,10 @@ class WebPush(Devices):
         """The entry of `[[apps]]` that goes here."""
         return {
             "id": app_id,
-            "type": "webpush",
             "content": content,
-            "vapid_key_file": self._key_file,
-            "vapid_contact": CONTACT,
-            "allowed_endpoints": ["localhost"],
+            "webpush": {
+                "vapid_key_file": self._key_file,
+                "vapid_contact": CONTACT,
+                "allowed_endpoints": ["localhost"],
+            },
         }
