@@ -6,12 +6,12 @@ use prometheus_client::registry::Registry;
 use tokio::sync::{Mutex, MutexGuard, Notify, watch};
 use url::Url;
 use waypost_shared::{
+    client::{Outbound, OutboundError},
     clock::{Clock, millis},
-    http_client::{Outbound, OutboundError},
+    config::secret::{SecretError, SecretString},
+    http::rate_limit::Limiter,
+    operations::status::HealthProbe,
     owner::{Owner, Owners},
-    rate_limit::Limiter,
-    secret::{SecretError, SecretString},
-    status::HealthProbe,
 };
 
 use crate::{

@@ -1,7 +1,7 @@
 //! Who sends a request and what they have proven: access tokens, accepted terms, validated sessions.
 
 use subtle::ConstantTimeEq as _;
-use waypost_shared::{clock::DAY_MS, http::Incoming, secret::ExposeSecret as _};
+use waypost_shared::{clock::DAY_MS, config::secret::ExposeSecret as _, http::Incoming};
 
 use crate::{
     app::{Account, App},
@@ -118,7 +118,7 @@ mod tests {
 
     use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
 
-    use waypost_shared::{body::Body, rate_limit::RequestSource};
+    use waypost_shared::{http::body::Body, source::RequestSource};
 
     use super::*;
     use crate::{

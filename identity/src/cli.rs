@@ -4,10 +4,10 @@ use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use waypost_shared::{
-    command_line::{self, Shell},
-    config_file::CONFIG_VARIABLE,
+    config::file::CONFIG_VARIABLE,
     error::Chain,
-    telemetry,
+    service::command_line::{self, Shell},
+    telemetry::logs,
 };
 
 use crate::{
@@ -140,7 +140,7 @@ async fn with_configuration(command: Configured, path: Option<PathBuf>) -> ExitC
     };
     match command {
         Configured::Serve => {
-            telemetry::init(&config.log);
+            logs::init(&config.log);
             match Box::pin(serve::serve(config, path)).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {

@@ -10,11 +10,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use waypost_shared::{
-    http_client::OutboundConfig,
-    otlp::TracesConfig,
-    secret::{self, ExposeSecret as _, SecretString},
-    serve::ServerConfig,
-    telemetry::LogConfig,
+    client::OutboundConfig,
+    config::secret::{self, ExposeSecret as _, SecretString},
+    http::server::ServerConfig,
+    telemetry::{logs::LogConfig, otlp::TracesConfig},
 };
 
 use self::sms::SmsConfig;
@@ -165,10 +164,7 @@ impl KeyFile {
 pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use waypost_shared::{
-        config_file::{self, ConfigError},
-        config_keys,
-    };
+    use waypost_shared::config::{file as config_file, file::ConfigError, keys};
 
     use super::*;
 
@@ -189,14 +185,14 @@ pub(super) mod tests {
     fn the_sample_shows_every_key_at_its_default() {
         let sample = include_str!("../config.sample.toml");
         assert_eq!(load(sample).unwrap(), Config::default());
-        assert_eq!(config_keys::gaps::<Config>(sample), Vec::<String>::new());
+        assert_eq!(keys::gaps::<Config>(sample), Vec::<String>::new());
     }
 
     /// A secret that changes is one that a reload takes up or names: none is passed over in silence.
     #[test]
     fn no_change_of_a_secret_is_lost_at_a_reload() {
-        let secrets: Vec<_> = config_keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
-        let names: Vec<_> = secrets.iter().map(config_keys::Key::dotted).collect();
+        let secrets: Vec<_> = keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
+        let names: Vec<_> = secrets.iter().map(keys::Key::dotted).collect();
         assert_eq!(
             names,
             [
@@ -210,7 +206,7 @@ pub(super) mod tests {
             ]
         );
         for key in secrets {
-            let with = |value: &str| config_keys::only::<Config>(&key, value).unwrap();
+            let with = |value: &str| keys::only::<Config>(&key, value).unwrap();
             let before = with("swordfish");
             let mut now = with("swordfish");
             assert_eq!(now.keep_what_a_start_reads(&before), Vec::<&str>::new(), "{}", key.dotted());

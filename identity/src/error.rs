@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use http::StatusCode;
-use waypost_shared::matrix_error::MatrixError;
+use waypost_shared::http::MatrixError;
 
 use crate::{
     delivery::{email::MailError, sms::SmsError},

@@ -4,7 +4,7 @@ pub(crate) mod outbox;
 
 use std::{sync::Arc, time::Duration};
 
-use waypost_shared::{clock::DAY_MS, current::Current, error::Chain, random, serve::Stop};
+use waypost_shared::{clock::DAY_MS, current::Current, error::Chain, random, stop::Stop};
 
 use crate::{
     app::App,
@@ -138,7 +138,7 @@ pub(crate) mod tests {
 
     use prometheus_client::registry::Registry;
     use tempfile::TempDir;
-    use waypost_shared::{clock::Clock, params::Params};
+    use waypost_shared::{clock::Clock, http::params::Params};
 
     use super::*;
     use crate::{

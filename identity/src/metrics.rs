@@ -7,9 +7,11 @@ use prometheus_client::{
 };
 use waypost_shared::{
     clock::Clock,
-    metrics::{HttpMetrics, ReloadMetrics},
-    otlp::TraceMetrics,
-    process_metrics,
+    telemetry::{
+        metrics::{HttpMetrics, ReloadMetrics},
+        otlp::TraceMetrics,
+        process,
+    },
 };
 
 /// How a mail or a text message ended.
@@ -123,7 +125,7 @@ impl Metrics {
     /// Registers all of them, with the prefix `waypost_identity_`, and those of the process. Those of requests name
     /// traces if there are any.
     pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
-        process_metrics::register(registry, clock);
+        process::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_identity");
         let metrics = Self {
             http: HttpMetrics::register(registry, with_traces),

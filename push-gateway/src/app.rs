@@ -4,13 +4,13 @@ use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
+    client::{Outbound, OutboundError},
     clock::Clock,
-    config_file::{ConfigError, Loaded},
-    http_client::{Outbound, OutboundError},
-    otlp::TracesError,
-    rate_limit::{Limiter, RequestSource},
-    status::{Dependency, Expiry, Facts, HealthProbe, State},
-    telemetry::LogLevel,
+    config::file::{ConfigError, Loaded},
+    http::rate_limit::Limiter,
+    operations::status::{Dependency, Expiry, Facts, HealthProbe, State},
+    source::RequestSource,
+    telemetry::{logs::LogLevel, otlp::TracesError},
 };
 
 use crate::{

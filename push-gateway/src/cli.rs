@@ -10,10 +10,9 @@ use clap::{CommandFactory as _, Parser, Subcommand};
 use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
-    command_line::{self, Shell},
-    config_file::{self, CONFIG_VARIABLE},
-    secret::ExposeSecret as _,
-    telemetry,
+    config::{file as config_file, file::CONFIG_VARIABLE, secret::ExposeSecret as _},
+    service::command_line::{self, Shell},
+    telemetry::logs,
 };
 
 use crate::{
@@ -97,7 +96,7 @@ async fn with_configuration(command: Configured, path: Option<PathBuf>) -> Resul
     let path = path.or_else(|| std::env::var_os(CONFIG_VARIABLE).map(PathBuf::from));
     let loaded = Config::load(path.as_deref(), config_file::environment()).map_err(StartError::from)?;
     let set_up = || {
-        telemetry::init(&loaded.config.log);
+        logs::init(&loaded.config.log);
         let mut registry = Registry::default();
         App::new(&loaded, &mut registry, Clock::System).map(|app| (app, registry))
     };

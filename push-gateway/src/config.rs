@@ -12,11 +12,13 @@ use std::{
 
 use serde::Deserialize;
 use waypost_shared::{
-    config_file::{self, ConfigError, Loaded, Source},
-    http_client::OutboundConfig,
-    otlp::TracesConfig,
-    serve::ServerConfig,
-    telemetry::LogConfig,
+    client::OutboundConfig,
+    config::{
+        file as config_file,
+        file::{ConfigError, Loaded, Source},
+    },
+    http::server::ServerConfig,
+    telemetry::{logs::LogConfig, otlp::TracesConfig},
 };
 
 pub(crate) use apps::{

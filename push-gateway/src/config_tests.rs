@@ -5,7 +5,7 @@
 use std::{fs, path::Path};
 
 use tempfile::TempDir;
-use waypost_shared::config_keys;
+use waypost_shared::config::keys;
 
 use super::*;
 
@@ -49,17 +49,17 @@ fn the_sample_holds_the_defaults() {
 
 #[test]
 fn the_sample_shows_every_key() {
-    assert_eq!(config_keys::gaps::<Config>(include_str!("../config.sample.toml")), Vec::<String>::new());
+    assert_eq!(keys::gaps::<Config>(include_str!("../config.sample.toml")), Vec::<String>::new());
 }
 
 /// A secret that changes is one that a reload takes up or names: none is passed over in silence.
 #[test]
 fn no_change_of_a_secret_is_lost_at_a_reload() {
-    let secrets: Vec<_> = config_keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
-    let names: Vec<_> = secrets.iter().map(config_keys::Key::dotted).collect();
+    let secrets: Vec<_> = keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
+    let names: Vec<_> = secrets.iter().map(keys::Key::dotted).collect();
     assert_eq!(names, ["outbound.proxy_url", "traces.headers.*", "seen.redis_url", "seen.secret"]);
     for key in secrets {
-        let with = |value: &str| config_keys::only::<Config>(&key, value).unwrap();
+        let with = |value: &str| keys::only::<Config>(&key, value).unwrap();
         let before = with("swordfish");
         let mut now = with("swordfish");
         assert_eq!(now.keep_what_a_start_reads(&before), Vec::<&str>::new(), "{}", key.dotted());

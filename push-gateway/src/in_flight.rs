@@ -4,7 +4,7 @@
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
 use parking_lot::Mutex;
-use waypost_shared::{owner::Owner, rate_limit::RequestSource};
+use waypost_shared::{owner::Owner, source::RequestSource};
 
 /// The pushes of one app that are under way.
 #[derive(Debug)]

@@ -11,7 +11,7 @@ use ring::{
 };
 use rustls::pki_types::{PrivateKeyDer, pem::PemObject as _};
 use serde_json::Value;
-use waypost_shared::secret::SecretString;
+use waypost_shared::config::secret::SecretString;
 
 /// Why a text is not the key that it should be. Says nothing of what is in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

@@ -9,9 +9,11 @@ use prometheus_client::{
 };
 use waypost_shared::{
     clock::Clock,
-    metrics::{HttpMetrics, ReloadMetrics, Seconds},
-    otlp::TraceMetrics,
-    process_metrics,
+    telemetry::{
+        metrics::{HttpMetrics, ReloadMetrics, Seconds},
+        otlp::TraceMetrics,
+        process,
+    },
     trace::TraceId,
 };
 
@@ -100,7 +102,7 @@ impl Metrics {
     /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process. Those of times name
     /// traces if there are any.
     pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
-        process_metrics::register(registry, clock);
+        process::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let metrics = Self {
             http: HttpMetrics::register(registry, with_traces),
@@ -248,7 +250,7 @@ mod tests {
                 app.count(ended);
             }
         }
-        let text = waypost_shared::metrics::text(&registry);
+        let text = waypost_shared::telemetry::metrics::text(&registry);
         for (times, (label, _)) in ends.iter().enumerate() {
             let labels = format!("app=\"org.example.*\",provider=\"apns\",outcome=\"{label}\"");
             let line = format!("pushes_total{{{labels}}} {}\n", times + 1);

@@ -4,7 +4,7 @@
 //! (null for "not there", an empty `sender` and `id`, missing `tweaks`).
 
 use serde_json::{Map, Value};
-use waypost_shared::rate_limit::RequestSource;
+use waypost_shared::source::RequestSource;
 
 use crate::{
     config::{Content, NotifyConfig},

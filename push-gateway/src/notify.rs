@@ -6,10 +6,7 @@ use futures_util::future::join_all;
 use http::{HeaderValue, StatusCode, header::ALLOW};
 use serde_json::json;
 use tokio::time::Instant;
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    matrix_error::MatrixError,
-};
+use waypost_shared::http::{Incoming, MatrixError, Response, json};
 
 use crate::{
     app::{App, Entry},

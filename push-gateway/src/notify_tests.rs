@@ -11,11 +11,13 @@ use serde_json::Value;
 use tokio::time::sleep;
 use waypost_shared::{
     clock::Clock,
-    config_file::{Loaded, Source},
-    http::{Router, json_with},
-    matrix_error::MatrixError,
-    rate_limit::RequestSource,
-    serve::{self, ServerConfig, Stop},
+    config::file::{Loaded, Source},
+    http::{
+        MatrixError, Router, json_with,
+        server::{self, ServerConfig},
+    },
+    source::RequestSource,
+    stop::Stop,
 };
 
 use super::*;
@@ -44,14 +46,14 @@ async fn push(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixE
 /// A gateway whose only app goes to a stand-in that answers with `status`.
 async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Arc<StandIn>, Clock) {
     let fcm = Arc::new(StandIn { status: AtomicU16::new(status), ..StandIn::default() });
-    let listener = serve::bind("127.0.0.1:0").await.unwrap();
+    let listener = server::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let routes = Router::new().get("/token", token).post("/v1/projects/p/messages:send", push);
     let state = fcm.clone();
     tokio::spawn(async move {
         // Kept by the task, so that it is never asked to stop.
         let (_never, stop) = Stop::manual();
-        serve::serve(listener, routes, state, &ServerConfig::default(), None, None, stop).await
+        server::serve(listener, routes, state, &ServerConfig::default(), None, None, stop).await
     });
     let fcm_config = FcmConfig {
         project_id: "p".to_owned(),

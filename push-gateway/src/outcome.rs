@@ -6,7 +6,7 @@ use std::{borrow::Cow, time::Duration};
 
 use bytes::Bytes;
 use http::Response;
-use waypost_shared::{clock::Clock, retry::parse_retry_after};
+use waypost_shared::{client::retry::parse_retry_after, clock::Clock};
 
 /// A push service's verdict on one push.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use tokio::{
     time::{Instant, sleep},
 };
 use waypost_shared::{
-    retry::Backoff,
+    client::retry::Backoff,
     trace::{self, Kind, Span},
 };
 

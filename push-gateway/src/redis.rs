@@ -18,7 +18,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 use tokio_rustls::TlsConnector;
-use waypost_shared::{http_client::Outbound, retry::Backoff};
+use waypost_shared::client::{Outbound, retry::Backoff};
 
 pub(crate) use self::address::Address;
 

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use tokio::net::TcpListener;
-use waypost_shared::http_client::OutboundConfig;
+use waypost_shared::client::OutboundConfig;
 
 use super::*;
 

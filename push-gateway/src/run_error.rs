@@ -2,7 +2,10 @@
 
 use std::{io, process::ExitCode};
 
-use waypost_shared::{command_line::Unhealthy, error::Chain, service::ServiceError};
+use waypost_shared::{
+    error::Chain,
+    service::{ServiceError, command_line::Unhealthy},
+};
 
 use crate::app::StartError;
 

@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use waypost_shared::{
+    client::{CallLimits, HttpClient, Outbound, Reach},
     clock::Clock,
-    http_client::{CallLimits, HttpClient, Outbound, Reach},
 };
 
 use crate::{

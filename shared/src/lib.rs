@@ -1,34 +1,21 @@
-//! What both Waypost services use: serving HTTP, calling out, configuration, logs, metrics, traces.
+//! What both Waypost services use. Nothing here knows a threepid or a pusher, and nothing here imports another Waypost
+//! crate.
 //!
-//! Nothing here knows a threepid or a pusher, and nothing here imports another Waypost crate.
+//! Modules are wings, each importing only those below it: `service` → `operations` → `http` → `telemetry` → `client` →
+//! `trace` → `config`, and below all of them the small things.
 
-pub mod body;
+pub mod client;
 pub mod clock;
-pub mod command_line;
-pub mod config_file;
-pub mod config_keys;
+pub mod config;
 pub mod current;
-pub mod doctor;
 pub mod error;
-pub mod health;
 pub mod hex;
 pub mod http;
-pub mod http_client;
-pub mod matrix_error;
-pub mod metrics;
-pub mod otlp;
+pub mod operations;
 pub mod owner;
-pub mod params;
-pub mod process_metrics;
 pub mod random;
-pub mod rate_limit;
-pub mod reload;
-pub mod resolver;
-pub mod retry;
-pub mod secret;
-pub mod serve;
 pub mod service;
-pub mod service_manager;
-pub mod status;
+pub mod source;
+pub mod stop;
 pub mod telemetry;
 pub mod trace;

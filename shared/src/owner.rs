@@ -11,7 +11,7 @@ use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
 use url::Host;
 
-use crate::rate_limit::{RequestSource, source_key};
+use crate::source::{RequestSource, source_key};
 
 /// Who answers for a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]

@@ -4,9 +4,7 @@ use std::sync::Arc;
 
 use serde_json::{Map, json};
 use waypost_shared::{
-    http::{Incoming, Response, json},
-    matrix_error::MatrixError,
-    params::Params,
+    http::{Incoming, MatrixError, Response, json, params::Params},
     random,
 };
 

@@ -3,11 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Map, Value};
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    matrix_error::MatrixError,
-    params::Params,
-};
+use waypost_shared::http::{Incoming, MatrixError, Response, json, params::Params};
 
 use crate::{
     app::App,

@@ -4,10 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::json;
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    params::Params,
-};
+use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use crate::{app::App, auth, error::ApiError};
 

@@ -11,9 +11,7 @@ use url::Url;
 use waypost_shared::{
     clock::DAY_MS,
     error::Chain,
-    http::{Incoming, Response, json},
-    matrix_error::MatrixError,
-    params::Params,
+    http::{Incoming, MatrixError, Response, json, params::Params},
     random,
 };
 use zeroize::Zeroizing;

@@ -5,7 +5,7 @@
 use std::time::Duration;
 
 use http::{HeaderMap, Method};
-use waypost_shared::{body::Body, rate_limit::RequestSource};
+use waypost_shared::{http::body::Body, source::RequestSource};
 
 use super::*;
 use crate::{

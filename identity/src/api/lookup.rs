@@ -14,9 +14,8 @@ use http::StatusCode;
 use serde::Deserialize;
 use serde_json::{Map, json};
 use waypost_shared::{
-    http::{Incoming, Response, json, json_object, with_body},
+    http::{Incoming, Response, json, json_object, params::Params, with_body},
     owner::Owner,
-    params::Params,
 };
 
 use crate::{
@@ -126,7 +125,7 @@ fn explain(body: &[u8]) -> ApiError {
     match read() {
         Err(error) => error.into(),
         // A key that is there twice: the two ways of reading differ only in that.
-        Ok(()) => waypost_shared::matrix_error::MatrixError::bad_request("M_BAD_JSON", "A key is there twice").into(),
+        Ok(()) => waypost_shared::http::MatrixError::bad_request("M_BAD_JSON", "A key is there twice").into(),
     }
 }
 

@@ -3,9 +3,8 @@
 
 use http::header::CONTENT_TYPE;
 use serde_json::{Map, Value};
-use waypost_shared::{
-    http::{Incoming, not_json},
-    matrix_error::MatrixError,
+use waypost_shared::http::{
+    Incoming, MatrixError, not_json,
     params::{given_once, pairs},
 };
 

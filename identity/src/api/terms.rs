@@ -7,11 +7,7 @@ use http::{
     header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, REFERRER_POLICY},
 };
 use serde_json::{Map, Value};
-use waypost_shared::{
-    http::{Incoming, Response, json, with_body},
-    matrix_error::MatrixError,
-    params::Params,
-};
+use waypost_shared::http::{Incoming, MatrixError, Response, json, params::Params, with_body};
 
 use crate::{app::App, auth, domain::language, error::ApiError};
 

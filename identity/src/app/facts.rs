@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use tokio::time::timeout;
-use waypost_shared::status::{Dependency, Expiry, Facts, State};
+use waypost_shared::operations::status::{Dependency, Expiry, Facts, State};
 
 use crate::{
     config::{EmailTransport, sms::SmsTransport},

@@ -10,8 +10,8 @@ mod network;
 use std::{path::Path, process::ExitCode};
 
 use waypost_shared::{
-    doctor::{Finding, Report},
-    http_client::{Outbound, OutboundConfig},
+    client::{Outbound, OutboundConfig},
+    operations::doctor::{Finding, Report},
 };
 
 use self::{

@@ -9,10 +9,12 @@ use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
     current::Current,
-    otlp::Exporter,
-    reload::{Reasons, Renewed},
-    serve,
-    service::Service,
+    http::server,
+    service::{
+        Service,
+        reload::{Reasons, Renewed},
+    },
+    telemetry::otlp::Exporter,
 };
 
 use crate::{
@@ -28,10 +30,10 @@ const NAME: &str = "waypost-identity";
 /// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
 pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
     let reasons = Reasons::new(config.secret_files())?;
-    let operations = serve::bind(&config.listen.operations.to_string()).await?;
-    let public = serve::bind(&config.listen.public.to_string()).await?;
+    let operations = server::bind(&config.listen.operations.to_string()).await?;
+    let public = server::bind(&config.listen.public.to_string()).await?;
     let internal = match config.listen.internal {
-        Some(address) => Some(serve::bind(&address.to_string()).await?),
+        Some(address) => Some(server::bind(&address.to_string()).await?),
         None => None,
     };
     // Port 0 became a real one, which links in mails need.

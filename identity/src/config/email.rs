@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use waypost_shared::secret::SecretString;
+use waypost_shared::config::secret::SecretString;
 
 use crate::domain::language;
 

@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use waypost_shared::{
-    config_file::{ConfigError, Source},
-    rate_limit::Rate,
+    config::file::{ConfigError, Source},
+    http::rate_limit::Rate,
 };
 
 /// How much is too much. A burst of 0 is no limit.

@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use url::Url;
-use waypost_shared::{
-    config_file::{self, ConfigError, Loaded, Source},
+use waypost_shared::config::{
+    file as config_file,
+    file::{ConfigError, Loaded, Source},
     secret::ExposeSecret as _,
 };
 

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 use ipnet::IpNet;
 use serde::Deserialize;
 use url::Url;
-use waypost_shared::secret::SecretString;
+use waypost_shared::config::secret::SecretString;
 
 use crate::domain::{invite::Blocked, server_name::is_same_server, terms::Policy};
 

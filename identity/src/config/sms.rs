@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, path::PathBuf};
 
 use serde::Deserialize;
-use waypost_shared::secret::{self, SecretError, SecretString};
+use waypost_shared::config::secret::{self, SecretError, SecretString};
 
 use crate::domain::phone::Country;
 

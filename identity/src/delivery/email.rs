@@ -17,9 +17,9 @@ use lettre::{
 use tokio::{io::AsyncWriteExt as _, sync::Semaphore, time::timeout};
 use waypost_shared::{
     clock::Clock,
+    config::secret::{ExposeSecret as _, SecretError},
+    operations::status::HealthProbe,
     random,
-    secret::{ExposeSecret as _, SecretError},
-    status::HealthProbe,
     trace::{self, Kind},
 };
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Method, Request, Response, header::CONTENT_TYPE};
-use waypost_shared::http_client::{CallLimits, HttpClient, Outbound, Reach, Targets};
+use waypost_shared::client::{CallLimits, HttpClient, Outbound, Reach, Targets};
 
 use super::{destination::Destination, error::HomeserverError};
 

@@ -13,10 +13,9 @@ use http::{
 use parking_lot::Mutex;
 use serde_json::Value;
 use waypost_shared::{
+    client::{CallLimits, HttpClient, resolver::Resolver},
     clock::{Clock, millis},
-    http_client::{CallLimits, HttpClient},
     owner::{ByServer, Owners},
-    resolver::Resolver,
 };
 
 use crate::domain::server_name::{DEFAULT_PORT, ServerName};

@@ -1,7 +1,7 @@
 //! How calls of homeservers fail.
 
 use http::StatusCode;
-use waypost_shared::http_client::HttpClientError;
+use waypost_shared::client::HttpClientError;
 
 /// A failed call of a homeserver.
 #[derive(Debug, thiserror::Error)]

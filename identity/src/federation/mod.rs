@@ -13,8 +13,8 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use serde_json::Value;
 use waypost_shared::{
+    client::{Outbound, Reach},
     clock::Clock,
-    http_client::{Outbound, Reach},
 };
 
 use crate::domain::{mxid::Mxid, server_name::ServerName};
@@ -163,7 +163,7 @@ mod tests {
 
     use futures_util::future::join_all;
     use serde_json::Map;
-    use waypost_shared::http_client::OutboundConfig;
+    use waypost_shared::client::OutboundConfig;
 
     use super::*;
 

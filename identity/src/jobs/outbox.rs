@@ -9,7 +9,7 @@ use tokio::{
     task::JoinSet,
     time::{Instant, sleep, timeout},
 };
-use waypost_shared::{clock::millis, current::Current, error::Chain, retry::Backoff, serve::Stop};
+use waypost_shared::{client::retry::Backoff, clock::millis, current::Current, error::Chain, stop::Stop};
 
 use crate::{
     app::App,

@@ -6,7 +6,7 @@ use waypost_shared::{
     clock::{DAY_MS, millis},
     current::Current,
     error::Chain,
-    serve::Stop,
+    stop::Stop,
 };
 
 use crate::{

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use waypost_shared::{clock::millis, rate_limit::Rate};
+use waypost_shared::{clock::millis, http::rate_limit::Rate};
 
 use crate::domain::sealing::Fingerprint;
 

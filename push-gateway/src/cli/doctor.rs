@@ -3,7 +3,7 @@
 use futures_util::future::join_all;
 use waypost_shared::{
     clock::Clock,
-    doctor::{Finding, Report},
+    operations::doctor::{Finding, Report},
 };
 
 use crate::{

@@ -5,7 +5,7 @@ use clap::Args;
 use http::{HeaderMap, Request, Response};
 use serde_json::{Value, json};
 use url::Url;
-use waypost_shared::{hex, rate_limit::RequestSource};
+use waypost_shared::{hex, source::RequestSource};
 
 use crate::{
     app::App,

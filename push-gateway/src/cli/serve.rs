@@ -5,12 +5,14 @@ use std::{path::PathBuf, sync::Arc};
 use prometheus_client::registry::Registry;
 use waypost_shared::{
     clock::Clock,
-    config_file,
+    config::file as config_file,
     current::Current,
-    otlp::Exporter,
-    reload::{Reasons, Renewed},
-    serve,
-    service::Service,
+    http::server,
+    service::{
+        Service,
+        reload::{Reasons, Renewed},
+    },
+    telemetry::otlp::Exporter,
 };
 
 use crate::{
@@ -31,8 +33,8 @@ pub(super) async fn run(
     path: Option<PathBuf>,
 ) -> Result<(), RunError> {
     let reasons = Reasons::new(app.secret_files())?;
-    let operations = serve::bind(&config.listen.operations.to_string()).await?;
-    let public = serve::bind(&config.listen.public.to_string()).await?;
+    let operations = server::bind(&config.listen.operations.to_string()).await?;
+    let public = server::bind(&config.listen.public.to_string()).await?;
     let at = (public.local_addr()?, operations.local_addr()?);
     let traces = app.metrics.traces.clone();
     let exporter =

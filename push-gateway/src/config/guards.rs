@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 use waypost_shared::{
-    config_file::{ConfigError, Source},
-    rate_limit::Rate,
+    config::file::{ConfigError, Source},
+    http::rate_limit::Rate,
 };
 
 /// The section `[limits]`: what is answered 429 before any work. Counted in this process.

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use serde::Deserialize;
-use waypost_shared::{
-    config_file::{ConfigError, Source},
+use waypost_shared::config::{
+    file::{ConfigError, Source},
     secret::{self, ExposeSecret as _, SecretString},
 };
 

@@ -17,8 +17,8 @@ use tokio::{
 };
 use waypost_shared::{
     clock::Clock,
+    config::secret::{ExposeSecret as _, SecretString},
     hex, random,
-    secret::{ExposeSecret as _, SecretString},
 };
 
 pub(crate) use self::replicas::Replicas;

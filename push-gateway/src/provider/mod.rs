@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::Request;
-use waypost_shared::{http_client::OutboundError, owner::Owner};
+use waypost_shared::{client::OutboundError, owner::Owner};
 
 pub(crate) use self::apns::TeamTokens;
 use crate::{

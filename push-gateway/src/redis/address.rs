@@ -2,7 +2,7 @@
 
 use percent_encoding::percent_decode_str;
 use url::Url;
-use waypost_shared::secret::{ExposeSecret as _, SecretString};
+use waypost_shared::config::secret::{ExposeSecret as _, SecretString};
 
 /// The port where the URL names none.
 const DEFAULT_PORT: u16 = 6379;

@@ -4,10 +4,7 @@ use std::sync::Arc;
 
 use serde_json::json;
 use url::form_urlencoded;
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    params::Params,
-};
+use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use super::{
     requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle, submit_path},

@@ -11,10 +11,7 @@ mod submitting;
 use std::sync::Arc;
 
 use serde_json::json;
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    params::Params,
-};
+use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use super::v1_values;
 use crate::{app::App, auth, error::ApiError};

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use waypost_shared::{
-    http::{Incoming, Response, json},
-    params::Params,
-};
+use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use super::{
     requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle},

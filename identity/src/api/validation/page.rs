@@ -6,11 +6,7 @@ use http::{
 };
 use serde_json::json;
 use url::Url;
-use waypost_shared::{
-    http::{Response, redirect, with_body},
-    matrix_error::MatrixError,
-    params::Params,
-};
+use waypost_shared::http::{MatrixError, Response, params::Params, redirect, with_body};
 
 use super::requesting::{hours, render, submit_path};
 use crate::{

@@ -7,11 +7,9 @@ use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use waypost_shared::{
     clock::millis,
     error::Chain,
-    http::Incoming,
-    matrix_error::MatrixError,
-    params::Params,
+    http::{Incoming, MatrixError, params::Params, rate_limit::Rate},
     random,
-    rate_limit::{Rate, RequestSource},
+    source::RequestSource,
 };
 
 use crate::{

@@ -4,10 +4,8 @@ use http::Method;
 use serde_json::json;
 use subtle::ConstantTimeEq as _;
 use waypost_shared::{
-    http::{Incoming, Response, json},
-    matrix_error::MatrixError,
-    params::Params,
-    rate_limit::RequestSource,
+    http::{Incoming, MatrixError, Response, json, params::Params},
+    source::RequestSource,
 };
 
 use super::{

@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use sqlx::Error as SqlError;
 use tokio::time::timeout;
-use waypost_shared::{clock::Clock, doctor::Finding};
+use waypost_shared::{clock::Clock, operations::doctor::Finding};
 
 use super::{
     files,

@@ -8,7 +8,7 @@ use std::{
 
 use rustix::fs::{Access, access, statvfs};
 use tokio::time::timeout;
-use waypost_shared::doctor::Finding;
+use waypost_shared::operations::doctor::Finding;
 use zeroize::Zeroizing;
 
 use super::findings::{Findings, LIMIT, one, told};

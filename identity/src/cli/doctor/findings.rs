@@ -3,7 +3,7 @@
 use std::time::Duration;
 use waypost_shared::error::Chain;
 
-use waypost_shared::doctor::Finding;
+use waypost_shared::operations::doctor::Finding;
 
 /// How long one step of a check may take.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);

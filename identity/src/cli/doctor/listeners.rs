@@ -7,8 +7,8 @@ use http::{Request, Response, StatusCode};
 use serde_json::Value;
 use tokio::net::TcpListener;
 use waypost_shared::{
-    doctor::Finding,
-    http_client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
+    client::{CallLimits, HttpClient, HttpClientError, Outbound, Reach},
+    operations::doctor::Finding,
 };
 
 use super::findings::{Findings, LIMIT};

@@ -15,7 +15,7 @@ use tokio::{
     net::{TcpStream, lookup_host},
     time::timeout,
 };
-use waypost_shared::doctor::Finding;
+use waypost_shared::operations::doctor::Finding;
 
 use super::findings::LIMIT;
 use crate::{

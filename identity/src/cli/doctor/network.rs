@@ -8,9 +8,9 @@ use serde_json::Value;
 use tokio::time::timeout;
 use url::Url;
 use waypost_shared::{
+    client::{Outbound, Reach, Targets},
     clock::{Clock, millis},
-    doctor::{Finding, unreached},
-    http_client::{Outbound, Reach, Targets},
+    operations::doctor::{Finding, unreached},
 };
 
 use super::{

@@ -2,7 +2,7 @@
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use http::HeaderValue;
-use waypost_shared::secret::{ExposeSecret as _, SecretString};
+use waypost_shared::config::secret::{ExposeSecret as _, SecretString};
 
 use super::error::SmsSetupError;
 use crate::config::sms::SmsConfig;

@@ -1,7 +1,7 @@
 //! How sending a text message fails.
 
 use http::StatusCode;
-use waypost_shared::{http_client::HttpClientError, secret::SecretError};
+use waypost_shared::{client::HttpClientError, config::secret::SecretError};
 
 /// A message that did not go out. The texts name no number.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@ use http::{
 };
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, UndefinedBehavior, Value, context};
 use url::Url;
-use waypost_shared::secret::{self, ExposeSecret as _, SecretString};
+use waypost_shared::config::secret::{self, ExposeSecret as _, SecretString};
 
 use super::{
     credentials::{basic, password},

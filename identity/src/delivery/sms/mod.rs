@@ -8,9 +8,9 @@ mod openmarket;
 use bytes::Bytes;
 use http::Request;
 use waypost_shared::{
+    client::{CallLimits, HttpClient, Outbound, Reach},
     clock::Clock,
-    http_client::{CallLimits, HttpClient, Outbound, Reach},
-    status::HealthProbe,
+    operations::status::HealthProbe,
 };
 
 pub(crate) use self::error::{SmsError, SmsSetupError};

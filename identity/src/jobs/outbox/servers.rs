@@ -7,7 +7,7 @@
 use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
-use waypost_shared::{clock::millis, owner::Owner, retry::Backoff};
+use waypost_shared::{client::retry::Backoff, clock::millis, owner::Owner};
 
 /// How long a call waits whose homeserver has its share of calls under way.
 const BUSY_MS: i64 = 1000;

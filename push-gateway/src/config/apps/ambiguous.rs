@@ -1,6 +1,6 @@
 //! Entries of `[[apps]]` that one `app_id` could belong to both of.
 
-use waypost_shared::config_file::{ConfigError, Source};
+use waypost_shared::config::file::{ConfigError, Source};
 
 use super::AppConfig;
 use crate::glob::Glob;

@@ -6,8 +6,8 @@ use http::Uri;
 use serde::Deserialize;
 use serde_json::json;
 use url::Url;
-use waypost_shared::{
-    config_file::{ConfigError, Source},
+use waypost_shared::config::{
+    file::{ConfigError, Source},
     secret::SecretString,
 };
 

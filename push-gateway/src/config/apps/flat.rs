@@ -3,7 +3,7 @@
 
 use std::fmt::Write as _;
 
-use waypost_shared::{config_file::Table, config_keys::keys_of};
+use waypost_shared::config::{file::Table, keys::keys_of};
 
 use super::{ApnsConfig, FcmConfig, WebPushConfig};
 

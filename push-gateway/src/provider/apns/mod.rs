@@ -21,12 +21,11 @@ use ring::digest;
 use serde_json::Value;
 use tokio::time::Instant;
 use waypost_shared::{
+    client::{HttpClient, OutboundError},
     clock::Clock,
+    config::secret::ExposeSecret as _,
     error::Chain,
-    hex,
-    http_client::{HttpClient, OutboundError},
-    random,
-    secret::ExposeSecret as _,
+    hex, random,
 };
 
 use self::token::TeamToken;

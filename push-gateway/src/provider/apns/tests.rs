@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use serde_json::json;
-use waypost_shared::http_client::{Outbound, OutboundConfig};
+use waypost_shared::client::{Outbound, OutboundConfig};
 
 use super::*;
 use crate::{jwt::Es256Key, notification::tests::notification, outcome::Fault};

@@ -15,7 +15,7 @@ use http::{
 };
 use serde_json::{Value, json};
 use tokio::time::{Instant, timeout};
-use waypost_shared::{clock::Clock, error::Chain, http_client::HttpClient};
+use waypost_shared::{client::HttpClient, clock::Clock, error::Chain};
 
 use self::token::{TokenError, Tokens};
 use crate::{

@@ -14,7 +14,7 @@ use parking_lot::Mutex;
 use serde::Deserialize;
 use serde_json::json;
 use tokio::sync::{Mutex as AsyncMutex, OwnedMutexGuard};
-use waypost_shared::{clock::Clock, error::Chain, http_client::HttpClient, trace};
+use waypost_shared::{client::HttpClient, clock::Clock, error::Chain, trace};
 
 use crate::{
     config::FcmCredentials,

@@ -13,8 +13,8 @@ use http::{
 };
 use url::Url;
 use waypost_shared::{
+    client::{HttpClient, HttpClientError},
     clock::Clock,
-    http_client::{HttpClient, HttpClientError},
     owner::Owners,
 };
 

@@ -14,9 +14,12 @@ use chacha20poly1305::{
 use ring::hmac;
 use serde::Deserialize;
 use waypost_shared::{
-    http::{Incoming, Response, Router, with_body},
-    matrix_error::MatrixError,
-    serve::{self, ServerConfig, Stop},
+    http::{
+        Incoming, MatrixError, Response, Router,
+        server::{self, ServerConfig},
+        with_body,
+    },
+    stop::{self, Stop},
 };
 use waypost_tests::{
     database::Database,
@@ -138,10 +141,10 @@ pub(crate) async fn serve_constant(body_file: &str) {
         Ok(with_body(::http::StatusCode::OK, "application/json", body))
     }
     let body = bytes::Bytes::from(fs::read(body_file).unwrap());
-    let listener = serve::bind("127.0.0.1:0").await.unwrap();
+    let listener = server::bind("127.0.0.1:0").await.unwrap();
     println!("{}", listener.local_addr().unwrap());
     let router = Router::new().post("/_matrix/identity/v2/lookup", constant);
     let (ask_to_stop, stop) = Stop::manual();
-    serve::stop_on_signals(ask_to_stop).unwrap();
-    serve::serve(listener, router, body, &ServerConfig::default(), None, None, stop).await.unwrap();
+    stop::stop_on_signals(ask_to_stop).unwrap();
+    server::serve(listener, router, body, &ServerConfig::default(), None, None, stop).await.unwrap();
 }

@@ -10,7 +10,7 @@ use std::{
 use base64::{Engine as _, engine::general_purpose::URL_SAFE_NO_PAD};
 use bytes::Bytes;
 use serde_json::{Value, json};
-use waypost_shared::http_client::{CallLimits, Outbound, OutboundConfig, Reach};
+use waypost_shared::client::{CallLimits, Outbound, OutboundConfig, Reach};
 use waypost_tests::{
     apns, fcm, jwt,
     process::{PUSH_GATEWAY, Server, TempFolder, text},

@@ -1,0 +1,285 @@
+//! The life cycle that both programs have: listeners, readiness, reload, background jobs, and the order of stopping.
+//!
+//! A service is ready from [`Service::run`] until the stop. Then readiness goes first, so that no more requests are sent
+//! here; requests in flight and jobs end; the last spans leave; and health and metrics are answered until all that has
+//! happened.
+
+pub mod command_line;
+pub mod reload;
+pub mod systemd;
+
+use std::{collections::HashMap, io, sync::Arc, time::Duration};
+
+use prometheus_client::registry::Registry;
+use tokio::{
+    net::TcpListener,
+    sync::watch,
+    task::{Id, JoinError, JoinSet},
+    time::timeout,
+};
+
+use crate::{
+    clock::Clock,
+    current::Current,
+    http::{
+        Router,
+        server::{self, ServerConfig},
+    },
+    operations::{
+        self, Operations, Readiness,
+        status::{About, Facts},
+    },
+    service::reload::{Reasons, Renewed},
+    stop::{self, Stop},
+    telemetry::{
+        metrics::{HttpMetrics, ReloadMetrics},
+        otlp::Exporter,
+    },
+};
+
+/// A program that serves.
+#[derive(Debug)]
+pub struct Service {
+    server: ServerConfig,
+    exporter: Option<Exporter>,
+    readiness: Readiness,
+    stop: Stop,
+    ask_to_stop: watch::Sender<bool>,
+    /// Listeners and background jobs, none of which may end before the stop.
+    tasks: JoinSet<io::Result<()>>,
+    names: HashMap<Id, &'static str>,
+    operations: JoinSet<io::Result<()>>,
+    stop_operations: watch::Sender<bool>,
+}
+
+/// Why a service ended by itself.
+#[derive(Debug, thiserror::Error)]
+pub enum ServiceError {
+    /// A task that serves for as long as the service runs came to an end. Going on without it would be worse: a replica
+    /// whose change feed has died answers lookups with what was true once.
+    #[error("`{0}` ended before the service was asked to stop")]
+    Ended(&'static str),
+    /// The same, by an error.
+    #[error("`{0}` failed")]
+    Failed(&'static str, #[source] io::Error),
+    /// The same, by a panic, whose text is in the log.
+    #[error("`{0}` panicked")]
+    Panicked(&'static str),
+}
+
+impl Service {
+    /// Serves health, metrics and the status page on `operations` from now on, not ready yet. SIGTERM and SIGINT stop
+    /// the service.
+    ///
+    /// # Errors
+    ///
+    /// Signals cannot be listened to, or no thread can be started.
+    pub fn start<F, Fut>(
+        name: &'static str,
+        server: &ServerConfig,
+        operations: TcpListener,
+        registry: Registry,
+        exporter: Option<Exporter>,
+        facts: F,
+    ) -> io::Result<Self>
+    where
+        F: Fn() -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Facts> + Send + 'static,
+    {
+        let (ask_to_stop, stop) = Stop::manual();
+        stop::stop_on_signals(ask_to_stop.clone())?;
+        let readiness = Readiness::default();
+        let about = About::new(name, Clock::System, facts);
+        let shown = Operations { registry: Arc::new(registry), readiness: readiness.clone(), about };
+        let (stop_operations, until_stopped) = Stop::manual();
+        let serving =
+            server::serve_apart("operations", operations, operations::routes(), shown, server, until_stopped)?;
+        let mut operations = JoinSet::new();
+        operations.spawn(serving);
+        Ok(Self {
+            server: server.clone(),
+            exporter,
+            readiness,
+            stop,
+            ask_to_stop,
+            tasks: JoinSet::new(),
+            names: HashMap::new(),
+            operations,
+            stop_operations,
+        })
+    }
+
+    /// The request to stop, for jobs.
+    #[must_use]
+    pub fn stop(&self) -> Stop {
+        self.stop.clone()
+    }
+
+    /// Does `job` in the background until the stop, at which it has to end.
+    pub fn job(&mut self, name: &'static str, job: impl Future<Output = ()> + Send + 'static) {
+        self.task(name, async {
+            job.await;
+            Ok(())
+        });
+    }
+
+    /// Serves `router` on `listener` until the stop. `metrics` count its requests.
+    pub fn listen<S: Clone + Send + Sync + 'static>(
+        &mut self,
+        name: &'static str,
+        listener: TcpListener,
+        router: Router<S>,
+        state: &Current<S>,
+        metrics: Option<HttpMetrics>,
+    ) {
+        let tracer = self.exporter.as_ref().map(Exporter::tracer);
+        let (state, server, stop) = (state.clone(), self.server.clone(), self.stop());
+        self.task(name, async move { server::serve(listener, router, state, &server, metrics, tracer, stop).await });
+    }
+
+    /// Reads the configuration again whenever there is a reason, until the stop; see [`reload::keep_up`].
+    pub fn reload<S: Clone + Send + Sync + 'static>(
+        &mut self,
+        current: &Current<S>,
+        reasons: Reasons,
+        metrics: ReloadMetrics,
+        read_again: impl Fn(&S, Option<&Exporter>) -> Result<Renewed<S>, Box<dyn std::error::Error + Send + Sync>>
+        + Send
+        + 'static,
+    ) {
+        let (current, stop, exporter) = (current.clone(), self.stop(), self.exporter.clone());
+        self.job("reload", async move {
+            reload::keep_up(current, reasons, metrics, stop, move |state| read_again(state, exporter.as_ref())).await;
+        });
+    }
+
+    fn task(&mut self, name: &'static str, task: impl Future<Output = io::Result<()>> + Send + 'static) {
+        let id = self.tasks.spawn(task).id();
+        self.names.insert(id, name);
+    }
+
+    /// Says that requests may come, and runs until a signal, or until a listener or a job ends.
+    ///
+    /// # Errors
+    ///
+    /// [`ServiceError`]: what ended first, by itself.
+    pub async fn run(mut self) -> Result<(), ServiceError> {
+        self.readiness.set(true);
+        systemd::ready();
+        let ended = tokio::select! {
+            () = self.stop.requested() => Ok(()),
+            Some(ended) = self.tasks.join_next_with_id() => Err(self.failure(ended)),
+        };
+        if let Err(error) = &ended {
+            tracing::error!(%error, "a task of the service ended; stopping, so that it is started again");
+        }
+        self.shut_down().await;
+        ended
+    }
+
+    async fn shut_down(&mut self) {
+        self.readiness.set(false);
+        systemd::stopping();
+        self.ask_to_stop.send_replace(true);
+        // Each listener gives its requests the grace; what waits longer than that hangs.
+        let grace = Duration::from_secs(self.server.shutdown_grace_secs).saturating_add(SPARE);
+        let ending = async {
+            while let Some(ended) = self.tasks.join_next_with_id().await {
+                if !matches!(ended, Ok((_, Ok(())))) {
+                    let error = self.failure(ended);
+                    tracing::error!(%error, "a task of the service failed while it stopped");
+                }
+            }
+        };
+        if timeout(grace, ending).await.is_err() {
+            tracing::warn!("tasks of the service did not end in time; they are cut short");
+            self.tasks.shutdown().await;
+        }
+        if let Some(exporter) = &self.exporter {
+            exporter.stop().await;
+        }
+        self.stop_operations.send_replace(true);
+        while let Some(ended) = self.operations.join_next().await {
+            if !matches!(ended, Ok(Ok(()))) {
+                tracing::error!("the operations listener failed while it stopped");
+            }
+        }
+    }
+
+    fn failure(&self, ended: Result<(Id, io::Result<()>), JoinError>) -> ServiceError {
+        let name = |id: Id| self.names.get(&id).copied().unwrap_or("task");
+        match ended {
+            Ok((id, Ok(()))) => ServiceError::Ended(name(id)),
+            Ok((id, Err(error))) => ServiceError::Failed(name(id), error),
+            Err(error) => ServiceError::Panicked(name(error.id())),
+        }
+    }
+}
+
+/// What jobs have to end in when all requests have.
+const SPARE: Duration = Duration::from_secs(15);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::future::pending;
+
+    use super::*;
+
+    /// What takes longer will never end.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    async fn service() -> (Service, std::net::SocketAddr) {
+        let listener = server::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let facts = || std::future::ready(Facts::default());
+        let config = ServerConfig::default();
+        (Service::start("test", &config, listener, Registry::default(), None, facts).unwrap(), address)
+    }
+
+    #[tokio::test]
+    async fn a_job_that_panics_ends_the_service_with_an_error() {
+        let (mut service, operations) = service().await;
+        let stop = service.stop();
+        service.job("follows the stop", async move { stop.requested().await });
+        service.job("broken", async { panic!("on purpose") });
+        let ended = timeout(PATIENCE, service.run()).await.unwrap();
+        assert_eq!(ended.unwrap_err().to_string(), "`broken` panicked");
+        assert!(std::net::TcpStream::connect(operations).is_err(), "nobody is told that it lives");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_ends_by_itself_ends_the_service_with_an_error() {
+        let (mut service, _) = service().await;
+        service.job("short", async {});
+        let ended = timeout(PATIENCE, service.run()).await.unwrap();
+        assert_eq!(ended.unwrap_err().to_string(), "`short` ended before the service was asked to stop");
+    }
+
+    #[tokio::test]
+    async fn a_stop_is_no_error_and_waits_for_jobs() {
+        let (mut service, _) = service().await;
+        let (stop, ask_to_stop) = (service.stop(), service.ask_to_stop.clone());
+        let (done, is_done) = tokio::sync::oneshot::channel();
+        service.job("slow to stop", async move {
+            stop.requested().await;
+            tokio::task::yield_now().await;
+            done.send(()).unwrap();
+        });
+        let running = tokio::spawn(service.run());
+        ask_to_stop.send_replace(true);
+        timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+        is_done.await.unwrap();
+    }
+
+    #[tokio::test(flavor = "current_thread")]
+    async fn a_job_that_does_not_end_is_cut_short() {
+        let (mut service, _) = service().await;
+        service.server.shutdown_grace_secs = 0;
+        let ask_to_stop = service.ask_to_stop.clone();
+        service.job("endless", pending());
+        ask_to_stop.send_replace(true);
+        timeout(PATIENCE, service.run()).await.unwrap().unwrap();
+    }
+}
