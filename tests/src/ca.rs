@@ -104,6 +104,12 @@ impl Ca {
         (chain.pem(), key.serialize_pem())
     }
 
+    /// A server's certificate for `name` (a host name or an address) and its key, both PEM.
+    pub fn server_certificate(&self, name: &str) -> (String, String) {
+        let (chain, key) = self.issue(&[name], ExtendedKeyUsagePurpose::ServerAuth);
+        (chain.pem(), key.serialize_pem())
+    }
+
     /// The configuration of a TLS client that trusts this root alone.
     pub fn client_config(&self) -> rustls::ClientConfig {
         rustls::ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth()
