@@ -58,7 +58,7 @@ impl fmt::Debug for Redis {
 /// What commands find.
 enum Link {
     /// The first attempt to connect is still running. Commands wait for it, so that the first pushes after a start are
-    /// not sent twice.
+    /// not sent twice, until one has waited for too long.
     Starting,
     Up(Session),
     /// Commands fail at once.
@@ -138,8 +138,16 @@ impl Redis {
 
     async fn session(&self) -> Option<Session> {
         let mut link = self.link.subscribe();
-        let settled = timeout(PATIENCE, link.wait_for(|link| !matches!(link, Link::Starting))).await;
-        match &*settled.ok()?.ok()? {
+        if timeout(PATIENCE, link.wait_for(|link| !matches!(link, Link::Starting))).await.is_err() {
+            self.link.send_if_modified(|link| {
+                let is_starting = matches!(link, Link::Starting);
+                if is_starting {
+                    *link = Link::Down;
+                }
+                is_starting
+            });
+        }
+        match &*self.link.borrow() {
             Link::Up(session) => Some(session.clone()),
             Link::Starting | Link::Down => None,
         }

@@ -31,12 +31,16 @@ async fn client_of(answers: &'static [&'static str]) -> (Redis, Gauge) {
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
     });
-    let config = OutboundConfig { dns_servers: vec!["127.0.0.1:9".parse().unwrap()], ..OutboundConfig::default() };
     let up = Gauge::default();
     let address = Address::parse(&format!("redis://127.0.0.1:{port}")).unwrap();
-    let redis = Redis::new(address, Outbound::new(&config).unwrap(), up.clone());
+    let redis = Redis::new(address, outbound(), up.clone());
     redis.connect();
     (redis, up)
+}
+
+fn outbound() -> Outbound {
+    let config = OutboundConfig { dns_servers: vec!["127.0.0.1:9".parse().unwrap()], ..OutboundConfig::default() };
+    Outbound::new(&config).unwrap()
 }
 
 fn get() -> Cmd {
@@ -54,6 +58,16 @@ async fn the_first_command_waits_for_the_connection_and_those_after_its_end_do_n
     let mut link = redis.link.subscribe();
     timeout(Duration::from_secs(30), link.wait_for(|link| matches!(link, Link::Down))).await.unwrap().unwrap();
     assert_eq!(redis.call::<Value>(&get()).await, None);
+}
+
+#[tokio::test]
+async fn a_first_attempt_that_hangs_is_waited_for_once() {
+    let redis = Redis::new(Address::parse("redis://cache").unwrap(), outbound(), Gauge::default());
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(redis.call::<Value>(&get()).await, None);
+    }
+    assert!((PATIENCE..PATIENCE * 5).contains(&start.elapsed()), "{:?}", start.elapsed());
 }
 
 #[tokio::test]

@@ -63,7 +63,7 @@ impl RedisServer {
         match ca {
             None => writeln!(lines, "port {port}").unwrap(),
             Some(ca) => {
-                let (certificate, key) = ca.server_certificate("127.0.0.1");
+                let (certificate, key) = ca.node_certificate("127.0.0.1");
                 let certificate = text(&folder.write("server.pem", &certificate));
                 let key = text(&folder.write("server.key", &key));
                 let root = text(&ca.write(folder.path()));
@@ -132,7 +132,11 @@ impl RedisServer {
     ///
     /// When it does not within 30 s.
     pub async fn ask_until(&self, command: &[&str], expected: &str) {
-        let answered = async || self.ask(command).contains(expected).then_some(());
+        let answered = async || {
+            // The program runs without an await, and would never let the time-out have its turn.
+            tokio::task::yield_now().await;
+            self.ask(command).contains(expected).then_some(())
+        };
         eventually(PATIENCE, &format!("{expected} from {command:?}"), answered).await;
     }
 }
