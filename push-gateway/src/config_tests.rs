@@ -255,7 +255,7 @@ fn replicas_share_a_memory_and_a_secret() {
         ),
         (
             "[seen]\nredis_url = 'http://swordfish@cache'\nsecret_file = 'DIR/secret'\n",
-            "waypost.toml:2: seen.redis_url: must be a URL such as redis://user:password@redis.example.com:6379/0, or rediss:// for TLS",
+            "waypost.toml:2: seen.redis_url: must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…, or with rediss for TLS",
         ),
         (
             "[seen]\nredis_url = 'redis://cache'\nsecret = 'short'\n",

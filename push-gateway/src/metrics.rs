@@ -83,7 +83,7 @@ pub(crate) struct Metrics {
     certificates: Family<ProviderLabels, Gauge>,
     holding: Family<AppLabels, Gauge>,
     limited: Family<LimitLabels, Counter>,
-    /// 1 while Redis is there; set where replicas share something.
+    /// 1 while Redis is reachable; set where replicas share something.
     pub(crate) shared_memory_up: Arc<OnceLock<Gauge>>,
 }
 
@@ -149,7 +149,11 @@ impl Metrics {
     pub(crate) fn register_shared_memory(&self, registry: &mut Registry) -> Gauge {
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let up = Gauge::default();
-        registry.register("shared_memory_up", "1 while Redis is there, 0 while each replica is on its own", up.clone());
+        registry.register(
+            "shared_memory_up",
+            "1 while Redis is reachable, 0 while each replica is on its own",
+            up.clone(),
+        );
         self.shared_memory_up.get_or_init(|| up).clone()
     }
 

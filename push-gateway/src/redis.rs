@@ -1,257 +1,236 @@
-//! A client of Redis and Valkey: one connection that all share, commands in a row, and hardly a wait for a server that
-//! is away. It knows what `deliveries` needs, and no more (docs/decisions/0006).
+//! The client of Redis and Valkey: one shared, pipelined connection that fails fast while the server is unreachable.
 //!
-//! Source: Redis, "Redis serialization protocol specification" (RESP 2).
+//! The crate `redis` speaks the protocol: to one server, to the master that Sentinel names, or to a cluster. What is
+//! ours is the way out (`[outbound]`) and what happens during an outage (docs/decisions/0006).
 
 mod address;
+mod node;
 
-use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{convert::Infallible, fmt, io, time::Duration};
 
-use parking_lot::Mutex;
+use futures_util::future::{select_ok, try_join_all};
 use prometheus_client::metrics::gauge::Gauge;
-use rustls::pki_types::ServerName;
-use tokio::{
-    io::{AsyncBufRead, AsyncBufReadExt as _, AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _, BufReader},
-    net::TcpStream,
-    pin,
-    sync::{mpsc, oneshot},
-    time::{sleep, timeout},
+use redis::{
+    Cmd, ErrorKind, FromRedisValue, RedisError, RedisResult, Value, cluster_async::ClusterConnection, cmd,
+    from_redis_value,
 };
-use tokio_rustls::TlsConnector;
+use tokio::{
+    runtime::Handle,
+    sync::{mpsc, watch},
+    time::{Instant, sleep, timeout},
+};
 use waypost_shared::client::{Outbound, retry::Backoff};
 
 pub(crate) use self::address::Address;
+use self::{
+    address::Sentinel,
+    node::{Node, PATIENCE},
+};
 
-/// Commands that wait to be sent at the most; who comes when there are as many is not served.
-const MOST_WAITING: usize = 10_000;
-/// Commands that go out in one write.
-const TOGETHER: usize = 64;
-/// A connection, TLS included, takes no longer, and a reply neither: a push has to go out meanwhile.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Waits between two tries to connect.
+/// Limit for one attempt to connect, which may ask several servers. No push waits for this.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Waits between attempts to connect.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
-/// Bytes of a reply's line, and of a text in it. All that was ever stored is shorter.
-const MAX_REPLY: u64 = 4096;
+/// A connection that failed sooner than this after its attempt began leaves the backoff as it is.
+const HELD: Duration = Duration::from_secs(10);
+/// How often an idle connection is checked, so that the metric is true without traffic too.
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
+/// The keys that a probe writes, with a number behind.
+const PROBE: &str = "waypost:probe:";
+/// Keys that a probe writes in a cluster: enough that each shard of a usual cluster gets one.
+const CLUSTER_PROBES: u32 = 16;
 
-/// What the server said.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Reply {
-    /// It did it.
-    Done,
-    /// There is nothing under the key; or `SET … NX` found something, and did nothing.
-    Nothing,
-    /// What is under the key.
-    Text(Vec<u8>),
-}
-
-/// The one connection, from the first command on. Where it cannot be had, commands are not served.
+/// The shared connection. Copies share it.
+#[derive(Clone)]
 pub(crate) struct Redis {
-    calls: mpsc::Sender<Call>,
-    /// Until the first command.
-    link: Mutex<Option<Link>>,
+    address: Address,
+    outbound: Outbound,
+    up: Gauge,
+    link: watch::Sender<Link>,
 }
 
 impl fmt::Debug for Redis {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Redis")
+        f.debug_struct("Redis").field("address", &self.address).finish_non_exhaustive()
     }
 }
 
-/// A command, and who waits for its reply.
-struct Call {
-    command: Vec<u8>,
-    reply: oneshot::Sender<Reply>,
+/// What commands find.
+enum Link {
+    /// The first attempt to connect is still running. Commands wait for it, so that the first pushes after a start are
+    /// not sent twice, until one has waited for too long.
+    Starting,
+    Up(Session),
+    /// Commands fail at once.
+    Down,
+}
+
+/// A connection, from when it works until it fails for the first time.
+#[derive(Clone)]
+struct Session {
+    connection: Connection,
+    failure: mpsc::Sender<RedisError>,
+}
+
+#[derive(Clone)]
+enum Connection {
+    Node(Node),
+    Cluster(ClusterConnection<Node>),
+}
+
+impl Connection {
+    async fn query<T: FromRedisValue>(&mut self, command: &Cmd) -> RedisResult<T> {
+        match self {
+            Self::Node(node) => command.query_async(node).await,
+            Self::Cluster(cluster) => command.query_async(cluster).await,
+        }
+    }
+
+    /// Checks that the server takes writes: a replica, or a server that is out of memory, would answer a PING.
+    async fn probe(&self) -> RedisResult<()> {
+        let keys = match self {
+            Self::Node(_) => 1,
+            Self::Cluster(_) => CLUSTER_PROBES,
+        };
+        let writes = (0..keys).map(|key| {
+            let mut connection = self.clone();
+            let mut write = cmd("SET");
+            write.arg(format!("{PROBE}{key}")).arg("").arg("PX").arg(1000);
+            async move { connection.query::<()>(&write).await }
+        });
+        try_join_all(writes).await.map(drop)
+    }
 }
 
 impl Redis {
     /// Connects nowhere yet. `up` is 1 while there is a connection.
     pub(crate) fn new(address: Address, outbound: Outbound, up: Gauge) -> Self {
-        let (sender, calls) = mpsc::channel(MOST_WAITING);
-        let link = Link { address, outbound, calls, up, is_told: false };
-        Self { calls: sender, link: Mutex::new(Some(link)) }
+        Self { address, outbound, up, link: watch::Sender::new(Link::Starting) }
     }
 
-    /// Sends a command and waits for its reply. None when the server is away.
-    pub(crate) async fn call(&self, command: &[&[u8]]) -> Option<Reply> {
-        self.enqueue(command)?.await.ok()
+    /// Starts the one task that connects, and reconnects for as long as the process runs. To be called once.
+    pub(crate) fn connect(&self) {
+        let redis = self.clone();
+        tokio::spawn(async move { redis.supervise().await });
     }
 
-    /// Sends a command whose reply does not matter.
-    pub(crate) fn post(&self, command: &[&[u8]]) {
-        drop(self.enqueue(command));
-    }
-
-    fn enqueue(&self, command: &[&[u8]]) -> Option<oneshot::Receiver<Reply>> {
-        if let Some(link) = self.link.lock().take() {
-            tokio::spawn(Box::pin(link.run()));
+    /// Runs a command. None while the server is unreachable, or if it refuses the command.
+    pub(crate) async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Option<T> {
+        let mut session = self.session().await?;
+        match session.connection.query::<Value>(command).await {
+            Ok(reply) => from_redis_value(reply).ok(),
+            Err(error) => {
+                // Full or closed: somebody else has reported a failure of this session.
+                drop(session.failure.try_send(error));
+                None
+            }
         }
-        let (reply, answer) = oneshot::channel();
-        self.calls.try_send(Call { command: encoded(command), reply }).ok()?;
-        Some(answer)
     }
-}
 
-/// A command as the server reads it: an array of texts.
-fn encoded(command: &[&[u8]]) -> Vec<u8> {
-    let mut bytes = format!("*{}\r\n", command.len()).into_bytes();
-    for part in command {
-        bytes.extend(format!("${}\r\n", part.len()).into_bytes());
-        bytes.extend(*part);
-        bytes.extend(b"\r\n");
+    /// Runs a command in the background, for its effect.
+    pub(crate) fn post(&self, command: Cmd) {
+        let redis = self.clone();
+        // Without a runtime the process is ending, and what was to be given back will expire.
+        if let Ok(runtime) = Handle::try_current() {
+            runtime.spawn(async move { redis.call::<Value>(&command).await });
+        }
     }
-    bytes
-}
 
-/// The far end of the commands: connects, and connects again.
-struct Link {
-    address: Address,
-    outbound: Outbound,
-    calls: mpsc::Receiver<Call>,
-    up: Gauge,
-    /// Whether the log says that the server is away.
-    is_told: bool,
-}
+    async fn session(&self) -> Option<Session> {
+        let mut link = self.link.subscribe();
+        if timeout(PATIENCE, link.wait_for(|link| !matches!(link, Link::Starting))).await.is_err() {
+            self.link.send_if_modified(|link| {
+                let is_starting = matches!(link, Link::Starting);
+                if is_starting {
+                    *link = Link::Down;
+                }
+                is_starting
+            });
+        }
+        match &*self.link.borrow() {
+            Link::Up(session) => Some(session.clone()),
+            Link::Starting | Link::Down => None,
+        }
+    }
 
-impl Link {
-    /// Until nobody is left who could call.
-    async fn run(mut self) {
-        let mut failures = 0;
+    async fn supervise(self) {
+        let (mut failures, mut is_reported) = (0_u32, false);
         loop {
-            let Err(error) = self.session(&mut failures).await else { return };
+            let started = Instant::now();
+            let Err(error) = Box::pin(self.run_session(&mut is_reported)).await;
             self.up.set(0);
-            if !self.is_told {
-                self.is_told = true;
-                tracing::warn!(%error, "Redis is away: what was pushed is remembered here, and not shared");
+            self.link.send_replace(Link::Down);
+            if !is_reported {
+                is_reported = true;
+                let error = reason(&error);
+                tracing::warn!(%error, "Redis is unreachable; replicas remember pushes separately until it is back");
             }
-            let pause = sleep(BACKOFF.delay(failures));
+            // Quick attempts are for a connection that held for a while.
+            if started.elapsed() > HELD {
+                failures = 0;
+            }
+            sleep(BACKOFF.delay(failures)).await;
             failures = failures.saturating_add(1);
-            pin!(pause);
-            loop {
-                tokio::select! {
-                    () = &mut pause => break,
-                    // Dropped, so that its caller goes on without a reply.
-                    call = self.calls.recv() => if call.is_none() { return },
-                }
-            }
         }
     }
 
-    /// One connection, from its beginning to its end. Commands wait while it begins.
-    async fn session(&mut self, failures: &mut u32) -> io::Result<()> {
-        let stream = timeout(PATIENCE, self.tcp()).await??;
-        if !self.address.is_tls {
-            return Box::pin(self.converse(stream, failures)).await;
-        }
-        let name = ServerName::try_from(self.address.host.clone()).map_err(io::Error::other)?;
-        let connector = TlsConnector::from(Arc::new(self.outbound.tls()));
-        let stream = timeout(PATIENCE, connector.connect(name, stream)).await??;
-        Box::pin(self.converse(stream, failures)).await
-    }
-
-    async fn tcp(&self) -> io::Result<TcpStream> {
-        let found = self.outbound.resolver().addresses(&self.address.host).await.map_err(io::Error::other)?;
-        let mut last = io::Error::other("the name has no address");
-        for address in found {
-            match TcpStream::connect(SocketAddr::new(address, self.address.port)).await {
-                Ok(stream) => {
-                    stream.set_nodelay(true)?;
-                    return Ok(stream);
-                }
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
-    }
-
-    async fn converse<S>(&mut self, stream: S, failures: &mut u32) -> io::Result<()>
-    where
-        S: AsyncRead + AsyncWrite,
-    {
-        let (reader, mut writer) = tokio::io::split(stream);
-        let mut reader = BufReader::new(reader);
-        for command in self.address.greeting() {
-            let parts: Vec<_> = command.iter().map(String::as_bytes).collect();
-            writer.write_all(&encoded(&parts)).await?;
-            writer.flush().await?;
-            timeout(PATIENCE, read_reply(&mut reader)).await??;
-        }
-        *failures = 0;
+    /// One connection, until it fails.
+    async fn run_session(&self, is_reported: &mut bool) -> Result<Infallible, RedisError> {
+        let connecting = async {
+            let connection = self.open().await?;
+            connection.probe().await?;
+            Ok::<_, RedisError>(connection)
+        };
+        let connection = timeout(ATTEMPT, connecting).await.map_err(io::Error::from)??;
+        let (failure, mut failed) = mpsc::channel(1);
         self.up.set(1);
-        if self.is_told {
-            self.is_told = false;
-            tracing::info!("Redis is back: what was pushed is shared again");
+        self.link.send_replace(Link::Up(Session { connection: connection.clone(), failure }));
+        if *is_reported {
+            *is_reported = false;
+            tracing::info!("Redis is back; replicas share what they remember again");
         }
+        loop {
+            tokio::select! {
+                Some(error) = failed.recv() => return Err(error),
+                () = sleep(PROBE_INTERVAL) => connection.probe().await?,
+            }
+        }
+    }
 
-        let (waiting, mut due) = mpsc::unbounded_channel::<oneshot::Sender<Reply>>();
-        let calls = &mut self.calls;
-        let writing = async {
-            let mut together = Vec::with_capacity(TOGETHER);
-            while calls.recv_many(&mut together, TOGETHER).await > 0 {
-                let mut bytes = Vec::new();
-                for Call { command, reply } in together.drain(..) {
-                    bytes.extend(command);
-                    // Before it is written: a reply never finds nobody waiting. The other end is in this function.
-                    drop(waiting.send(reply));
-                }
-                timeout(PATIENCE, writer.write_all(&bytes)).await??;
-                timeout(PATIENCE, writer.flush()).await??;
-            }
-            Ok::<(), io::Error>(())
-        };
-        let reading = async {
-            loop {
-                let next = tokio::select! {
-                    biased;
-                    next = due.recv() => next,
-                    // Nobody waits: all that can come is the end.
-                    _ = reader.fill_buf() => return Err(io::Error::from(io::ErrorKind::ConnectionReset)),
-                };
-                let Some(caller) = next else { return Ok(()) };
-                let reply = timeout(PATIENCE, read_reply(&mut reader)).await??;
-                // Who has gone meanwhile does not want it.
-                drop(caller.send(reply));
-            }
-        };
-        tokio::select! {
-            ended = writing => ended,
-            ended = reading => ended,
-        }
+    async fn open(&self) -> RedisResult<Connection> {
+        let Self { address, outbound, .. } = self;
+        Ok(match address {
+            Address::Server(server) => Connection::Node(Node::connect(outbound, server).await?),
+            Address::Sentinel(sentinel) => Connection::Node(master(outbound, sentinel).await?),
+            Address::Cluster(seeds) => Connection::Cluster(node::cluster(outbound, seeds).await?),
+        })
     }
 }
 
-/// An error that the server answers with is one of the connection: it is loading, was demoted, is full, or does not
-/// know us. Another try may find another server behind the name.
-async fn read_reply(reader: &mut (impl AsyncBufRead + Unpin)) -> io::Result<Reply> {
-    let mut line = Vec::new();
-    (&mut *reader).take(MAX_REPLY).read_until(b'\n', &mut line).await?;
-    if line.is_empty() {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof));
-    }
-    let text = line.strip_suffix(b"\r\n").and_then(|line| std::str::from_utf8(line).ok()).ok_or_else(unreadable)?;
-    if let Some(text) = text.strip_prefix('-') {
-        // Its first word is a code; the rest may quote the command.
-        let code: String = text.split(' ').next().unwrap_or_default().chars().take(32).collect();
-        return Err(io::Error::other(format!("the server answered {code}")));
-    }
-    if text.starts_with(['+', ':']) {
-        return Ok(Reply::Done);
-    }
-    match text.strip_prefix('$').ok_or_else(unreadable)? {
-        "-1" => Ok(Reply::Nothing),
-        length => {
-            let length: u64 = length.parse().ok().filter(|length| *length <= MAX_REPLY).ok_or_else(unreadable)?;
-            let mut text = Vec::new();
-            (&mut *reader).take(length + 2).read_to_end(&mut text).await?;
-            match text.strip_suffix(b"\r\n") {
-                Some(text) => Ok(Reply::Text(text.to_vec())),
-                None => Err(unreadable()),
-            }
-        }
-    }
+/// Connects to the master, by the answer of the first Sentinel that knows one. If it has been demoted meanwhile, the
+/// probe finds out.
+async fn master(outbound: &Outbound, sentinel: &Sentinel) -> RedisResult<Node> {
+    let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "Sentinel knows no such service"));
+    let asking = sentinel.sentinels.iter().map(|server| {
+        let ask = async move {
+            let mut question = cmd("SENTINEL");
+            question.arg("GET-MASTER-ADDR-BY-NAME").arg(&sentinel.service);
+            let mut node = Node::connect(outbound, server).await?;
+            question.query_async::<Option<(String, u16)>>(&mut node).await?.ok_or_else(unknown)
+        };
+        Box::pin(ask)
+    });
+    let ((host, port), _) = select_ok(asking).await?;
+    Node::connect(outbound, &sentinel.master(host, port).ok_or_else(unknown)?).await
 }
 
-fn unreadable() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the server does not speak RESP 2")
+/// What the log says of a failure. Of a server's answer it is the code alone: the rest may quote the command.
+fn reason(error: &RedisError) -> String {
+    match error.code() {
+        Some(code) => format!("the server answered {}", code.chars().take(32).collect::<String>()),
+        None if error.is_io_error() => error.to_string(),
+        None => error.category().to_owned(),
+    }
 }
 
 #[cfg(test)]

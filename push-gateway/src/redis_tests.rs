@@ -1,82 +1,110 @@
-//! The protocol, against a server of a few lines. The real one's turn is in the workspace's tests.
+//! Failures, against a server of a few lines. The real ones have their turn in the workspace's tests.
 
 #![allow(clippy::unwrap_used)]
 
-use tokio::net::TcpListener;
+use tokio::{
+    io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader},
+    net::TcpListener,
+};
 use waypost_shared::client::OutboundConfig;
 
 use super::*;
 
-fn redis(port: u16) -> (Redis, Gauge) {
-    let config = OutboundConfig { dns_servers: vec!["127.0.0.1:9".parse().unwrap()], ..OutboundConfig::default() };
-    let up = Gauge::default();
-    let address = Address::parse(&format!("redis://127.0.0.1:{port}")).unwrap();
-    (Redis::new(address, Outbound::new(&config).unwrap(), up.clone()), up)
-}
-
-/// A server that reads so many bytes and writes a text, in turn.
-async fn server(script: Vec<(usize, &'static str)>) -> u16 {
+/// A client of a server that answers each command in turn with a text, and then hangs up and listens no more.
+async fn client_of(answers: &'static [&'static str]) -> (Redis, Gauge) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
     tokio::spawn(async move {
-        let (mut stream, _) = listener.accept().await.unwrap();
-        for (length, answer) in script {
-            let mut read = vec![0; length];
-            stream.read_exact(&mut read).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        drop(listener);
+        let mut stream = BufReader::new(stream);
+        for answer in answers {
+            let mut line = String::new();
+            stream.read_line(&mut line).await.unwrap();
+            let arguments: usize = line.trim().strip_prefix('*').unwrap().parse().unwrap();
+            for _ in 0..arguments {
+                line.clear();
+                stream.read_line(&mut line).await.unwrap();
+                let length: usize = line.trim().strip_prefix('$').unwrap().parse().unwrap();
+                stream.read_exact(&mut vec![0; length + 2]).await.unwrap();
+            }
             stream.write_all(answer.as_bytes()).await.unwrap();
         }
-        // Gone, and nobody listens any more.
     });
-    port
+    let up = Gauge::default();
+    let address = Address::parse(&format!("redis://127.0.0.1:{port}")).unwrap();
+    let redis = Redis::new(address, outbound(), up.clone());
+    redis.connect();
+    (redis, up)
 }
 
-/// `*1\r\n$4\r\nPING\r\n`, which opens each connection.
-const PING: usize = 14;
+fn outbound() -> Outbound {
+    let config = OutboundConfig { dns_servers: vec!["127.0.0.1:9".parse().unwrap()], ..OutboundConfig::default() };
+    Outbound::new(&config).unwrap()
+}
+
+fn get() -> Cmd {
+    let mut get = cmd("GET");
+    get.arg("a");
+    get
+}
+
+/// The failed command ends the connection. The next probe would too, but later than this waits.
+async fn until_down(redis: &Redis) {
+    let mut link = redis.link.subscribe();
+    let down = timeout(PROBE_INTERVAL - PATIENCE, link.wait_for(|link| matches!(link, Link::Down))).await;
+    assert!(down.is_ok(), "the failed command did not end the connection");
+}
+
+#[tokio::test]
+async fn the_first_command_waits_for_the_connection_and_those_after_its_end_do_not() {
+    let (redis, up) = client_of(&["+OK\r\n", "$1\r\n1\r\n"]).await;
+    assert_eq!(redis.call::<Option<String>>(&get()).await, Some(Some("1".to_owned())));
+    assert_eq!(up.get(), 1);
+    assert_eq!(redis.call::<Value>(&get()).await, None);
+    until_down(&redis).await;
+    assert_eq!(redis.call::<Value>(&get()).await, None);
+}
+
+#[tokio::test]
+async fn a_first_attempt_that_hangs_is_waited_for_once() {
+    let redis = Redis::new(Address::parse("redis://cache").unwrap(), outbound(), Gauge::default());
+    let start = Instant::now();
+    for _ in 0..10 {
+        assert_eq!(redis.call::<Value>(&get()).await, None);
+    }
+    assert!((PATIENCE..PATIENCE * 5).contains(&start.elapsed()), "{:?}", start.elapsed());
+}
+
+#[tokio::test]
+async fn a_server_that_takes_no_writes_is_unreachable() {
+    for answer in
+        ["-READONLY a replica\r\n", "-LOADING the dataset\r\n", "-NOAUTH who are you\r\n", "-OOM full\r\n", "HTTP/1.1"]
+    {
+        let (redis, up) = client_of(Box::leak(Box::new([answer]))).await;
+        assert_eq!(redis.call::<Value>(&get()).await, None, "{answer}");
+        assert_eq!(up.get(), 0, "{answer}");
+    }
+}
+
+#[tokio::test]
+async fn a_refused_command_ends_the_connection() {
+    let (redis, up) = client_of(&["+OK\r\n", "-READONLY a replica\r\n"]).await;
+    assert_eq!(redis.call::<Value>(&get()).await, None);
+    until_down(&redis).await;
+    assert_eq!(redis.call::<Value>(&get()).await, None);
+    assert_eq!(up.get(), 0);
+}
 
 #[test]
-fn a_command_is_an_array_of_texts() {
-    assert_eq!(encoded(&[b"GET", b"a\r\nb"]), b"*2\r\n$3\r\nGET\r\n$4\r\na\r\nb\r\n");
-    assert_eq!(encoded(&[b"PING"]).len(), PING);
-}
-
-#[tokio::test]
-async fn replies_are_read_in_each_form() {
-    for (bytes, expected) in [
-        ("+OK\r\n", Some(Reply::Done)),
-        (":1\r\n", Some(Reply::Done)),
-        ("$-1\r\n", Some(Reply::Nothing)),
-        ("$0\r\n\r\n", Some(Reply::Text(Vec::new()))),
-        ("$4\r\na\r\nb\r\n", Some(Reply::Text(b"a\r\nb".to_vec()))),
-        ("-LOADING the dataset\r\n", None),
-        ("*1\r\n+a\r\n", None),
-        ("$5000\r\n", None),
-        ("$4\r\nabc", None),
-        ("+OK", None),
-        ("", None),
+fn the_reason_of_an_outage_quotes_no_command() {
+    for (reply, expected) in [
+        ("-WRONGPASS swordfish\r\n", "the server answered WRONGPASS"),
+        ("-READONLY swordfish\r\n", "the server answered READONLY"),
+        ("-ERR unknown command 'AUTH', with args beginning with: 'swordfish'\r\n", "the server answered ERR"),
     ] {
-        assert_eq!(read_reply(&mut bytes.as_bytes()).await.ok(), expected, "{bytes:?}");
+        let error = redis::parse_redis_value(reply.as_bytes()).unwrap().extract_error().unwrap_err();
+        assert_eq!(reason(&error), expected);
     }
-    let error = read_reply(&mut b"-WRONGPASS swordfish\r\n".as_slice()).await.unwrap_err().to_string();
-    assert_eq!(error, "the server answered WRONGPASS");
-}
-
-#[tokio::test]
-async fn commands_are_answered_in_their_order() {
-    // `*2\r\n$3\r\nGET\r\n$1\r\na\r\n` twice: 20 bytes each.
-    let port = server(vec![(PING, "+PONG\r\n"), (40, "$1\r\n1\r\n$1\r\n2\r\n")]).await;
-    let (redis, up) = redis(port);
-    let (a, b): ([&[u8]; 2], [&[u8]; 2]) = ([b"GET", b"a"], [b"GET", b"b"]);
-    let (first, second) = tokio::join!(redis.call(&a), redis.call(&b));
-    assert_eq!((first, second), (Some(Reply::Text(b"1".to_vec())), Some(Reply::Text(b"2".to_vec()))));
-    // The server has gone: nobody waits for it.
-    assert_eq!(redis.call(&[b"GET", b"a"]).await, None);
-    assert_eq!(up.get(), 0);
-}
-
-#[tokio::test]
-async fn a_server_that_refuses_us_is_away() {
-    let port = server(vec![(PING, "-NOAUTH Authentication required.\r\n")]).await;
-    let (redis, up) = redis(port);
-    assert_eq!(redis.call(&[b"GET", b"a"]).await, None);
-    assert_eq!(up.get(), 0);
+    assert_eq!(reason(&io::Error::from(io::ErrorKind::ConnectionRefused).into()), "connection refused");
 }

@@ -86,7 +86,7 @@ impl Ca {
 
     /// The configuration of a TLS server with a certificate for `names` (host names and addresses).
     pub fn leaf(&self, names: &[&str], alpn: Alpn) -> Arc<rustls::ServerConfig> {
-        let (chain, key) = self.issue(names, ExtendedKeyUsagePurpose::ServerAuth);
+        let (chain, key) = self.issue(names, &[ExtendedKeyUsagePurpose::ServerAuth]);
         let mut config = rustls::ServerConfig::builder()
             // A client may show a certificate of this root, and need not.
             .with_client_cert_verifier(
@@ -100,13 +100,21 @@ impl Ca {
 
     /// A client certificate and its key, both PEM.
     pub fn client_certificate(&self, name: &str) -> (String, String) {
-        let (chain, key) = self.issue(&[name], ExtendedKeyUsagePurpose::ClientAuth);
+        let (chain, key) = self.issue(&[name], &[ExtendedKeyUsagePurpose::ClientAuth]);
+        (chain.pem(), key.serialize_pem())
+    }
+
+    /// The certificate of a node for `name` (a host name or an address), as a server of clients and as a client of
+    /// other nodes, and its key, both PEM.
+    pub fn node_certificate(&self, name: &str) -> (String, String) {
+        let (chain, key) =
+            self.issue(&[name], &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]);
         (chain.pem(), key.serialize_pem())
     }
 
     /// The same, valid from the beginning of a year.
     pub fn client_certificate_from(&self, name: &str, year: i32) -> (String, String) {
-        let mut params = params(&[name], ExtendedKeyUsagePurpose::ClientAuth);
+        let mut params = params(&[name], &[ExtendedKeyUsagePurpose::ClientAuth]);
         params.not_before = date_time_ymd(year, 1, 1);
         let key = KeyPair::generate().unwrap();
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
@@ -117,18 +125,18 @@ impl Ca {
         rustls::ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth()
     }
 
-    fn issue(&self, names: &[&str], usage: ExtendedKeyUsagePurpose) -> (rcgen::Certificate, KeyPair) {
+    fn issue(&self, names: &[&str], usages: &[ExtendedKeyUsagePurpose]) -> (rcgen::Certificate, KeyPair) {
         let key = KeyPair::generate().unwrap();
-        let certificate = params(names, usage).signed_by(&key, &self.issuer).unwrap();
+        let certificate = params(names, usages).signed_by(&key, &self.issuer).unwrap();
         (certificate, key)
     }
 }
 
-fn params(names: &[&str], usage: ExtendedKeyUsagePurpose) -> CertificateParams {
+fn params(names: &[&str], usages: &[ExtendedKeyUsagePurpose]) -> CertificateParams {
     let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
     let mut params = CertificateParams::new(names).unwrap();
     params.distinguished_name.push(DnType::CommonName, "Waypost test");
-    params.extended_key_usages = vec![usage];
+    params.extended_key_usages = usages.to_vec();
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params
 }

@@ -1,17 +1,32 @@
-//! A real redis-server on a port of its own, that can be killed and started again.
+//! Real Redis servers on ports of their own: one, a pair that Sentinel watches, or a cluster.
 
+use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
 use std::net::TcpListener;
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 
-use crate::process::TempFolder;
-use crate::record::Record;
+use crate::ca::Ca;
+use crate::process::{TempFolder, eventually, text};
+use crate::record::{PATIENCE, Record};
 
-/// The running server. It is killed when it is dropped.
+/// A user that may do what docs/push-gateway.md says the gateway needs, and nothing else.
+pub const USER: &str = "user push on >swordfish ~waypost:* -@all +set +get +del +eval";
+
+/// A user of Sentinel that may ask for the master, and nothing else.
+pub const SENTINEL_USER: &str = "user asker on >halibut -@all +sentinel|get-master-addr-by-name";
+
+/// What Sentinel calls the pair of servers.
+pub const SERVICE: &str = "main";
+
+/// A running server or Sentinel. It is killed when it is dropped.
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
+    /// The port for other nodes of a cluster.
+    bus_port: u16,
+    is_tls: bool,
+    is_sentinel: bool,
     folder: TempFolder,
     child: Child,
 }
@@ -23,15 +38,52 @@ impl RedisServer {
     ///
     /// When it is not installed, or not ready within 30 s.
     pub async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        Self::start_with("").await
+    }
+
+    /// The same with further lines in its configuration.
+    pub async fn start_with(config: &str) -> Self {
+        Self::configured(config, None, false).await
+    }
+
+    /// Starts one that speaks TLS only, with a certificate for 127.0.0.1 of `ca`.
+    pub async fn start_tls(ca: &Ca, config: &str) -> Self {
+        Self::configured(config, Some(ca), false).await
+    }
+
+    async fn configured(config: &str, ca: Option<&Ca>, is_sentinel: bool) -> Self {
+        let (port, bus_port) = (free_port(), free_port());
         let folder = TempFolder::new();
-        let child = spawn(port, &folder).await;
-        Self { port, folder, child }
+        let mut lines = format!("bind 127.0.0.1\n{config}\n");
+        if !is_sentinel {
+            lines.push_str("save \"\"\nappendonly no\n");
+            // Read by cluster nodes alone. Its default, 10,000 above the other, may not exist.
+            writeln!(lines, "cluster-port {bus_port}").unwrap();
+        }
+        match ca {
+            None => writeln!(lines, "port {port}").unwrap(),
+            Some(ca) => {
+                let (certificate, key) = ca.node_certificate("127.0.0.1");
+                let certificate = text(&folder.write("server.pem", &certificate));
+                let key = text(&folder.write("server.key", &key));
+                let root = text(&ca.write(folder.path()));
+                writeln!(lines, "port 0\ntls-port {port}\ntls-cluster yes\ntls-auth-clients no").unwrap();
+                writeln!(lines, "tls-cert-file {certificate}\ntls-key-file {key}\ntls-ca-cert-file {root}").unwrap();
+            }
+        }
+        folder.write("redis.conf", &lines);
+        let child = spawn(&folder, is_sentinel).await;
+        Self { port, bus_port, is_tls: ca.is_some(), is_sentinel, folder, child }
     }
 
     /// As `seen.redis_url` wants it.
     pub fn url(&self) -> String {
-        format!("redis://127.0.0.1:{}", self.port)
+        format!("{}://{}", if self.is_tls { "rediss" } else { "redis" }, self.address())
+    }
+
+    /// Its address and port.
+    pub fn address(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
     }
 
     /// Kills it, as a power cut would.
@@ -56,17 +108,36 @@ impl RedisServer {
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success(), "{script}");
     }
 
-    /// Starts it again, empty, on the same port.
+    /// Starts it again, empty, on the same port. A node of a cluster still knows its cluster.
     pub async fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.port, &self.folder).await;
+        self.child = spawn(&self.folder, self.is_sentinel).await;
     }
 
     /// What it answers to a command.
     pub fn ask(&self, command: &[&str]) -> String {
-        let output = Command::new("redis-cli").args(["-p", &self.port.to_string()]).args(command).output().unwrap();
+        let mut cli = Command::new("redis-cli");
+        cli.args(["-p", &self.port.to_string()]);
+        if self.is_tls {
+            cli.arg("--tls").arg("--cacert").arg(self.folder.path().join("test-root.pem"));
+        }
+        let output = cli.args(command).output().unwrap();
         assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Asks until the answer contains `expected`.
+    ///
+    /// # Panics
+    ///
+    /// When it does not within 30 s.
+    pub async fn ask_until(&self, command: &[&str], expected: &str) {
+        let answered = async || {
+            // The program runs without an await, and would never let the time-out have its turn.
+            tokio::task::yield_now().await;
+            self.ask(command).contains(expected).then_some(())
+        };
+        eventually(PATIENCE, &format!("{expected} from {command:?}"), answered).await;
     }
 }
 
@@ -76,9 +147,104 @@ impl Drop for RedisServer {
     }
 }
 
-async fn spawn(port: u16, folder: &TempFolder) -> Child {
+/// A master, its replica, and three Sentinels that watch them.
+#[derive(Debug)]
+pub struct SentinelPair {
+    /// The master, until it is killed.
+    pub master: RedisServer,
+    /// The replica, then the master.
+    pub replica: RedisServer,
+    sentinels: Vec<RedisServer>,
+}
+
+impl SentinelPair {
+    /// Starts them, with [`USER`] and [`SENTINEL_USER`], and waits until they know each other.
+    pub async fn start() -> Self {
+        let master = RedisServer::start_with(USER).await;
+        let replica = RedisServer::start_with(&format!("{USER}\nreplicaof 127.0.0.1 {}", master.port)).await;
+        master.ask_until(&["info", "replication"], "state=online").await;
+        let config = format!(
+            "{SENTINEL_USER}\nsentinel monitor {SERVICE} 127.0.0.1 {} 2\n\
+             sentinel down-after-milliseconds {SERVICE} 1000\nsentinel failover-timeout {SERVICE} 5000\n",
+            master.port
+        );
+        let mut sentinels = Vec::new();
+        for _ in 0..3 {
+            sentinels.push(RedisServer::configured(&config, None, true).await);
+        }
+        for sentinel in &sentinels {
+            sentinel.ask_until(&["sentinel", "ckquorum", SERVICE], "OK 3 usable").await;
+            sentinel.ask_until(&["sentinel", "replicas", SERVICE], &replica.port.to_string()).await;
+        }
+        Self { master, replica, sentinels }
+    }
+
+    /// As `seen.redis_url` wants it.
+    pub fn url(&self) -> String {
+        let sentinels = addresses(&self.sentinels);
+        format!("redis+sentinel://push:swordfish@{sentinels}/{SERVICE}?sentinel_user=asker&sentinel_password=halibut")
+    }
+}
+
+/// Three masters that share the slots.
+#[derive(Debug)]
+pub struct Cluster {
+    /// The masters.
+    pub nodes: Vec<RedisServer>,
+}
+
+impl Cluster {
+    /// Starts one with [`USER`], who may ask for the slots too, and waits until it serves.
+    pub async fn start(ca: Option<&Ca>) -> Self {
+        let config = format!("{USER} +ping +cluster|slots\ncluster-enabled yes\ncluster-node-timeout 2000\n");
+        let mut nodes = Vec::new();
+        for _ in 0..3 {
+            nodes.push(RedisServer::configured(&config, ca, false).await);
+        }
+        for (node, (first, last)) in nodes.iter().zip([("0", "5460"), ("5461", "10922"), ("10923", "16383")]) {
+            node.ask(&["cluster", "addslotsrange", first, last]);
+        }
+        for node in &nodes[1..] {
+            let (port, bus_port) = (node.port.to_string(), node.bus_port.to_string());
+            nodes[0].ask(&["cluster", "meet", "127.0.0.1", &port, &bus_port]);
+        }
+        for node in &nodes {
+            node.ask_until(&["cluster", "info"], "cluster_state:ok").await;
+            node.ask_until(&["cluster", "info"], "cluster_slots_ok:16384").await;
+        }
+        Self { nodes }
+    }
+
+    /// Begins to move most of the first master's slots to the second one, with the keys in them.
+    pub fn reshard(&self) -> Child {
+        let [from, to] = [0, 1].map(|node: usize| self.nodes[node].ask(&["cluster", "myid"]).trim().to_owned());
+        Command::new("redis-cli")
+            .args(["--cluster", "reshard", &self.nodes[0].address(), "--cluster-slots", "5000", "--cluster-yes"])
+            .args(["--cluster-from", &from, "--cluster-to", &to])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap()
+    }
+
+    /// As `seen.redis_url` wants it: two of the nodes, which know the third.
+    pub fn url(&self) -> String {
+        let scheme = if self.nodes[0].is_tls { "rediss" } else { "redis" };
+        format!("{scheme}+cluster://push:swordfish@{}", addresses(&self.nodes[..2]))
+    }
+}
+
+fn addresses(servers: &[RedisServer]) -> String {
+    servers.iter().map(RedisServer::address).collect::<Vec<_>>().join(",")
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+async fn spawn(folder: &TempFolder, is_sentinel: bool) -> Child {
     let mut child = Command::new("redis-server")
-        .args(["--port", &port.to_string(), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"])
+        .arg(folder.path().join("redis.conf"))
+        .args(is_sentinel.then_some("--sentinel"))
         .current_dir(folder.path())
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -95,6 +261,7 @@ async fn spawn(port: u16, folder: &TempFolder) -> Child {
             }
         }
     });
-    lines.wait_for("redis-server to be ready", |line: &String| line.contains("Ready to accept connections")).await;
+    let ready = if is_sentinel { "Sentinel ID is" } else { "Ready to accept connections" };
+    lines.wait_for("redis-server to be ready", |line: &String| line.contains(ready)).await;
     child
 }

@@ -23,7 +23,7 @@ pub(crate) struct SeenConfig {
     pub(crate) dead_ttl_secs: u64,
     /// Entries of each kind at the most; the oldest make room. Default 200000.
     pub(crate) max_entries: usize,
-    /// Where replicas share what they remember, `redis://` or `rediss://`. Default nowhere.
+    /// Where replicas share what they remember, `redis://`, `redis+sentinel://` or `redis+cluster://`. Default nowhere.
     pub(crate) redis_url: Option<SecretString>,
     /// A file that holds the URL.
     pub(crate) redis_url_file: Option<PathBuf>,
@@ -66,7 +66,7 @@ impl SeenConfig {
         let Some(url) = url else { return Ok(None) };
         let address = Address::parse(url.expose_secret()).ok_or_else(|| {
             // Without the value, which may hold a password.
-            let problem = "must be a URL such as redis://user:password@redis.example.com:6379/0, or rediss:// for TLS";
+            let problem = "must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…, or with rediss for TLS";
             source.error("seen.redis_url", problem)
         })?;
         let Some(secret) = secret else {

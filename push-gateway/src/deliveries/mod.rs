@@ -2,7 +2,7 @@
 //! provider is asked about a dead pushkey again (P9). In memory and, where replicas share it, in Redis or Valkey.
 //!
 //! Entries are keyed hashes, so that a copy of the memory, or of Redis, reveals no ids. Redis has the last word while
-//! it is there; while it is away each replica goes by what it remembers itself.
+//! it is reachable; otherwise each replica goes by what it remembers itself.
 
 mod expiring;
 mod replicas;

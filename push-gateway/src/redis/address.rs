@@ -1,74 +1,130 @@
-//! Where a Redis is, and as whom it is called.
+//! `seen.redis_url`: where Redis is, how it is laid out, and who we are to it.
 
 use percent_encoding::percent_decode_str;
+use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 use url::Url;
-use waypost_shared::config::secret::{ExposeSecret as _, SecretString};
 
-/// The port where the URL names none.
-const DEFAULT_PORT: u16 = 6379;
+/// Ports where the URL names none.
+const REDIS_PORT: u16 = 6379;
+const SENTINEL_PORT: u16 = 26379;
 
-/// A URL, taken apart.
+/// A URL, taken apart. Its `Debug` shows no password.
 #[derive(Clone, Debug)]
-pub(crate) struct Address {
-    pub(super) host: String,
-    pub(super) port: u16,
-    pub(super) is_tls: bool,
-    user: Option<String>,
-    password: Option<SecretString>,
-    database: Option<u32>,
+pub(crate) enum Address {
+    Server(ConnectionInfo),
+    Sentinel(Sentinel),
+    /// Nodes to ask for all others.
+    Cluster(Vec<ConnectionInfo>),
+}
+
+/// Servers watched by Sentinel.
+#[derive(Clone, Debug)]
+pub(crate) struct Sentinel {
+    pub(super) sentinels: Vec<ConnectionInfo>,
+    /// What Sentinel calls the master and its replicas.
+    pub(super) service: String,
+    is_tls: bool,
+    login: RedisConnectionInfo,
+}
+
+impl Sentinel {
+    /// The master, where Sentinel says that it is.
+    pub(super) fn master(&self, host: String, port: u16) -> Option<ConnectionInfo> {
+        server(host, port, self.is_tls, &self.login)
+    }
 }
 
 impl Address {
-    /// Reads `redis://user:password@host:port/database`, and `rediss://` for TLS. All but the host may be left out.
+    /// Reads one of these, where `rediss` is TLS:
+    ///
+    /// - `redis://user:password@host:port/database`
+    /// - `redis+sentinel://user:password@host:port,host:port/service/database?sentinel_user=…&sentinel_password=…`
+    /// - `redis+cluster://user:password@host:port,host:port`
     pub(crate) fn parse(text: &str) -> Option<Self> {
-        let url = Url::parse(text.trim()).ok()?;
-        let is_tls = match url.scheme() {
+        let (scheme, rest) = text.trim().split_once("://")?;
+        let (scheme, layout) = scheme.split_once('+').unwrap_or((scheme, ""));
+        let is_tls = match scheme {
             "redis" => false,
             "rediss" => true,
             _ => return None,
         };
-        if url.query().is_some() || url.fragment().is_some() {
-            return None;
-        }
-        let host = url.host_str().filter(|host| !host.is_empty())?;
-        let decoded = |text: &str| Some(percent_decode_str(text).decode_utf8().ok()?.into_owned());
-        let password = match url.password() {
-            None => None,
-            Some(password) => Some(SecretString::from(decoded(password)?)),
-        };
-        let user = decoded(url.username())?;
-        if !user.is_empty() && password.is_none() {
-            return None;
-        }
-        let database = match url.path().trim_matches('/') {
-            "" => None,
-            number => Some(number.parse().ok()?),
-        };
-        Some(Self {
-            host: host.trim_start_matches('[').trim_end_matches(']').to_owned(),
-            port: url.port().unwrap_or(DEFAULT_PORT),
-            is_tls,
-            user: Some(user).filter(|user| !user.is_empty()),
-            password,
-            database,
-        })
-    }
+        // One URL for each host: there is no URL with several.
+        let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+        let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
+        let urls: Vec<Url> = hosts
+            .split(',')
+            .map(|host| Url::parse(&format!("redis://{login}@{host}{path}")).ok())
+            .collect::<Option<_>>()?;
+        let url = urls.first().filter(|url| url.fragment().is_none())?;
 
-    /// What is said first on a new connection. The last of it tells whether the server serves us.
-    pub(super) fn greeting(&self) -> Vec<Vec<String>> {
-        let mut commands = Vec::new();
-        if let Some(password) = &self.password {
-            let mut command = vec!["AUTH".to_owned()];
-            command.extend(self.user.clone());
-            command.push(password.expose_secret().to_owned());
-            commands.push(command);
+        let path: Vec<&str> = url.path().split('/').filter(|part| !part.is_empty()).collect();
+        let (service, database) = match (layout, path.as_slice()) {
+            ("" | "cluster", path) => ("", path),
+            ("sentinel", [service, database @ ..]) => (*service, database),
+            _ => return None,
+        };
+        let database = match database {
+            [] => 0,
+            [number] => i64::from(number.parse::<u32>().ok()?),
+            _ => return None,
+        };
+        let login = credentials(url.username(), url.password())?.set_db(database);
+        let servers = |default_port: u16, login: &RedisConnectionInfo| {
+            let server = |url: &Url| {
+                let host = url.host_str().filter(|host| !host.is_empty())?;
+                let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+                server(host, url.port().unwrap_or(default_port), is_tls, login)
+            };
+            urls.iter().map(server).collect::<Option<Vec<_>>>()
+        };
+        match layout {
+            "sentinel" => {
+                let (mut user, mut password) = ("", None);
+                for pair in url.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+                    // Not as a form: a plus in a password is a plus.
+                    match pair.split_once('=')? {
+                        ("sentinel_user", value) => user = value,
+                        ("sentinel_password", value) => password = Some(value),
+                        _ => return None,
+                    }
+                }
+                let sentinels = servers(SENTINEL_PORT, &credentials(user, password)?)?;
+                Some(Self::Sentinel(Sentinel { sentinels, service: decoded(service)?, is_tls, login }))
+            }
+            _ if url.query().is_some() => None,
+            "cluster" => Some(Self::Cluster(servers(REDIS_PORT, &login)?)),
+            _ => match servers(REDIS_PORT, &login)?.as_slice() {
+                [server] => Some(Self::Server(server.clone())),
+                _ => None,
+            },
         }
-        if let Some(database) = self.database {
-            commands.push(vec!["SELECT".to_owned(), database.to_string()]);
-        }
-        commands.push(vec!["PING".to_owned()]);
-        commands
     }
+}
+
+fn decoded(text: &str) -> Option<String> {
+    Some(percent_decode_str(text).decode_utf8().ok()?.into_owned())
+}
+
+/// None for a user without a password.
+fn credentials(user: &str, password: Option<&str>) -> Option<RedisConnectionInfo> {
+    let mut login = RedisConnectionInfo::default();
+    match password {
+        Some(password) => login = login.set_password(decoded(password)?),
+        None if user.is_empty() => {}
+        None => return None,
+    }
+    if !user.is_empty() {
+        login = login.set_username(decoded(user)?);
+    }
+    Some(login)
+}
+
+fn server(host: String, port: u16, is_tls: bool, login: &RedisConnectionInfo) -> Option<ConnectionInfo> {
+    let address = match is_tls {
+        false => ConnectionAddr::Tcp(host, port),
+        true => ConnectionAddr::TcpTls { host, port, insecure: false, tls_params: None },
+    };
+    Some(address.into_connection_info().ok()?.set_redis_settings(login.clone()))
 }
 
 #[cfg(test)]
@@ -77,24 +133,58 @@ mod tests {
 
     use super::*;
 
-    fn greeting(text: &str) -> Vec<String> {
-        Address::parse(text).unwrap().greeting().iter().map(|command| command.join(" ")).collect()
+    /// Each server as `host:port`, then `tls`, user, password and database as far as they are set.
+    fn shown(servers: &[ConnectionInfo]) -> Vec<String> {
+        let shown = |server: &ConnectionInfo| {
+            let login = server.redis_settings();
+            let tls = matches!(server.addr(), ConnectionAddr::TcpTls { .. }).then_some("tls");
+            let parts = [tls, login.username(), login.password()].into_iter().flatten();
+            let database = (login.db() != 0).then(|| login.db().to_string());
+            let parts = parts.map(str::to_owned).chain(database);
+            [server.addr().to_string()].into_iter().chain(parts).collect::<Vec<_>>().join(" ")
+        };
+        servers.iter().map(shown).collect()
     }
 
     #[test]
-    fn a_url_says_where_and_as_whom() {
-        for (text, host, port, is_tls) in [
-            ("redis://cache", "cache", 6379, false),
-            ("redis://127.0.0.1:7000/", "127.0.0.1", 7000, false),
-            ("rediss://cache.example.com:6380/2\n", "cache.example.com", 6380, true),
-            ("redis://[::1]:7000", "::1", 7000, false),
+    fn a_server() {
+        for (text, expected) in [
+            ("redis://cache", "cache:6379"),
+            ("redis://127.0.0.1:7000/", "127.0.0.1:7000"),
+            ("rediss://cache.example.com:6380/2\n", "cache.example.com:6380 tls 2"),
+            ("redis://[::1]:7000", "::1:7000"),
+            ("redis://:sword%2Ffish@cache/3", "cache:6379 sword/fish 3"),
+            ("redis://push:se+cr@et@cache", "cache:6379 push se+cr@et"),
         ] {
-            let address = Address::parse(text).unwrap();
-            assert_eq!((address.host.as_str(), address.port, address.is_tls), (host, port, is_tls), "{text}");
+            let Some(Address::Server(server)) = Address::parse(text) else { panic!("{text}") };
+            assert_eq!(shown(&[server]), [expected], "{text}");
         }
-        assert_eq!(greeting("redis://cache"), ["PING"]);
-        assert_eq!(greeting("redis://:sword%2Ffish@cache/3"), ["AUTH sword/fish", "SELECT 3", "PING"]);
-        assert_eq!(greeting("redis://push:secret@cache"), ["AUTH push secret", "PING"]);
+    }
+
+    #[test]
+    fn servers_behind_sentinel() {
+        let text = "rediss+sentinel://push:secret@s1,s2:7000/my%20master/2?sentinel_user=u&sentinel_password=a+b%26";
+        let Some(Address::Sentinel(sentinel)) = Address::parse(text) else { panic!("{text}") };
+        assert_eq!(shown(&sentinel.sentinels), ["s1:26379 tls u a+b&", "s2:7000 tls u a+b&"]);
+        assert_eq!(sentinel.service, "my master");
+        assert_eq!(
+            shown(&[sentinel.master("10.0.0.1".to_owned(), 6380).unwrap()]),
+            ["10.0.0.1:6380 tls push secret 2"]
+        );
+
+        let Some(Address::Sentinel(sentinel)) = Address::parse("redis+sentinel://s1/main") else { panic!() };
+        assert_eq!((shown(&sentinel.sentinels), sentinel.service.as_str()), (vec!["s1:26379".to_owned()], "main"));
+        assert_eq!(shown(&[sentinel.master("m".to_owned(), 1).unwrap()]), ["m:1"]);
+    }
+
+    #[test]
+    fn a_cluster() {
+        let Some(Address::Cluster(seeds)) = Address::parse("redis+cluster://:secret@a,b:7001,[::1]:7002") else {
+            panic!()
+        };
+        assert_eq!(shown(&seeds), ["a:6379 secret", "b:7001 secret", "::1:7002 secret"]);
+        let Some(Address::Cluster(seeds)) = Address::parse("rediss+cluster://a") else { panic!() };
+        assert_eq!(shown(&seeds), ["a:6379 tls"]);
     }
 
     #[test]
@@ -106,7 +196,18 @@ mod tests {
             "redis:///0",
             "redis://user@cache",
             "redis://cache/a",
+            "redis://cache/-1",
+            "redis://cache/0/1",
             "redis://a?b",
+            "redis://a#insecure",
+            "redis://a,b",
+            "redis+cluster://a,,b",
+            "redis+cluster://a?b=c",
+            "redis+sentinel://a",
+            "redis+sentinel://a/main/x",
+            "redis+sentinel://a/main?sentinel_user=u",
+            "redis+sentinel://a/main?password=p",
+            "redis+unix://a",
         ] {
             assert!(Address::parse(text).is_none(), "{text}");
         }
@@ -114,7 +215,13 @@ mod tests {
 
     #[test]
     fn a_password_is_not_printed() {
-        let printed = format!("{:?}", Address::parse("redis://:swordfish@cache").unwrap());
-        assert!(!printed.contains("swordfish"), "{printed}");
+        for text in [
+            "redis://:swordfish@cache",
+            "redis+cluster://:swordfish@cache",
+            "redis+sentinel://:swordfish@cache/main?sentinel_password=swordfish",
+        ] {
+            let printed = format!("{:?}", Address::parse(text).unwrap());
+            assert!(!printed.contains("swordfish"), "{printed}");
+        }
     }
 }

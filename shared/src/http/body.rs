@@ -152,7 +152,8 @@ mod tests {
         drop(first);
         second.grow(60).unwrap();
         drop((second, other));
-        assert_eq!((memory.taken.lock().all, memory.taken.lock().by_source.len()), (0, 0));
+        let taken = memory.taken.lock();
+        assert_eq!((taken.all, taken.by_source.len()), (0, 0));
     }
 
     #[test]

@@ -150,7 +150,7 @@ on_each_database! {
 
     async fn an_endless_openid_token_is_called_wrong_itself(database: Database) {
         let t = TestIdentity::start(database).await;
-        let reply = t.register_with(&"a".repeat(100_000), HOMESERVER).await;
+        let reply = t.register_with(&"a".repeat(50_000), HOMESERVER).await;
         assert_eq!(reply.failure(), failure(400, "M_INVALID_PARAM"));
         assert!(reply.text.contains("`access_token`"), "{}", reply.text);
         assert!(t.homeserver.server.requests.is_empty());
