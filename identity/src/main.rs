@@ -20,15 +20,8 @@ mod storage;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use waypost_shared::service::command_line;
 
 fn main() -> ExitCode {
-    let cli = cli::Cli::parse();
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-    match runtime {
-        Ok(runtime) => runtime.block_on(cli::run(cli)),
-        Err(error) => {
-            eprintln!("cannot start: {error}");
-            ExitCode::FAILURE
-        }
-    }
+    command_line::run(cli::run(cli::Cli::parse()))
 }

@@ -4,7 +4,7 @@ mod doctor;
 mod send_test;
 mod serve;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{CommandFactory as _, Parser, Subcommand};
 use prometheus_client::registry::Registry;
@@ -76,7 +76,17 @@ enum Unconfigured {
 }
 
 /// Does what the command line asks.
-pub(crate) async fn run(cli: Cli) -> Result<(), RunError> {
+pub(crate) async fn run(cli: Cli) -> ExitCode {
+    match done(cli).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("{}", error.text());
+            error.exit_code()
+        }
+    }
+}
+
+async fn done(cli: Cli) -> Result<(), RunError> {
     match cli.command {
         Command::Configured(command) => Box::pin(with_configuration(command, cli.config)).await,
         Command::Unconfigured(Unconfigured::Vapid) => vapid(),

@@ -34,16 +34,8 @@ mod vapid;
 use std::process::ExitCode;
 
 use clap::Parser as _;
+use waypost_shared::service::command_line;
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    // First of all: rustls asks for it at the first client. Fails only when there is one already, which will do.
-    drop(rustls::crypto::ring::default_provider().install_default());
-    match cli::run(cli::Cli::parse()).await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("{}", error.text());
-            error.exit_code()
-        }
-    }
+fn main() -> ExitCode {
+    command_line::run(cli::run(cli::Cli::parse()))
 }

@@ -1,9 +1,11 @@
-//! Commands that both services have: is it healthy, completions for shells, man pages.
+//! What the command lines of both programs have in common: the runtime that commands run on, the health check,
+//! completions for shells, man pages.
 
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::Path,
+    process::ExitCode,
     time::Duration,
 };
 
@@ -14,6 +16,19 @@ use http::{Request, StatusCode, header::HOST};
 use http_body_util::Empty;
 use hyper_util::rt::TokioIo;
 use tokio::{net::TcpStream, time::timeout};
+
+/// Runs a program's command on a runtime of its own.
+pub fn run(command: impl Future<Output = ExitCode>) -> ExitCode {
+    // rustls asks for its provider at the first client. This fails only if there is one already, which will do.
+    drop(rustls::crypto::ring::default_provider().install_default());
+    match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime.block_on(command),
+        Err(error) => {
+            eprintln!("cannot start: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// How long the service gets to say how it is.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
