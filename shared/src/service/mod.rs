@@ -167,6 +167,8 @@ impl Service {
         self.readiness.set(true);
         systemd::ready();
         let ended = tokio::select! {
+            // First: tasks that end because of the stop end after it was requested.
+            biased;
             () = self.stop.requested() => Ok(()),
             Some(ended) = self.tasks.join_next_with_id() => Err(self.failure(ended)),
         };

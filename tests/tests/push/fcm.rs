@@ -168,7 +168,7 @@ async fn without_a_token_nothing_is_lost_or_rejected() {
 async fn app_options_are_the_base_of_the_message() {
     let gateway = TestGateway::start_apps(|settings, around| {
         settings.push("apps", &around.fcm_app(ANDROID));
-        settings.append("[apps.options.android]\ncollapse_key = \"matrix\"\n");
+        settings.append("[apps.fcm.options.android]\ncollapse_key = \"matrix\"\n");
     })
     .await;
     let push = sent(&gateway, &event_id_only("$1", &[android("device")])).await;

@@ -183,8 +183,8 @@ async fn a_certificate_of_the_future_is_an_error_at_the_start_and_for_the_doctor
     let gateway = TestGateway::start_apps(|settings, around| {
         let (chain, key) = around.ca.client_certificate_from("org.example.ios", 4000);
         let mut app = around.apns_app(IOS);
-        app.retain(|(name, _)| !["key_file", "key_id", "team_id"].contains(name));
-        app.push(("certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
+        app.retain(|(name, _)| !["apns.key_file", "apns.key_id", "apns.team_id"].contains(name));
+        app.push(("apns.certificate_file", json!(text(&around.folder.write("apns.pem", &format!("{chain}{key}"))))));
         settings.push("apps", &app);
     })
     .await;
