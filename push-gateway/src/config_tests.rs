@@ -118,7 +118,7 @@ fn an_app_has_one_push_service() {
         ),
         (
             format!("{FCM}key_id = 'K'\n"),
-            "waypost.toml:6: apps.0.fcm.key_id: unknown key `key_id`; known ones are project_id, \
+            "waypost.toml:6: apps.0.fcm.key_id: unknown key `key_id`; known keys are project_id, \
              service_account_file, workload_identity, endpoint, token_uri, metadata_uri, profile, options",
         ),
         (

@@ -1,4 +1,4 @@
-//! The time, passed in, so that a test can move it.
+//! The current time, passed in as a value so that tests can control it.
 
 use std::{
     sync::{
@@ -11,17 +11,17 @@ use std::{
 /// A day in milliseconds.
 pub const DAY_MS: i64 = 24 * 60 * 60 * 1000;
 
-/// Where the time comes from.
+/// A source of the current time.
 #[derive(Clone, Debug)]
 pub enum Clock {
     /// The machine's clock.
     System,
-    /// A clock that stands still until it is moved; milliseconds since the epoch.
+    /// A clock that stands still until [`Clock::advance`] moves it; milliseconds since the epoch.
     Manual(Arc<AtomicI64>),
 }
 
 impl Clock {
-    /// A clock that stands at `start_ms` milliseconds since the epoch.
+    /// A manual clock set to `start_ms` milliseconds since the epoch.
     #[must_use]
     pub fn manual(start_ms: i64) -> Self {
         Self::Manual(Arc::new(AtomicI64::new(start_ms)))
@@ -47,7 +47,7 @@ impl Clock {
         }
     }
 
-    /// Moves a manual clock; the system's clock moves by itself.
+    /// Moves a manual clock forward; does nothing to the system clock.
     pub fn advance(&self, by: Duration) {
         if let Self::Manual(now) = self {
             now.fetch_add(millis(by), Ordering::SeqCst);
@@ -55,13 +55,13 @@ impl Clock {
     }
 }
 
-// The one place that may ask the machine; clippy.toml refuses it everywhere else.
+// The only call to the system clock; clippy.toml disallows it everywhere else.
 #[allow(clippy::disallowed_methods)]
 fn since_epoch() -> Duration {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default()
 }
 
-/// A duration in whole milliseconds, as times are stored.
+/// A duration in whole milliseconds, the unit in which times are stored.
 #[must_use]
 pub fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)

@@ -1,10 +1,10 @@
-//! What requests share, and what takes its place when the configuration is read again.
+//! The state that requests share, replaced as a whole when the configuration is reloaded.
 
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-/// The state of a service as it is now. Copies see the same one; whoever works with a state that was got goes on with
-/// it, so a request sees one configuration from its beginning to its end.
+/// The current state of a service, shared by all clones. Requests already running keep the state they started with, so
+/// each request sees one configuration throughout.
 #[derive(Debug)]
 pub struct Current<S>(Arc<RwLock<S>>);
 
@@ -15,26 +15,26 @@ impl<S> Clone for Current<S> {
 }
 
 impl<S> From<S> for Current<S> {
-    /// A state that may never change.
+    /// A state that never changes unless [`Current::set`] is called.
     fn from(state: S) -> Self {
         Self(Arc::new(RwLock::new(state)))
     }
 }
 
 impl<S: Clone> Current<S> {
-    /// Begins with `state`.
+    /// Starts with `state`.
     #[must_use]
     pub fn new(state: S) -> Self {
         Self::from(state)
     }
 
-    /// The state as it is now.
+    /// A clone of the current state.
     #[must_use]
     pub fn get(&self) -> S {
         self.0.read().clone()
     }
 
-    /// Puts `state` in its place, for what begins from now on.
+    /// Replaces the state for everything that starts from now on.
     pub fn set(&self, state: S) {
         *self.0.write() = state;
     }

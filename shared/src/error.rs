@@ -1,4 +1,4 @@
-//! Errors as people read them.
+//! Errors formatted for people.
 
 use std::{error::Error, fmt};
 
@@ -31,7 +31,7 @@ mod tests {
     struct Inner;
 
     #[test]
-    fn an_error_is_told_with_its_causes_and_never_as_nothing() {
+    fn an_error_is_printed_with_its_causes() {
         assert_eq!(Chain(&Outer(Inner)).to_string(), "outer: inner");
         assert_eq!(Chain(&Inner).to_string(), "inner");
     }

@@ -1,8 +1,8 @@
-//! Hexadecimal digits.
+//! Hexadecimal encoding.
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
-/// Writes bytes as lower-case digits.
+/// Encodes bytes as lower-case digits.
 #[must_use]
 pub fn encode(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len() * 2);
@@ -13,7 +13,7 @@ pub fn encode(bytes: &[u8]) -> String {
     text
 }
 
-/// Reads digits of either case. None if anything else is among them, or their number is odd.
+/// Decodes digits of either case. `None` if there is any other character or an odd number of digits.
 #[must_use]
 pub fn decode(text: &str) -> Option<Vec<u8>> {
     let mut bytes = vec![0; text.len() / 2];
@@ -21,8 +21,8 @@ pub fn decode(text: &str) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-/// Reads digits into `bytes`, which they must fill: a secret is then in no other place. What is there after a failure
-/// is not specified.
+/// Decodes digits into `bytes`, which they must fill exactly, so that a secret exists in one place only. On failure
+/// the contents of `bytes` are unspecified.
 #[must_use]
 pub fn decode_into(text: &str, bytes: &mut [u8]) -> Option<()> {
     let (pairs, rest) = text.as_bytes().as_chunks::<2>();
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_written_and_read() {
+    fn bytes_are_encoded_and_decoded() {
         assert_eq!(encode(&[0, 0x1f, 0xab, 0xff]), "001fabff");
         for text in ["001fabff", "001FABFF"] {
             assert_eq!(decode(text), Some(vec![0, 0x1f, 0xab, 0xff]), "{text}");
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn anything_else_is_refused() {
+    fn malformed_input_is_refused() {
         for text in ["0", "0g", "g0", "+1", " 1", "0x", "é", "000"] {
             assert_eq!(decode(text), None, "{text}");
         }

@@ -1,8 +1,8 @@
-//! What both Waypost services use. Nothing here knows a threepid or a pusher, and nothing here imports another Waypost
-//! crate.
+//! Code that both Waypost services use. Nothing here knows about threepids or pushers, and nothing here imports
+//! another Waypost crate.
 //!
-//! Modules are wings, each importing only those below it: `service` → `operations` → `http` → `telemetry` → `client` →
-//! `trace` → `config`, and below all of them the small things.
+//! Modules are layered, each importing only those below it: `service` → `operations` → `http` → `telemetry` → `client`
+//! → `trace` → `config`, and below all of them the small utility modules.
 
 pub mod client;
 pub mod clock;

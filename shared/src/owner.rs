@@ -1,11 +1,11 @@
-//! Whose server is this? The key under which servers that strangers name are counted, limited and blocked.
+//! Who owns a server: the key by which servers named by strangers are counted, limited and blocked.
 //!
-//! Ports, sub-domains and spellings of a name cost nothing, so a budget for each of them is no budget. A registrable
-//! domain costs something, and so does an address: `https://a.example.co.uk.:8443` belongs to `example.co.uk`, and an
-//! IP literal to itself (IPv6: to its /64).
+//! Ports, subdomains and alternative spellings cost nothing, so a budget for each of them would be no limit. A
+//! registrable domain costs money, and so does an address: `https://a.example.co.uk.:8443` belongs to `example.co.uk`,
+//! and an IP literal to itself (IPv6: to its /64).
 //!
-//! Source: the Public Suffix List (<https://publicsuffix.org>) with its private section, compiled in, so that names
-//! below `github.io` are different people's.
+//! Source: the Public Suffix List (<https://publicsuffix.org>) including its private section, compiled in, so that
+//! each name below `github.io` has its own owner.
 
 use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
 
@@ -13,14 +13,14 @@ use url::Host;
 
 use crate::source::{RequestSource, source_key};
 
-/// Who answers for a server.
+/// The party responsible for a server.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Owner {
-    /// A registrable domain, in lower case and ASCII, without a final dot.
+    /// A registrable domain: lower case, ASCII, no trailing dot.
     Domain(Arc<str>),
-    /// An address, or the first of an IPv6 /64.
+    /// An IPv4 address, or the first address of an IPv6 /64.
     Network(IpAddr),
-    /// A source that is not known: all of them are one.
+    /// Unknown source; all such requests share one owner.
     Unknown,
 }
 
@@ -46,14 +46,14 @@ impl fmt::Display for Owner {
     }
 }
 
-/// Tells owners apart. Copies share their content.
+/// Maps servers to owners. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct Owners {
     hosting_suffixes: Arc<[String]>,
 }
 
 impl Owners {
-    /// Names directly below one of `hosting_suffixes` are owners of their own, as those below a public suffix are.
+    /// Treats each name directly below one of `hosting_suffixes` as a separate owner, as if it were a public suffix.
     #[must_use]
     pub fn new(hosting_suffixes: &[String]) -> Self {
         let domains = hosting_suffixes.iter().filter_map(|suffix| match canonical_host(suffix) {
@@ -63,8 +63,8 @@ impl Owners {
         Self { hosting_suffixes: domains.collect() }
     }
 
-    /// The owner of a server, named by its host with or without a port. Every text has one, so that what is not a
-    /// server's name cannot slip past a limit either.
+    /// The owner of a server given as a host with an optional port. Never fails, so a malformed server name cannot
+    /// evade a limit.
     #[must_use]
     pub fn of(&self, server: &str) -> Owner {
         match canonical_host(without_port(server)) {
@@ -74,17 +74,17 @@ impl Owners {
         }
     }
 
-    /// The registrable domain of `name`; all of it where there is none, as in `localhost` and `co.uk`.
+    /// The registrable domain of `name`, or all of `name` if it has none (`localhost`, `co.uk`).
     fn registrable<'n>(&self, name: &'n str) -> &'n str {
         let listed = psl::domain_str(name).unwrap_or(name);
         let hosted = self.hosting_suffixes.iter().filter_map(|suffix| one_label_below(name, suffix));
-        // The longest one tells the most people apart.
+        // The longest candidate is the most specific owner.
         hosted.chain([listed]).max_by_key(|domain| domain.len()).unwrap_or(name)
     }
 }
 
-/// What is remembered of servers that strangers name, by their names. No owner has room for more than its share, so
-/// that making up names pushes out only what one made up before.
+/// A bounded cache keyed by server name, for names that strangers choose. Each owner is limited to a share of it, so
+/// inventing names evicts only the inventor's own entries.
 #[derive(Debug)]
 pub struct ByServer<V> {
     owners: Owners,
@@ -94,24 +94,25 @@ pub struct ByServer<V> {
 }
 
 impl<V> ByServer<V> {
-    /// Remembers `most` servers, and of one owner a hundredth of them.
+    /// Holds up to `most` servers, at most a hundredth of them from one owner.
     #[must_use]
     pub fn new(owners: Owners, most: usize) -> Self {
         Self { owners, most, most_of_one: (most / 100).max(1), known: HashMap::new() }
     }
 
-    /// What is remembered of the server.
+    /// The cached value of a server.
     #[must_use]
     pub fn get(&self, server: &str) -> Option<&V> {
         self.known.get(server).map(|(_, value)| value)
     }
 
-    /// Remembers `value`; another server's makes room, one of the same owner where that has its share.
+    /// Caches `value`, evicting another server if necessary: one of the same owner if that owner has used up its
+    /// share.
     pub fn insert(&mut self, server: &str, value: V) {
         let owner = self.owners.of(server);
         if !self.known.contains_key(server) {
             let mut of_same = self.known.iter().filter(|(_, (other, _))| *other == owner).map(|(name, _)| name);
-            // Which of them makes room does not matter much, since each can be asked again.
+            // Any victim will do, since an evicted server can be queried again.
             let makes_room = match of_same.nth(self.most_of_one - 1) {
                 Some(name) => Some(name.clone()),
                 None if self.known.len() >= self.most => self.known.keys().next().cloned(),
@@ -125,15 +126,15 @@ impl<V> ByServer<V> {
     }
 }
 
-/// The end of `name` that is one label longer than `suffix`, if `name` is below it.
+/// The suffix of `name` that is one label longer than `suffix`, if `name` is below it.
 fn one_label_below<'n>(name: &'n str, suffix: &str) -> Option<&'n str> {
     let above = name.strip_suffix(suffix)?.strip_suffix('.')?;
     let start = above.rfind('.').map_or(0, |dot| dot + 1);
     Some(&name[start..])
 }
 
-/// A host in the one spelling that all others stand for: lower case, A-labels, no final dot; an IP literal as the
-/// address that it is, with or without brackets and zone.
+/// The canonical spelling of a host: lower case, A-labels, no trailing dot; an IP literal, with or without brackets
+/// and zone, as its address.
 #[must_use]
 pub fn canonical_host(host: &str) -> Host<String> {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
@@ -147,21 +148,21 @@ pub fn canonical_host(host: &str) -> Host<String> {
     match Host::parse(name) {
         Ok(Host::Domain(name)) => Host::Domain(name.trim_end_matches('.').to_owned()),
         Ok(address) => address,
-        // Not a host, so nothing is ever reached there.
+        // Not a valid host, so it is never reachable.
         Err(_) => Host::Domain(name.to_lowercase()),
     }
 }
 
-/// Whether a text is a domain, with one label or several.
+/// Whether a string is a domain of one or more labels.
 #[must_use]
 pub fn is_domain(text: &str) -> bool {
     let is_name = matches!(Host::parse(text), Ok(Host::Domain(_)));
     is_name && text.split('.').all(|label| !label.is_empty() && !label.contains('*'))
 }
 
-/// The host of `host:port`.
+/// The host part of `host:port`.
 fn without_port(server: &str) -> &str {
-    // The colons of an IPv6 address without brackets are its own.
+    // The colons of an unbracketed IPv6 address do not introduce a port.
     let is_port = |port: &str| port.bytes().all(|byte| byte.is_ascii_digit());
     match server.rsplit_once(':') {
         Some((host, port)) if is_port(port) && (host.ends_with(']') || !host.contains(':')) => host,
@@ -178,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_stranger_can_multiply_has_one_owner() {
+    fn names_that_cost_nothing_share_one_owner() {
         let owners = owners(&["ems.host", "Hosting.Example.", "bücher-hosting.example"]);
         for (server, owner) in [
             ("hs.test", "hs.test"),
@@ -189,19 +190,19 @@ mod tests {
             ("hs.test:", "hs.test"),
             ("sub.hs.test", "hs.test"),
             ("a.b.c.hs.test:1", "hs.test"),
-            // Under a suffix with two labels, and under a wildcard of the list.
+            // Below a two-label suffix, and below a wildcard rule.
             ("matrix.example.co.uk", "example.co.uk"),
             ("example.co.uk:443", "example.co.uk"),
             ("x.a.b.kobe.jp", "a.b.kobe.jp"),
-            // The private section: names below it are different people's.
+            // The private section: each name below it has its own owner.
             ("alice.github.io", "alice.github.io"),
             ("www.alice.github.io", "alice.github.io"),
             ("bob.github.io", "bob.github.io"),
-            // A suffix itself, and a name without dots.
+            // A public suffix itself, and a name without dots.
             ("co.uk", "co.uk"),
             ("github.io", "github.io"),
             ("localhost:8448", "localhost"),
-            // One name in two scripts.
+            // One name in two encodings.
             ("matrix.Bücher.example", "xn--bcher-kva.example"),
             ("xn--bcher-kva.example", "xn--bcher-kva.example"),
             ("XN--BCHER-KVA.example.", "xn--bcher-kva.example"),
@@ -215,7 +216,7 @@ mod tests {
             ("alicems.host", "alicems.host"),
             ("a.alice.hosting.example", "alice.hosting.example"),
             ("a.alice.xn--bcher-hosting-wob.example", "alice.xn--bcher-hosting-wob.example"),
-            // Addresses, however they are written.
+            // Addresses in every spelling.
             ("192.0.2.1", "192.0.2.1"),
             ("192.0.2.1:8448", "192.0.2.1"),
             ("3221225985", "192.0.2.1"),
@@ -227,7 +228,7 @@ mod tests {
             ("2001:db8:1:2::1", "2001:db8:1:2::"),
             ("[fe80::1%eth0]:8448", "fe80::"),
             ("fe80::2%25eth1", "fe80::"),
-            // What is not a server name has an owner all the same.
+            // Not a server name, but still has an owner.
             ("", ""),
             ("A b:1", "a b"),
             ("evil.test:hs.test", "test:hs.test"),
@@ -239,7 +240,7 @@ mod tests {
     #[test]
     fn without_configured_suffixes_the_list_alone_decides() {
         assert_eq!(Owners::default().of("alice.ems.host"), Owners::default().of("bob.ems.host"));
-        // One that is less specific than the list takes nothing away from it.
+        // A suffix less specific than the list changes nothing.
         assert_eq!(owners(&["uk", "192.0.2.1"]).of("a.example.co.uk").to_string(), "example.co.uk");
     }
 
@@ -251,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn one_owner_pushes_out_only_its_own_servers() {
+    fn one_owner_evicts_only_its_own_servers() {
         let mut cache = ByServer::new(Owners::default(), 300);
         cache.insert("hs.example", 0);
         for number in 0..1000 {
@@ -259,7 +260,7 @@ mod tests {
         }
         assert_eq!((cache.get("hs.example"), cache.get("999.evil.test")), (Some(&0), Some(&999)));
         assert_eq!(cache.known.len(), 1 + 3);
-        // The same server again takes no more room.
+        // Inserting the same server again takes no more room.
         cache.insert("999.evil.test", 1);
         assert_eq!((cache.known.len(), cache.get("999.evil.test")), (4, Some(&1)));
         for number in 0..1000 {
@@ -269,7 +270,7 @@ mod tests {
     }
 
     #[test]
-    fn a_suffix_has_to_be_a_domain() {
+    fn a_suffix_must_be_a_domain() {
         for (text, expected) in [
             ("ems.host", true),
             ("Bücher.example", true),

@@ -1,12 +1,12 @@
-//! Where a request came from, and whom to count for it.
+//! The source of a request, and the key by which it is counted.
 
 use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-/// Whom to count for an address: one IPv6 customer has a whole /64, so its addresses are one. An IPv4 address that was
-/// mapped or translated (NAT64, RFC 6052) to IPv6 is itself.
+/// The key by which an address is counted. An IPv6 customer usually has a whole /64, so all its addresses share one
+/// key. IPv4-mapped and NAT64 (RFC 6052) addresses count as the IPv4 address.
 #[must_use]
 pub fn source_key(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
@@ -22,13 +22,13 @@ pub fn source_key(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Where a request came from: the peer's address, or the one that a trusted proxy names; unknown if such a proxy names
-/// none that can be read.
+/// The source of a request: the peer's address or the one a trusted proxy reports; unknown if the proxy reports none
+/// that can be parsed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RequestSource(Option<IpAddr>);
 
 impl RequestSource {
-    /// Nobody in particular: never in a list of addresses, and one source to every budget.
+    /// Unknown: in no list of addresses, and a single source for every budget.
     pub const UNKNOWN: Self = Self(None);
 
     /// The address, if it is known.
@@ -37,7 +37,7 @@ impl RequestSource {
         self.0
     }
 
-    /// Whom to count for it; see [`source_key`].
+    /// The key by which it is counted; see [`source_key`].
     #[must_use]
     pub fn key(self) -> Option<IpAddr> {
         self.0.map(source_key)
@@ -51,7 +51,7 @@ impl From<IpAddr> for RequestSource {
 }
 
 impl fmt::Display for RequestSource {
-    /// The address as it is counted, or `unknown`.
+    /// The counting key, or `unknown`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.key() {
             Some(address) => address.fmt(f),

@@ -1,4 +1,4 @@
-//! The request to stop.
+//! The shutdown signal.
 
 use std::io;
 
@@ -7,30 +7,30 @@ use tokio::{
     sync::watch,
 };
 
-/// A request to stop, seen by everyone who holds a copy.
+/// A shutdown signal that all clones observe.
 #[derive(Clone, Debug)]
 pub struct Stop(watch::Receiver<bool>);
 
 impl Stop {
-    /// A stop that is requested by hand: send `true`.
+    /// A signal that is triggered by hand: send `true`.
     #[must_use]
     pub fn manual() -> (watch::Sender<bool>, Self) {
         let (sender, receiver) = watch::channel(false);
         (sender, Self(receiver))
     }
 
-    /// Waits for the request to stop. A sender that is gone will never ask, so that counts as asked.
+    /// Waits for the signal. A dropped sender counts as triggered, since it can never send.
     pub async fn requested(&self) {
         let mut receiver = self.0.clone();
         drop(receiver.wait_for(|stop| *stop).await);
     }
 }
 
-/// Asks to stop at SIGTERM and SIGINT.
+/// Triggers the signal on SIGTERM and SIGINT.
 ///
 /// # Errors
 ///
-/// When the signals cannot be listened to.
+/// If the signal handlers cannot be installed.
 pub fn stop_on_signals(ask_to_stop: watch::Sender<bool>) -> io::Result<()> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     tokio::spawn(async move {
@@ -38,7 +38,7 @@ pub fn stop_on_signals(ask_to_stop: watch::Sender<bool>) -> io::Result<()> {
             _ = terminate.recv() => {}
             _ = interrupt.recv() => {}
         }
-        tracing::info!("stopping");
+        tracing::info!("received a stop signal; shutting down");
         ask_to_stop.send_replace(true);
     });
     Ok(())

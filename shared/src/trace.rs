@@ -1,11 +1,11 @@
-//! Spans: what each request did and how long it took. `otlp` sends them to a collector.
+//! Spans: what each request did and how long it took. `otlp` exports them to a collector.
 //!
-//! A span holds constants, configured names, numbers and host names. Nothing that a request says (addresses, tokens,
-//! pushkeys, ids, paths, queries) is in one, but for the caller's own `traceparent` and `tracestate`. Without a
+//! A span contains only constants, configured names, numbers and host names. No request data (addresses, tokens,
+//! pushkeys, ids, paths, queries) goes into a span, except the caller's own `traceparent` and `tracestate`. Without a
 //! collector there are no spans, and nothing here allocates or locks.
 //!
 //! Sources: W3C Trace Context; OpenTelemetry Semantic Conventions, "HTTP spans", without `url.path`, `url.query` and
-//! `url.full`, which hold secrets here.
+//! `url.full`, which contain secrets here.
 
 use std::{
     borrow::Cow,
@@ -31,15 +31,15 @@ pub use opentelemetry::{
     trace::{SpanKind as Kind, TraceId},
 };
 
-/// The longest `tracestate` that is kept, which is the least that W3C Trace Context asks for: every span has a copy.
+/// The longest `tracestate` that is kept, the minimum W3C Trace Context requires: every span has a copy.
 const MAX_TRACESTATE: usize = 512;
 
 tokio::task_local! {
-    /// The span that the running task works for.
+    /// The span that the current task works under.
     static CURRENT: Option<Place>;
 }
 
-/// Starts the spans of requests.
+/// Starts spans for requests.
 #[derive(Clone, Debug)]
 pub struct Tracer {
     sdk: SdkTracer,
@@ -47,17 +47,17 @@ pub struct Tracer {
 }
 
 impl Tracer {
-    /// A tracer whose finished spans go to the processors of `sdk`.
+    /// A tracer that sends finished spans to the processors of `sdk`.
     #[must_use]
     pub fn new(sdk: SdkTracer, clock: Clock) -> Self {
         Self { sdk, clock }
     }
 
-    /// Starts the span of a request that came with `headers`; none if its trace is not recorded.
+    /// Starts the span of a request with these headers; `None` if its trace is not sampled.
     pub(crate) fn request(&self, headers: &HeaderMap, method: &Method, route: Option<&'static str>) -> Option<Span> {
         let parent = TraceContextPropagator::new().extract_with_context(&Context::new(), &Caller::of(headers));
         let origin = Origin { at: Instant::now(), time: UNIX_EPOCH + Duration::from_nanos(self.clock.now_ns()) };
-        // Semantic Conventions: an unknown method is `HTTP` in the name and `_OTHER` in the attribute.
+        // Semantic Conventions: an unknown method is `HTTP` in the span name and `_OTHER` in the attribute.
         let method = known_method(method);
         let name = match route {
             Some(route) => Cow::Owned(format!("{} {route}", method.unwrap_or("HTTP"))),
@@ -84,7 +84,7 @@ impl<'a> Caller<'a> {
         let mut parents = texts("traceparent");
         let parent = match (parents.next(), parents.next()) {
             (Some(parent), None) => parent,
-            // With several of them no one knows which is meant.
+            // Several `traceparent` headers are ambiguous.
             _ => None,
         };
         let state = texts("tracestate").flatten().collect::<Vec<_>>().join(",");
@@ -106,7 +106,7 @@ impl Extractor for Caller<'_> {
     }
 }
 
-/// A place in a trace, below which further spans can start.
+/// A position in a trace under which further spans can start.
 #[derive(Clone)]
 struct Place {
     tracer: Tracer,
@@ -114,8 +114,8 @@ struct Place {
     origin: Origin,
 }
 
-/// When a trace began here, by both clocks. Later times are measured from it, so that no span ends before it starts
-/// and no child outlives its parent when the system's clock is set.
+/// The start of a trace in this process, on both clocks. Later times are measured relative to it, so that no span ends
+/// before it starts and no child outlives its parent when the system clock is adjusted.
 #[derive(Clone, Copy)]
 struct Origin {
     at: Instant,
@@ -128,7 +128,7 @@ impl Origin {
     }
 }
 
-/// A piece of work under way. It ends when this is dropped.
+/// A unit of work in progress. It ends when this is dropped.
 pub struct Span {
     sdk: SdkSpan,
     place: Place,
@@ -151,18 +151,19 @@ impl Span {
         Some(Self { sdk, place })
     }
 
-    /// Adds an attribute: a constant, a configured name, a number or a host. Nothing else may be in a span.
+    /// Adds an attribute: a constant, a configured name, a number or a host. Nothing else may go into a span.
     pub fn set(&mut self, key: &'static str, value: impl Into<Value>) {
         self.sdk.set_attribute(KeyValue::new(key, value));
     }
 
-    /// Marks the work as failed, with the reason in one word.
+    /// Marks the work as failed, with a one-word reason.
     pub fn fail(&mut self, error: impl Into<Value>) {
         self.sdk.set_status(Status::error(""));
         self.set("error.type", error);
     }
 
-    /// Notes how a request was answered. From `failed` on (500 for a server, 400 for a client) it counts as failed.
+    /// Records the response status. Statuses from `failed` upwards (500 for a server, 400 for a client) count as
+    /// failures.
     pub(crate) fn status(&mut self, status: StatusCode, failed: u16) {
         self.set("http.response.status_code", i64::from(status.as_u16()));
         if status.as_u16() >= failed {
@@ -183,16 +184,16 @@ impl Drop for Span {
     }
 }
 
-/// Starts a span below the one that the task works for; none if there is none. `name` says what kind of work it is,
-/// and nothing about the request.
+/// Starts a child of the current task's span; `None` without one. `name` says what kind of work it is, and nothing
+/// about the request.
 #[must_use]
 pub fn child(kind: Kind, name: &'static str) -> Option<Span> {
     let Place { tracer, context, origin } = current()?;
     Span::start(&tracer, origin, kind, name.into(), &Context::new().with_remote_span_context(context))
 }
 
-/// Starts the span of a call to another server; none if no span is being worked for. It names the server's host only:
-/// the path and the query are secrets.
+/// Starts the span of a call to another server; `None` without a current span. It records only the server's host,
+/// because the path and the query are secret.
 pub(crate) fn call<B>(request: &Request<B>) -> Option<Span> {
     let method = known_method(request.method());
     let mut span = child(Kind::Client, method.unwrap_or("HTTP"))?;
@@ -203,17 +204,17 @@ pub(crate) fn call<B>(request: &Request<B>) -> Option<Span> {
     Some(span)
 }
 
-/// Does `work` for `span`: spans that it starts are below that one.
+/// Runs `work` under `span`, so that spans it starts become children of it.
 pub fn under<F: Future>(span: Option<&Span>, work: F) -> impl Future<Output = F::Output> + use<F> {
     CURRENT.scope(span.map(|span| span.place.clone()), work)
 }
 
-/// Takes the current span along with `work` into a task of its own.
+/// Carries the current span along with `work`, for spawning it as a task.
 pub fn carried<F: Future>(work: F) -> impl Future<Output = F::Output> + use<F> {
     CURRENT.scope(current(), work)
 }
 
-/// The trace that the task works for.
+/// The trace of the current task.
 #[must_use]
 pub fn current_trace() -> Option<TraceId> {
     CURRENT.try_with(|place| place.as_ref().map(|place| place.context.trace_id())).ok().flatten()
@@ -223,7 +224,8 @@ fn current() -> Option<Place> {
     CURRENT.try_with(Clone::clone).ok().flatten()
 }
 
-/// The name of a method; none for one that a stranger made up, since each name in metrics and traces costs memory.
+/// The name of a standard method; `None` for an invented one, since every distinct name in metrics and traces costs
+/// memory.
 #[must_use]
 pub fn known_method(method: &Method) -> Option<&'static str> {
     Some(match method.as_str() {

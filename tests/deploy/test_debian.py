@@ -254,8 +254,8 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine, name
     path = machine.folder / f"etc/waypost/{short(name)}.toml"
     good = path.read_text()
     for text, said in (
-        (good.replace('level = "info"', 'level = "debug"'), "the configuration was read again"),
-        (good.replace('level = "info"', 'level = "loud"'), "the new configuration is refused"),
+        (good.replace('level = "info"', 'level = "debug"'), "configuration reloaded"),
+        (good.replace('level = "info"', 'level = "loud"'), "new configuration refused"),
     ):
         assert text != good
         path.write_text(text)

@@ -20,8 +20,8 @@ async fn read_again(server: &Server, times: usize, message: &str) {
     server.wait_for_log(&format!("{message}, {times}"), |line| fits(line) && count() >= times).await;
 }
 
-const TAKEN: &str = "the configuration was read again";
-const REFUSED: &str = "the new configuration is refused";
+const TAKEN: &str = "configuration reloaded";
+const REFUSED: &str = "new configuration refused";
 
 async fn metrics(server: &Server) -> String {
     Api::new(&server.operations).get("/metrics", None).await.text

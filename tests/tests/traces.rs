@@ -21,7 +21,7 @@ const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
 const CALLER: &str = "00f067aa0ba902b7";
 const STATE: &str = "congo=t61rcWkgMzE";
 const ALICE: &str = "@alice:hs.test";
-const AWAY: &str = "the collector does not accept traces; retrying, and dropping what does not fit";
+const AWAY: &str = "the trace collector does not accept spans; retrying, and dropping spans once the queue is full";
 
 /// POST of JSON by a caller with a span of its own; `flags` is `01` when the caller records the trace.
 async fn post(api: &Api, path: &str, trace: &str, flags: &str, body: &Value) -> Reply {
@@ -214,7 +214,7 @@ async fn a_failure_of_ours_is_one_in_its_span_and_its_log_line_names_the_trace()
     let gateway = gateway(&collector, &ca, |_| {}).await;
     let unknown = json!({"app_id": "org.example.unknown", "pushkey": "mine"});
     assert_eq!(notify(&gateway, TRACE, "01", &event("$1", &[unknown])).await.status, 503);
-    for message in ["no entry of `apps` matches this app_id", "request failed for now"] {
+    for message in ["no entry of `apps` matches this app_id", "request failed temporarily"] {
         let line = gateway.server.wait_for_log(message, |line| line["message"] == message).await;
         assert_eq!(line["trace_id"], TRACE, "{line}");
     }
@@ -259,7 +259,7 @@ async fn spans_wait_for_a_collector_that_is_busy() {
     assert!(collector.spans.is_empty());
     collector.answer(200);
     collector.span("the request's span", |span| span.trace == TRACE && span.kind == SERVER).await;
-    let again = "the collector accepts traces again";
+    let again = "the trace collector accepts spans again";
     gateway.server.wait_for_log(again, |line| line["message"] == again).await;
 }
 
@@ -366,7 +366,7 @@ async fn a_secret_header_goes_to_the_collector_and_may_be_swapped() {
     assert_eq!(sent, ("Bearer swordfish-one", "tenant"));
 
     secrets.write("token", "Bearer swordfish-two\n");
-    let taken = "the configuration was read again";
+    let taken = "configuration reloaded";
     gateway.server.wait_for_log(taken, |line| line["message"] == taken).await;
     let request = asked("22222222222222222222222222222222").await;
     assert_eq!(request.header("authorization"), "Bearer swordfish-two");
@@ -404,7 +404,7 @@ async fn without_the_section_there_are_no_traces() {
     let gateway = TestGateway::start().await;
     let unknown = json!({"app_id": "org.example.unknown", "pushkey": "mine"});
     assert_eq!(notify(&gateway, TRACE, "01", &event("$1", &[unknown])).await.status, 503);
-    let message = "request failed for now";
+    let message = "request failed temporarily";
     let line = gateway.server.wait_for_log(message, |line| line["message"] == message).await;
     assert!(line["trace_id"].is_null(), "{line}");
     let shown = Api::new(&gateway.server.operations).get("/metrics", None).await.text;

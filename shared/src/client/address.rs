@@ -4,9 +4,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::{Ipv4Net, Ipv6Net};
 
-/// Whether an address belongs to the public internet: none of the special-purpose ranges that IANA keeps
-/// (RFC 6890 and its successors), so no private, loopback, link-local, shared, metadata, multicast or documentation
-/// address, nor an IPv6 form of one.
+/// Whether an address is on the public internet: in none of the special-purpose ranges registered with IANA (RFC 6890
+/// and its successors), so not private, loopback, link-local, shared, metadata, multicast or documentation, nor an
+/// IPv6 form of such an address.
 #[must_use]
 pub fn is_public(address: IpAddr) -> bool {
     match address.to_canonical() {
@@ -37,10 +37,10 @@ fn is_public_v4(address: Ipv4Addr) -> bool {
 }
 
 fn is_public_v6(address: Ipv6Addr) -> bool {
-    /// 64:ff9b::/96 (RFC 6052): how an IPv6-only network writes IPv4 addresses.
+    /// 64:ff9b::/96 (RFC 6052): IPv4 addresses as seen from an IPv6-only network.
     const NAT64: Ipv6Net = v6([0x64, 0xff9b, 0, 0, 0, 0, 0, 0], 96);
     const GLOBAL: Ipv6Net = v6([0x2000, 0, 0, 0, 0, 0, 0, 0], 3);
-    // Teredo and 6to4 carry IPv4 addresses of anybody's choice; the others are for documentation and protocols.
+    // Teredo and 6to4 embed arbitrary IPv4 addresses; the others are for documentation and protocols.
     const SPECIAL: [Ipv6Net; 4] = [
         v6([0x2001, 0, 0, 0, 0, 0, 0, 0], 23),
         v6([0x2001, 0xdb8, 0, 0, 0, 0, 0, 0], 32),

@@ -1,4 +1,4 @@
-//! The section `[outbound]`, and the files that it names.
+//! The section `[outbound]`, and the files it refers to.
 
 use std::{
     collections::HashMap,
@@ -24,36 +24,38 @@ use crate::{
     owner::{Owners, is_domain},
 };
 
-/// Providers of Matrix homeservers that give each customer a sub-domain and are not in the public suffix list: without
-/// them all customers of one would share a budget. Each name costs a subscription, so it is not free to multiply.
+/// Matrix hosting providers that give each customer a subdomain and are not in the Public Suffix List: without this,
+/// all customers of a provider would share one budget. Each such name costs a subscription, so they cannot be
+/// multiplied for free.
 const HOSTING_SUFFIXES: [&str; 4] = ["ems.host", "etke.host", "modular.im", "onmatrix.chat"];
 
 /// The section `[outbound]`: how other servers are reached.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutboundConfig {
-    /// Address ranges that are reached although they are not public, such as `127.0.0.0/8`. Default none.
+    /// Address ranges that may be reached although they are not public, such as `127.0.0.0/8`. Default none.
     pub allowed_ranges: Vec<IpNet>,
-    /// A PEM file of root certificates, trusted beside the system's. Default none.
+    /// A PEM file of root certificates to trust in addition to the system's. Default none.
     pub extra_ca_file: Option<PathBuf>,
-    /// Name servers to ask, `address:port`. Default those of the system.
+    /// Name servers to query, `address:port`. Default those of the system.
     pub dns_servers: Vec<SocketAddr>,
-    /// Names that are answered from here and not by DNS, `"name" = "address"`. Default none.
+    /// Names resolved from here instead of DNS, `"name" = "address"`. Default none.
     pub hosts: HashMap<String, IpAddr>,
-    /// An HTTP proxy for all calls, `http://user:password@host:port`. Default none. A secret for its password.
+    /// An HTTP proxy for all calls, `http://user:password@host:port`. Default none. Secret, because it may contain a
+    /// password.
     pub proxy_url: Option<SecretString>,
-    /// A file that holds the proxy's URL.
+    /// A file that contains the proxy's URL.
     pub proxy_url_file: Option<PathBuf>,
-    /// What is reached without the proxy: names with all below them, addresses and ranges. Default none.
+    /// Destinations reached without the proxy: names (including all subdomains), addresses and ranges. Default none.
     pub no_proxy: Vec<String>,
-    /// Requests at once on one HTTP/2 connection, where its peer allows as many. Default 1000.
+    /// Concurrent requests per HTTP/2 connection, if the peer allows as many. Default 1000.
     pub streams_per_connection: usize,
-    /// Connections to one server at the most; requests that find none free wait. Default 64.
+    /// Limit on connections to one server; requests that find none free wait. Default 64.
     pub max_connections_per_origin: usize,
-    /// Servers that connections are kept to; those that were used longest ago make room. Default 256.
+    /// Limit on servers to which connections are kept; the least recently used are dropped. Default 256.
     pub max_origins: usize,
-    /// Domains below which each name is somebody else's, beside those of the public suffix list. Default
-    /// `ems.host`, `etke.host`, `modular.im` and `onmatrix.chat`.
+    /// Domains below which each name has a different owner, in addition to the Public Suffix List. Default `ems.host`,
+    /// `etke.host`, `modular.im` and `onmatrix.chat`.
     pub hosting_suffixes: Vec<String>,
 }
 
@@ -76,7 +78,7 @@ impl Default for OutboundConfig {
 }
 
 impl OutboundConfig {
-    /// What the types cannot tell: whether the file of certificates and the proxy can be used.
+    /// Checks that the types cannot express: whether the certificate file and the proxy are usable.
     #[must_use]
     pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();
@@ -103,13 +105,13 @@ impl OutboundConfig {
         problems
     }
 
-    /// Tells apart whose the servers are that are called or that call.
+    /// Determines the owners of servers that are called or that call us.
     #[must_use]
     pub fn owners(&self) -> Owners {
         Owners::new(&self.hosting_suffixes)
     }
 
-    /// The proxy, if there is one; or the key that is wrong, and how.
+    /// The proxy, if any; or the key that is wrong, and what is wrong with it.
     pub(super) fn proxy(&self) -> Result<Option<Proxy>, (String, String)> {
         let url = match inline_or_file(self.proxy_url.as_ref(), self.proxy_url_file.as_deref()) {
             Ok(Some(url)) => url,
@@ -126,7 +128,7 @@ impl OutboundConfig {
         })
     }
 
-    /// The trusted roots: the system's and the extra ones.
+    /// The trusted roots: the system's and the additional ones.
     pub(super) fn roots(&self) -> Result<RootCertStore, OutboundError> {
         let mut roots = RootCertStore::empty();
         let system = rustls_native_certs::load_native_certs();
@@ -134,13 +136,13 @@ impl OutboundConfig {
         roots.add_parsable_certificates(self.extra_roots()?);
         if roots.is_empty() {
             tracing::warn!(
-                "no root certificates were found, so no TLS server can be trusted: install ca-certificates, or set SSL_CERT_FILE or outbound.extra_ca_file"
+                "no root certificates found, so every TLS connection will fail: install ca-certificates, or set SSL_CERT_FILE or outbound.extra_ca_file"
             );
         }
         Ok(roots)
     }
 
-    /// The certificates of the extra file, if one is configured.
+    /// The certificates in the additional file, if one is configured.
     fn extra_roots(&self) -> Result<Vec<CertificateDer<'static>>, OutboundError> {
         let Some(path) = &self.extra_ca_file else { return Ok(Vec::new()) };
         let name = path.display().to_string();
@@ -154,32 +156,32 @@ impl OutboundConfig {
     }
 }
 
-/// The client could not be set up.
+/// Why the client could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum OutboundError {
     /// A certificate file cannot be read.
     #[error("cannot read {path}")]
     Unreadable {
-        /// As configured.
+        /// The path as configured.
         path: String,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// There are no certificates in the file.
-    #[error("{0} holds no PEM certificate")]
+    /// The file contains no certificates.
+    #[error("{0} contains no PEM certificate")]
     NoCertificate(String),
-    /// A client certificate or its key is not what it should be.
+    /// A client certificate or its key is invalid.
     #[error("the client certificate or its key cannot be used: {0}")]
     ClientCertificate(String),
-    /// The proxy's configuration: the key, and what is wrong with it.
+    /// The proxy is misconfigured: the key, and what is wrong with it.
     #[error("{key}: {problem}")]
     Proxy {
         /// The key.
         key: String,
-        /// Without the value, which may hold a password.
+        /// Without the value, which may contain a password.
         problem: String,
     },
     /// The resolver's configuration cannot be read.
-    #[error("the name servers' configuration cannot be read")]
+    #[error("the name server configuration cannot be read")]
     Resolver(#[source] hickory_resolver::net::NetError),
 }

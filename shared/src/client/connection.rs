@@ -1,4 +1,4 @@
-//! One connection: how it is opened, and how a request goes over it.
+//! A single connection: opening it, and sending requests over it.
 
 use std::{
     error::Error as StdError,
@@ -21,16 +21,16 @@ use tower_service::Service as _;
 
 use super::connector::{self, Connector};
 
-/// A connection over which nothing has come for this long is asked for a sign of life ...
+/// A connection that has received nothing for this long is pinged ...
 const PING_AFTER: Duration = Duration::from_secs(30);
-/// ... and is dead without one after this.
+/// ... and considered dead if there is no response within this.
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Bytes of an answer's line and headers, which peers that strangers choose may send without end.
+/// Limit in bytes on a response's status line and headers: strangers choose the peers, which may send without end.
 const MAX_BUFFER: usize = 16 * 1024;
 const MAX_HEADERS: u32 = 16 * 1024;
-/// Bytes that a peer may send for one answer, and for all on its connection, before somebody reads them. The answers of
-/// push services and homeservers are smaller.
+/// Bytes that a peer may send for one response, and for all responses on its connection, before they are read.
+/// Responses of push services and homeservers are smaller.
 const WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
@@ -40,16 +40,16 @@ pub(super) type Http1 = http1::SendRequest<Body>;
 pub(super) type Http2 = http2::SendRequest<Body>;
 pub(super) type Http2Connection = http2::Connection<Stream, Body, TokioExecutor>;
 
-/// A new connection.
+/// A freshly opened connection.
 pub(super) enum Opened {
-    /// HTTP/2. Somebody has to poll it.
+    /// HTTP/2. The connection must be polled.
     Multiplexed(Http2, Http2Connection),
     /// HTTP/1.1.
     Single(Http1),
 }
 
-/// Connects, and speaks the best protocol that the peer offers. `streams` requests at once are thought to be allowed
-/// before the peer says how many.
+/// Connects using the best protocol that the peer offers. Until the peer has announced its limit, `streams` concurrent
+/// requests are assumed to be allowed.
 pub(super) async fn open(
     mut connector: HttpsConnector<Connector>,
     uri: Uri,
@@ -67,16 +67,16 @@ pub(super) async fn open(
     }
     let (sender, connection): (Http1, http1::Connection<Stream, Body>) =
         http1::Builder::new().max_buf_size(MAX_BUFFER).handshake(stream).await?;
-    // What breaks it is told to who uses it.
+    // Errors surface to the request that uses the connection.
     tokio::spawn(async move { drop(connection.await) });
     Ok(Opened::Single(sender))
 }
 
-/// What is known of who is at the other end of a connection of HTTP/2.
+/// What is known about the peer of an HTTP/2 connection.
 pub(super) struct Peer {
-    /// What it allows at once.
+    /// The number of concurrent requests the peer allows.
     pub(super) streams: AtomicUsize,
-    /// That is to be looked at again.
+    /// Notified when that number should be refreshed.
     pub(super) look: Notify,
 }
 
@@ -94,24 +94,24 @@ impl Peer {
     }
 }
 
-/// A request that got no answer.
+/// A request that got no response.
 pub(super) struct Unanswered {
-    /// The peer surely did nothing about it: it never left, or the peer said so (RFC 9113, section 8.7).
+    /// The peer certainly did not process it: it was never sent, or the peer said so (RFC 9113, section 8.7).
     pub(super) is_untouched: bool,
     pub(super) error: hyper::Error,
 }
 
-/// Whether an error of a connection of HTTP/2 says that the peer did nothing about the request: it refused it, or it
-/// goes away, names the last request that it may do something about, and this one came after it.
+/// Whether an HTTP/2 error says that the peer did not process the request: either the peer refused the stream, or it
+/// sent a GOAWAY whose last stream precedes this one.
 pub(super) fn is_untouched(error: &hyper::Error) -> bool {
     let Some(error) = error.source().and_then(|source| source.downcast_ref::<h2::Error>()) else {
-        // The connection ended while the request waited to be sent.
+        // The connection ended while the request was waiting to be sent.
         return error.is_user();
     };
     error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-/// HTTP/1.1 wants the host in a header, and only the path in its first line.
+/// HTTP/1.1 takes the host in a header, and only the path in the request line.
 pub(super) fn prepare_for_http1(request: &mut Request<Body>) {
     let uri = mem::take(request.uri_mut());
     if let Some(authority) = uri.authority()

@@ -1,5 +1,5 @@
-//! From a URI to a TCP connection: the name is resolved here, each address is checked, and the connection goes to the
-//! address that was checked, through the proxy if there is one.
+//! From a URI to a TCP connection: resolves the name, checks every address, and connects to the address that was
+//! checked, through the proxy if one is configured.
 
 use std::{
     collections::HashMap,
@@ -34,11 +34,11 @@ use super::{
 };
 use crate::client::resolver::Resolver;
 
-/// How long one address may take to accept a connection before the next one is tried.
+/// Time that one address has to accept a connection before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where to connect for an authority, when not to the authority itself: SRV records, static overrides. TLS and `Host`
-/// keep the authority's own name. Copies share their content.
+/// Connection targets for authorities that differ from the authority itself: SRV records, static overrides. TLS and
+/// `Host` still use the authority's own name. Clones share their data.
 #[derive(Clone, Debug, Default)]
 pub struct Targets(Arc<RwLock<HashMap<String, Vec<HostPort>>>>);
 
@@ -46,10 +46,10 @@ pub struct Targets(Arc<RwLock<HashMap<String, Vec<HostPort>>>>);
 type HostPort = (String, u16);
 
 impl Targets {
-    /// Strangers choose the names, so their number is bounded.
+    /// Strangers choose the names, so their number is limited.
     const MOST: usize = 10_000;
 
-    /// Sends connections for `authority` to the first of `targets` (host and port) that accepts.
+    /// Makes connections for `authority` go to the first of `targets` (host and port) that accepts.
     pub fn set(&self, authority: &str, targets: Vec<HostPort>) {
         let mut all = self.0.write();
         if all.len() >= Self::MOST {
@@ -64,47 +64,47 @@ impl Targets {
     }
 }
 
-/// Why there is no connection.
+/// Why connecting failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
-    #[error("the address is not public and not in outbound.allowed_ranges")]
+    #[error("the address is neither public nor in outbound.allowed_ranges")]
     Blocked,
     #[error("the name has no address")]
     NoAddress,
     #[error("the name could not be resolved")]
     Resolve(#[source] hickory_resolver::net::NetError),
-    #[error("the connection was not accepted")]
+    #[error("the connection could not be opened")]
     Io(#[from] io::Error),
     #[error("the proxy cannot be reached")]
     Proxy(#[source] Box<ConnectError>),
-    #[error("there is no way through the proxy")]
+    #[error("no tunnel through the proxy")]
     Tunnel(#[from] TunnelError),
     #[error(transparent)]
     Crowded(#[from] Crowded),
 }
 
-/// Why a connection could not be made, for whoever has to fix it.
+/// Why connecting failed, for whoever has to fix it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectFailure {
-    /// The name has no address, or nobody could say which.
+    /// The name has no addresses, or could not be resolved.
     Name,
     /// The name has no address that may be reached.
     Blocked,
-    /// Nobody accepted in time.
+    /// No address accepted in time.
     Network,
-    /// The proxy is away, or opens no tunnel.
+    /// The proxy is unreachable, or opened no tunnel.
     Proxy,
-    /// The peer's certificate is not to be trusted.
+    /// The peer's certificate is not trusted.
     Certificate,
-    /// TLS, for another reason.
+    /// TLS failed for another reason.
     Tls,
-    /// Too many requests to the address are under way.
+    /// Too many requests to the address are in flight.
     Crowded,
 }
 
 impl ConnectFailure {
     fn of(error: &(dyn StdError + 'static)) -> Self {
-        // Those of TCP are a `ConnectError`'s, so that one on the outside is of the handshake.
+        // TCP errors arrive wrapped in a `ConnectError`, so a bare I/O error comes from the TLS handshake.
         let fallback = if error.is::<io::Error>() { Self::Tls } else { Self::Network };
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -121,7 +121,7 @@ impl ConnectFailure {
                 Some(_) => return Self::Tls,
                 None => {}
             }
-            // What is inside an error of the system is not its source.
+            // `io::Error` does not report its inner error as its source.
             cause = match error.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
                 Some(inside) => Some(inside as &(dyn StdError + 'static)),
                 None => error.source(),
@@ -131,7 +131,7 @@ impl ConnectFailure {
     }
 }
 
-/// Why there is no connection. Those that waited for it share the reason.
+/// Why there is no connection. All requests that waited for it share the reason.
 #[derive(Clone, Debug)]
 pub(super) struct NoConnection {
     pub(super) failure: ConnectFailure,
@@ -156,15 +156,15 @@ impl StdError for NoConnection {
     }
 }
 
-/// Resolves, checks, connects.
+/// Resolves, checks and connects.
 #[derive(Clone)]
 pub(super) struct Connector {
     pub(super) resolver: Resolver,
-    /// The ranges that are allowed beside public addresses; none is no guard at all.
+    /// Ranges that are allowed in addition to public addresses; `None` disables the guard.
     pub(super) guard: Option<Arc<[IpNet]>>,
     pub(super) targets: Option<Targets>,
     pub(super) proxy: Option<Proxy>,
-    /// The requests of the origin that is connected to, where they are counted by address.
+    /// The request counts of the origin being connected to, if requests are limited by address.
     pub(super) load: Option<Arc<OriginLoad>>,
 }
 
@@ -207,7 +207,7 @@ impl Connector {
         if let Some(proxy) = proxy
             && self.guard.is_none()
         {
-            // What the operator named may be a name that only the proxy knows.
+            // A name chosen by the operator may be one that only the proxy can resolve.
             let target = match self.resolver.fixed(host) {
                 Some(address) => SocketAddr::new(address, port).to_string(),
                 None => format!("{host}:{port}"),
@@ -220,7 +220,7 @@ impl Connector {
                 last = ConnectError::Blocked;
                 continue;
             }
-            // Before the connection is there: one that is never accepted keeps requests waiting too.
+            // Counted before the connection exists: requests also wait for connections that are never accepted.
             let counted = match self.load.as_ref().map(|load| load.connect(address)).transpose() {
                 Ok(counted) => counted,
                 Err(crowded) => {
@@ -230,7 +230,7 @@ impl Connector {
             };
             let place = SocketAddr::new(address, port);
             let connected = match proxy.filter(|proxy| !proxy.spares_address(address)) {
-                // By the address that was checked: what the proxy would make of the name is not known here.
+                // By the checked address: what the proxy would resolve the name to is unknown here.
                 Some(proxy) => self.through(proxy, &place.to_string()).await,
                 None => self.directly(place).await,
             };
@@ -244,11 +244,11 @@ impl Connector {
 
     async fn directly(&self, place: SocketAddr) -> Result<TcpStream, ConnectError> {
         let stream = tcp(place).await?;
-        // The peer is the address that was checked; a translating network is asked once more.
+        // The peer should be the address that was checked; checked again in case the network translates addresses.
         if self.may_reach(stream.peer_addr()?.ip()) { Ok(stream) } else { Err(ConnectError::Blocked) }
     }
 
-    /// A tunnel to `target`. The operator chose the proxy, so that the guard has no say about its own address.
+    /// A tunnel to `target`. The guard does not apply to the proxy's own address, which the operator chose.
     pub(super) async fn through(&self, proxy: &Proxy, target: &str) -> Result<TcpStream, ConnectError> {
         let unreachable = |error: ConnectError| ConnectError::Proxy(Box::new(error));
         let addresses = self.resolver.addresses(&proxy.host).await;
@@ -273,7 +273,7 @@ impl Connector {
     }
 }
 
-/// A connection that counts for its address as long as it is open.
+/// A connection that counts towards its address for as long as it is open.
 #[derive(Debug)]
 pub(super) struct Stream {
     tcp: TcpStream,
@@ -322,7 +322,7 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// A connection that sends what it is given at once.
+/// A TCP connection without Nagle's algorithm.
 async fn tcp(place: SocketAddr) -> Result<TcpStream, ConnectError> {
     let connected = timeout(CONNECT_TIMEOUT, TcpStream::connect(place)).await;
     let stream = connected.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;

@@ -1,4 +1,4 @@
-//! The right to send one request over a connection of an origin, and how it is given back.
+//! Leases: the right to send one request over a connection of an origin, returned on drop.
 
 use std::{mem, sync::Arc};
 
@@ -11,19 +11,19 @@ use super::{
     origin::{Origin, Taken},
 };
 
-/// The right to send one request, until it is dropped.
+/// The right to send one request, until dropped.
 pub(super) enum Lease {
-    /// One of several on a connection of HTTP/2.
+    /// A stream on an HTTP/2 connection.
     Multiplexed(Http2, Slot),
-    /// A connection of HTTP/1.1.
+    /// An exclusive HTTP/1.1 connection.
     Single(Http1, Place),
 }
 
-/// One request's place on a connection of HTTP/2.
+/// One request's slot on an HTTP/2 connection.
 pub(super) struct Slot {
     origin: Arc<Origin>,
     id: u64,
-    /// How many requests the peer had said something to when this one began.
+    /// The number of requests the peer had responded to when this one began.
     heard_before: u64,
     heard: bool,
 }
@@ -34,15 +34,15 @@ impl Drop for Slot {
     }
 }
 
-/// A connection's place among those of its origin.
+/// An HTTP/1.1 connection's place in its origin's pool.
 pub(super) struct Place {
     origin: Arc<Origin>,
-    /// The connection, once it can be used again.
+    /// The connection, once it is reusable.
     sender: Option<Http1>,
 }
 
 impl Place {
-    /// Ends with a connection that can be used again.
+    /// Returns a reusable connection to the pool.
     fn take_back(mut self, sender: Http1) {
         self.sender = Some(sender);
     }
@@ -55,7 +55,7 @@ impl Drop for Place {
 }
 
 impl Lease {
-    /// A place on a connection of `origin`, as soon as there is one.
+    /// Waits for a slot on a connection of `origin`.
     pub(super) async fn of(origin: &Arc<Origin>) -> Result<Self, NoConnection> {
         Ok(match origin.take_in_turn().await? {
             Taken::Multiplexed { sender, id, heard_before } => {
@@ -65,7 +65,7 @@ impl Lease {
         })
     }
 
-    /// Sends a request, up to the answer's body.
+    /// Sends a request and returns the response, its body unread.
     pub(super) async fn send(&mut self, mut request: Request<Body>) -> Result<Response<Incoming>, Unanswered> {
         match self {
             Self::Single(sender, _) => {
@@ -83,7 +83,7 @@ impl Lease {
                     let error = unsent.into_error();
                     let is_untouched = never_left || is_untouched(&error);
                     if is_untouched {
-                        // It takes no more requests, or for now: others go elsewhere.
+                        // The connection takes no more requests, at least for now, so others must not use it.
                         slot.origin.retire(slot.id);
                     }
                     Unanswered { is_untouched, error }
@@ -92,7 +92,7 @@ impl Lease {
         }
     }
 
-    /// Gives the connection back after the whole answer was read.
+    /// Returns the connection once the whole response has been read.
     pub(super) fn finish(self) {
         let Self::Single(mut sender, place) = self else { return };
         tokio::spawn(async move {

@@ -1,8 +1,8 @@
-//! How many requests are under way to each address. Strangers can give one machine any number of names, and requests
-//! that wait for it must not take the place of all others.
+//! In-flight requests by address. Strangers can point any number of names at one machine, and requests waiting for it
+//! must not crowd out all others.
 //!
-//! A request counts for each address that its origin is connected or connecting to, from the moment it asks for a
-//! connection until its answer has been read. While a name is being resolved it counts for none.
+//! A request counts towards every address that its origin is connected or connecting to, from the moment it asks for a
+//! connection until its response has been read. While its name is being resolved it counts towards none.
 
 use std::{
     collections::HashMap,
@@ -13,21 +13,21 @@ use std::{
 
 use crate::source::source_key;
 
-/// There are as many requests under way to an address as there may be.
+/// The in-flight cap of an address has been reached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("too many requests to this address are under way")]
+#[error("too many requests to this address are in flight")]
 pub(super) struct Crowded;
 
-/// The requests of one client, by address: IPv6 by /64.
+/// The in-flight requests of one client by address; IPv6 by /64.
 #[derive(Debug)]
 pub(super) struct Loads {
     most: usize,
-    /// Addresses without a request have no entry.
+    /// Addresses without requests have no entry.
     requests: Mutex<HashMap<IpAddr, usize>>,
 }
 
 impl Loads {
-    /// `most` requests at once to one address.
+    /// Caps the in-flight requests to one address at `most`.
     pub(super) fn new(most: usize) -> Self {
         Self { most, requests: Mutex::default() }
     }
@@ -55,12 +55,12 @@ impl Loads {
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Each change is one insertion or removal.
+        // Every change is a single insertion or removal, so the map is consistent even after a panic.
         self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// The requests of one origin, and where it is reached.
+/// The in-flight requests of one origin, and the addresses they count towards.
 pub(super) struct OriginLoad {
     all: Arc<Loads>,
     state: Mutex<State>,
@@ -69,7 +69,7 @@ pub(super) struct OriginLoad {
 #[derive(Debug, Default)]
 struct State {
     requests: usize,
-    /// How many connections there are to each address, those included that are being opened.
+    /// Connections by address, including those being opened.
     connections: HashMap<IpAddr, usize>,
 }
 
@@ -84,7 +84,7 @@ impl OriginLoad {
         Self { all, state: Mutex::default() }
     }
 
-    /// Begins a request.
+    /// Counts a request towards every address of the origin.
     pub(super) fn begin(self: &Arc<Self>) -> Result<UnderWay, Crowded> {
         let mut state = self.lock();
         let addresses: Vec<_> = state.connections.keys().copied().collect();
@@ -100,7 +100,7 @@ impl OriginLoad {
         Ok(UnderWay(self.clone()))
     }
 
-    /// Begins a connection: the origin's requests count for `address` too, until it ends.
+    /// Counts a connection: until it ends, the origin's requests count towards `address` too.
     pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Result<Connected, Crowded> {
         let address = source_key(address);
         let mut state = self.lock();
@@ -116,7 +116,7 @@ impl OriginLoad {
     }
 }
 
-/// One request, until it is dropped.
+/// A request in flight; ends on drop.
 #[derive(Debug)]
 pub(super) struct UnderWay(Arc<OriginLoad>);
 
@@ -130,7 +130,7 @@ impl Drop for UnderWay {
     }
 }
 
-/// One connection to an address, until it is dropped.
+/// A connection to an address; ends on drop.
 #[derive(Debug)]
 pub(super) struct Connected {
     load: Arc<OriginLoad>,
@@ -163,13 +163,13 @@ mod tests {
     }
 
     #[test]
-    fn origins_at_one_address_share_its_room() {
+    fn origins_at_one_address_share_its_cap() {
         let all = Arc::new(Loads::new(3));
         let (one, other) = (origin(&all), origin(&all));
         let waiting: Vec<_> = (0..2).map(|_| one.begin().unwrap()).collect();
         let connected = one.connect(HERE).unwrap();
         let two: Vec<_> = (0..2).map(|_| other.begin().unwrap()).collect();
-        // Two wait there, and two more are one too many; at another address they are not.
+        // Two are in flight there, so two more are one too many; a different address has room for them.
         assert_eq!(other.connect(HERE).err(), Some(Crowded));
         let elsewhere = other.connect(THERE).unwrap();
         let third = one.begin().unwrap();
@@ -181,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_counts_wherever_its_origin_is_connected() {
+    fn a_request_counts_for_every_address_of_its_origin() {
         let all = Arc::new(Loads::new(2));
         let (one, other) = (origin(&all), origin(&all));
         let (here, there) = (one.connect(HERE).unwrap(), one.connect(THERE).unwrap());
@@ -189,7 +189,7 @@ mod tests {
         let _request = one.begin().unwrap();
         let _there = other.connect(THERE).unwrap();
         let _second = other.begin().unwrap();
-        // There is no room there, so nothing is counted here either.
+        // THERE is full, so the request is not counted HERE either.
         assert_eq!(one.begin().err(), Some(Crowded));
         assert_eq!(all.lock().get(&HERE), Some(&1));
         drop(there);
@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_of_ipv6_is_one_address() {
+    fn an_ipv6_64_is_one_address() {
         let all = Arc::new(Loads::new(1));
         let (one, other) = (origin(&all), origin(&all));
         let (_one, _other) = (one.begin().unwrap(), other.begin().unwrap());

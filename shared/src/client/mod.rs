@@ -1,9 +1,9 @@
-//! Calling out: one client, with a guard for addresses that strangers choose.
+//! Outbound HTTP: one client, with a guard for destinations that strangers choose.
 //!
-//! A name is resolved here, each address is checked, and the connection goes to the address that was checked, so a
-//! name that resolves differently the next time gains nothing. Redirects are never followed by this client.
+//! Names are resolved here, every address is checked, and the connection goes to the address that was checked, so a
+//! name that resolves differently the next time gains nothing. Redirects are never followed.
 //!
-//! A request passes `pool` (which origins) -> `origin` (which connection) -> `connection` (HTTP) -> `connector` (TCP).
+//! A request passes `pool` (which origin) -> `origin` (which connection) -> `connection` (HTTP) -> `connector` (TCP).
 
 mod address;
 mod config;
@@ -49,23 +49,23 @@ use crate::{
     trace::{self, Span},
 };
 
-/// How often a request is sent at once again that its peer did nothing about.
+/// How often a request is sent in total if the peer keeps refusing it unprocessed.
 const MOST_TRIES: u32 = 4;
-/// How long a connection is kept that nobody uses: one to a service that the operator named ...
+/// How long an idle connection is kept: one to a service the operator configured ...
 const SERVICE_IDLE: Duration = Duration::from_secs(30 * 60);
-/// ... and one to a place that a stranger named.
+/// ... and one to a destination a stranger chose.
 const STRANGER_IDLE: Duration = Duration::from_secs(60);
 
-/// Which addresses a client may reach.
+/// The addresses a client may reach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reach {
-    /// All: for what the operator configured.
+    /// All addresses: for destinations the operator configured.
     Anywhere,
-    /// Public ones and the configured ranges: for what a stranger named.
+    /// Public addresses and the configured ranges: for destinations a stranger chose.
     PublicOnly,
 }
 
-/// What all clients of the process share: trust, name servers, the proxy, allowed ranges.
+/// What all clients of the process share: trusted roots, name servers, proxy, allowed ranges.
 #[derive(Clone)]
 pub struct Outbound {
     tls: ClientConfig,
@@ -84,11 +84,11 @@ impl fmt::Debug for Outbound {
 }
 
 impl Outbound {
-    /// Reads the trusted roots (the system's, or those of `SSL_CERT_FILE`, and the extra ones) and sets up DNS.
+    /// Loads the trusted roots (the system's, or those in `SSL_CERT_FILE`, and the additional ones) and sets up DNS.
     ///
     /// # Errors
     ///
-    /// [`OutboundError`] that names the file.
+    /// [`OutboundError`], which names the file or the key.
     pub fn new(config: &OutboundConfig) -> Result<Self, OutboundError> {
         let roots = Arc::new(config.roots()?);
         let tls = ClientConfig::builder().with_root_certificates(roots.clone()).with_no_client_auth();
@@ -106,7 +106,7 @@ impl Outbound {
         Ok(Self { tls, roots, resolver, proxy, allowed, limits, owners })
     }
 
-    /// Tells apart whose the servers are.
+    /// Determines the owners of servers.
     #[must_use]
     pub fn owners(&self) -> &Owners {
         &self.owners
@@ -118,37 +118,37 @@ impl Outbound {
         &self.resolver
     }
 
-    /// What TLS is spoken with, for protocols other than HTTP.
+    /// The TLS configuration, for protocols other than HTTP.
     #[must_use]
     pub fn tls(&self) -> ClientConfig {
         self.tls.clone()
     }
 
-    /// A client with its own pool of connections.
+    /// A client with its own connection pool.
     #[must_use]
     pub fn client(&self, reach: Reach) -> HttpClient {
         self.build(self.tls.clone(), reach, None, None)
     }
 
-    /// A client for places that strangers name, with its own pool, that has `most_per_address` requests under way to
-    /// one address (IPv6: one /64) at the most, whatever names it is given. Further ones fail at once with
-    /// [`HttpClientError::Crowded`].
+    /// A client for destinations that strangers choose, with its own connection pool. It has at most
+    /// `most_per_address` requests in flight to one address (IPv6: one /64), whatever names lead there. Further
+    /// requests fail immediately with [`HttpClientError::Crowded`].
     #[must_use]
     pub fn client_for_strangers(&self, most_per_address: usize) -> HttpClient {
         self.build(self.tls.clone(), Reach::PublicOnly, None, Some(most_per_address))
     }
 
-    /// A client that connects to `targets` where they name other hosts than the URI does.
+    /// A client that connects to `targets` where they override the URI's authority.
     #[must_use]
     pub fn client_with_targets(&self, reach: Reach, targets: Targets) -> HttpClient {
         self.build(self.tls.clone(), reach, Some(targets), None)
     }
 
-    /// A client that shows a certificate (PEM chain and PEM key), and reaches any address.
+    /// A client that authenticates with a certificate (PEM chain and PEM key) and may reach any address.
     ///
     /// # Errors
     ///
-    /// [`OutboundError::ClientCertificate`] when they are no PEM or do not belong together.
+    /// [`OutboundError::ClientCertificate`] if they are not PEM or do not belong together.
     pub fn client_with_certificate(&self, chain: &[u8], key: &[u8]) -> Result<HttpClient, OutboundError> {
         let bad = |error: &dyn fmt::Display| OutboundError::ClientCertificate(error.to_string());
         let chain =
@@ -161,12 +161,12 @@ impl Outbound {
         Ok(self.build(tls, Reach::Anywhere, None, None))
     }
 
-    /// Whether the proxy is there, speaks HTTP and takes our credentials: it is asked for a way to a name that nobody
-    /// has (RFC 6761), which it cannot open. None when there is no proxy.
+    /// Whether the proxy is up, speaks HTTP and accepts our credentials. It is asked for a tunnel to a name that
+    /// cannot exist (RFC 6761), which it must fail to open. `None` without a proxy.
     ///
     /// # Errors
     ///
-    /// [`HttpClientError`]: what is wrong with the proxy, or that it said nothing within `limit`.
+    /// [`HttpClientError`]: what is wrong with the proxy, or that it did not respond within `limit`.
     pub async fn try_proxy(&self, limit: Duration) -> Option<Result<(), HttpClientError>> {
         let proxy = self.proxy.clone()?;
         let connector =
@@ -199,43 +199,43 @@ impl Outbound {
     }
 }
 
-/// Bounds of one call.
+/// Limits of one call.
 #[derive(Clone, Copy, Debug)]
 pub struct CallLimits {
-    /// For the whole call, from the name to the last byte of the body.
+    /// For the whole call, from resolving the name to the last byte of the body.
     pub timeout: Duration,
-    /// Bytes of the answer's body at the most.
+    /// Largest response body in bytes.
     pub max_body: usize,
 }
 
-/// A call that got no answer. Neither text names the URL: it may hold a pushkey or a token.
+/// Why a call got no response. No message contains the URL, which may hold a pushkey or a token.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpClientError {
     /// The name has no address that this client may reach.
-    #[error("the address is not one that this server may connect to")]
+    #[error("this server may not connect to the address")]
     Blocked,
-    /// As many requests to the address are under way as there may be.
-    #[error("too many requests to this address are under way")]
+    /// The in-flight cap of the address has been reached.
+    #[error("too many requests to this address are in flight")]
     Crowded,
-    /// No answer in time.
+    /// No response in time.
     #[error("no answer within {} ms", .0.as_millis())]
     Timeout(Duration),
-    /// The answer's body is larger than allowed.
+    /// The response body is larger than allowed.
     #[error("the answer is larger than {0} bytes")]
     TooLarge(usize),
-    /// No connection: name, network or TLS. The request did not leave.
+    /// No connection: name resolution, network or TLS failed. The request was not sent.
     #[error("cannot connect")]
     Connect(#[source] Box<dyn StdError + Send + Sync>),
-    /// The peer did nothing about the request, several times over: it was about to close the connection, or had no room.
-    #[error("the request was turned away")]
+    /// The peer refused the request unprocessed on every attempt: it was closing the connection or had no capacity.
+    #[error("the peer refused the request without processing it")]
     TurnedAway(#[source] Box<dyn StdError + Send + Sync>),
-    /// The connection broke while the request or its answer was under way.
+    /// The connection broke while the request or its response was in transit.
     #[error("the connection broke")]
     Exchange(#[source] Box<dyn StdError + Send + Sync>),
 }
 
 impl HttpClientError {
-    /// Why there was no connection; none if there was one, or no time to tell.
+    /// Why connecting failed; `None` if it did not fail, or if time ran out first.
     #[must_use]
     pub fn connect_failure(&self) -> Option<ConnectFailure> {
         match self {
@@ -246,7 +246,7 @@ impl HttpClientError {
         }
     }
 
-    /// In one word, for traces.
+    /// A one-word label for traces.
     fn label(&self) -> &'static str {
         match self {
             Self::Blocked => "blocked",
@@ -259,7 +259,7 @@ impl HttpClientError {
         }
     }
 
-    /// Whether the peer may have seen the request.
+    /// Whether the peer may have received the request.
     #[must_use]
     pub fn may_have_arrived(&self) -> bool {
         match self {
@@ -285,18 +285,18 @@ impl From<Crowded> for HttpClientError {
     }
 }
 
-/// Sends requests. Copies share one pool of connections; HTTP/2 where the peer offers it.
+/// An HTTP client. Clones share one connection pool. Uses HTTP/2 if the peer offers it.
 #[derive(Clone, Debug)]
 pub struct HttpClient {
     pool: Arc<Pool>,
 }
 
 impl HttpClient {
-    /// Sends a request (absolute URI) and reads the whole answer. Redirects come back as they are.
+    /// Sends a request (absolute URI) and reads the whole response. Redirects are returned as they are.
     ///
     /// # Errors
     ///
-    /// [`HttpClientError`]; any answer, whatever its status, is not an error.
+    /// [`HttpClientError`]; a response is not an error, whatever its status.
     pub async fn send(&self, request: Request<Bytes>, limits: CallLimits) -> Result<Response<Bytes>, HttpClientError> {
         let span = trace::call(&request);
         let exchange = async {
@@ -309,12 +309,12 @@ impl HttpClient {
         sent
     }
 
-    /// Sends a request whose effect must not be doubted once the status is there: a body that is too large, late or
-    /// broken counts as empty. Redirects come back as they are.
+    /// Like [`HttpClient::send`], for requests whose outcome is known once the status has arrived: a body that is too
+    /// large, late or broken is treated as empty.
     ///
     /// # Errors
     ///
-    /// [`HttpClientError`] when there is no status.
+    /// [`HttpClientError`] if no status was received.
     pub async fn send_for_status(
         &self,
         request: Request<Bytes>,
@@ -337,7 +337,8 @@ impl HttpClient {
         sent
     }
 
-    /// Up to the answer's body. What the peer surely did nothing about is sent again at once.
+    /// Sends a request and returns the response, its body unread. Retries immediately if the peer certainly did not
+    /// process the request.
     async fn begin(&self, request: Request<Bytes>) -> Result<Begun, HttpClientError> {
         let request = request.map(Full::new);
         let origin = self.origin(request.uri())?;
@@ -345,7 +346,7 @@ impl HttpClient {
         let mut tries = 0;
         loop {
             let mut lease = Lease::of(&origin).await?;
-            // A copy shares the body and the texts.
+            // Cloning is cheap: body and URI are shared.
             match lease.send(request.clone()).await {
                 Ok(answer) => return Ok((answer, lease, under_way)),
                 Err(unanswered) if !unanswered.is_untouched => {
@@ -362,14 +363,14 @@ impl HttpClient {
     }
 
     fn origin(&self, uri: &Uri) -> Result<Arc<Origin>, HttpClientError> {
-        self.pool.origin(uri).ok_or_else(|| HttpClientError::Connect("no absolute URI".into()))
+        self.pool.origin(uri).ok_or_else(|| HttpClientError::Connect("the URI is not absolute".into()))
     }
 
-    /// Connects to the server of `uri` (absolute), with TLS if it is https, and sends nothing.
+    /// Connects to the server of `uri` (absolute), with TLS for https, and sends nothing.
     ///
     /// # Errors
     ///
-    /// [`HttpClientError`]: why there is no connection after `limit`.
+    /// [`HttpClientError`]: why there was no connection within `limit`.
     pub async fn reach(&self, uri: &Uri, limit: Duration) -> Result<(), HttpClientError> {
         let connecting = async {
             drop(Lease::of(&self.origin(uri)?).await?);
@@ -378,17 +379,17 @@ impl HttpClient {
         timeout(limit, connecting).await.unwrap_or(Err(HttpClientError::Timeout(limit)))
     }
 
-    /// The connections, for tests.
+    /// The connection pool, for tests.
     #[cfg(test)]
     fn pool(&self) -> &Arc<Pool> {
         &self.pool
     }
 }
 
-/// An answer up to its body, and what is held until that has been read: the connection, and a place at the address.
+/// A response whose body is unread, and what is held until it has been read: the connection and the in-flight count.
 type Begun = (Response<Incoming>, Lease, Option<UnderWay>);
 
-/// Says in a call's span how it ended, and ends it.
+/// Records the outcome of a call in its span, and ends the span.
 fn ended(span: Option<Span>, sent: &Result<Response<Bytes>, HttpClientError>) {
     let Some(mut span) = span else { return };
     match sent {
@@ -397,7 +398,7 @@ fn ended(span: Option<Span>, sent: &Result<Response<Bytes>, HttpClientError>) {
     }
 }
 
-/// The rest of an answer; then the connection is free for others.
+/// Reads the rest of a response, then returns the connection to the pool.
 async fn read(body: Incoming, lease: Lease, max_body: usize) -> Result<Bytes, HttpClientError> {
     match Limited::new(body, max_body).collect().await {
         Ok(body) => {

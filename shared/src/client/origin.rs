@@ -1,7 +1,8 @@
-//! The connections to one origin: who gets which, when a further one is opened, and when one is given up.
+//! The connections to one origin: which request gets which, when another one is opened, and when one is retired.
 //!
-//! With HTTP/2 many requests share a connection, up to what its peer allows; the least busy one is taken, and a further
-//! one is opened when all are full. With HTTP/1.1 each request has one to itself. Who finds none free waits in line.
+//! With HTTP/2 many requests share a connection, up to the limit its peer sets; the least busy connection is used, and
+//! another is opened when all are full. With HTTP/1.1 each request has a connection to itself. Requests that find none
+//! free queue.
 
 use std::{
     future::poll_fn,
@@ -25,61 +26,62 @@ use super::{
 };
 use crate::owner::Owner;
 
-/// The name, the connection, the proxy and TLS together take no longer.
+/// Limit for resolving the name, connecting, the proxy and TLS together.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(15);
-/// A connection that takes longer to open is not counted on: those in line may open another one.
+/// A connection that takes longer to open no longer counts as imminent, so the queue may open another.
 const STALLED_AFTER: Duration = Duration::from_secs(2);
-/// A peer says what it allows as the first thing on a new connection: after this it should have arrived.
+/// A peer announces its limits first thing on a new connection; after this long they should have arrived.
 const FIRST_LOOK: Duration = Duration::from_millis(100);
-/// Requests at once that a peer is thought to allow before it says so; RFC 9113 asks peers for 100 at the least.
+/// Concurrent requests assumed to be allowed until the peer says otherwise; RFC 9113 recommends at least 100.
 const PRESUMED_STREAMS: usize = 100;
-/// After so many answers is looked what the peer allows now.
+/// The peer's limit is refreshed every this many responses.
 const LOOK_EVERY: u64 = 64;
 
-/// How many connections there may be, and for how long.
+/// Limits on the number and the lifetime of connections.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PoolLimits {
-    /// Requests at once on one connection, if its peer allows as many.
+    /// Concurrent requests per connection, if the peer allows as many.
     pub(super) streams: usize,
     /// Open connections to one origin.
     pub(super) connections: usize,
-    /// Origins that connections are kept to.
+    /// Origins to which connections are kept.
     pub(super) origins: usize,
-    /// How long a connection is kept that nobody uses.
+    /// How long an idle connection is kept.
     pub(super) idle: Duration,
-    /// Whether an idle connection is looked after, so that the next request finds it alive.
+    /// Whether idle connections are kept alive with pings, so that the next request finds them working.
     pub(super) warm: bool,
 }
 
-/// One scheme, host and port, and the connections to it.
+/// A scheme, host and port, and the connections to it.
 pub(super) struct Origin {
     uri: Uri,
     connector: HttpsConnector<Connector>,
     limits: PoolLimits,
-    /// Whose it is and what it weighs, where strangers name the origins.
+    /// The owner, if strangers choose the origins.
     pub(super) owner: Option<Owner>,
     load: Option<Arc<OriginLoad>>,
     state: Mutex<State>,
-    /// Wakes one of those in line for each place that becomes free. Who is woken and leaves places over wakes the next.
+    /// Wakes one queued request for each slot that becomes free. A woken request that leaves slots over wakes the
+    /// next.
     freed: Notify,
 }
 
 struct State {
     multiplexed: Vec<Multiplexed>,
-    /// Connections of HTTP/1.1 that nobody uses, and since when.
+    /// Idle HTTP/1.1 connections, and since when.
     idle: Vec<(Http1, Instant)>,
-    /// Connections of HTTP/1.1 that somebody uses.
+    /// Number of HTTP/1.1 connections in use.
     busy: usize,
-    /// Connections that are being opened, and since when.
+    /// Connections being opened, and since when.
     connecting: Vec<Instant>,
-    /// Requests in line.
+    /// Number of queued requests.
     waiting: usize,
-    /// Requests that a further connection is good for: as many as the one before it.
+    /// Number of requests that a new connection is expected to carry: as many as the last one did.
     expected: usize,
-    /// Whether that is known, and not only presumed: until then one connection is opened at a time.
+    /// Whether `expected` has been confirmed by a peer; until then one connection is opened at a time.
     is_known: bool,
     next_id: u64,
-    /// How often no connection came about, and why the last time.
+    /// Number of failed connection attempts, and the latest reason.
     failures: u64,
     failure: Option<NoConnection>,
     used: Instant,
@@ -90,7 +92,7 @@ struct Multiplexed {
     sender: Http2,
     peer: Arc<Peer>,
     in_flight: usize,
-    /// How many requests the peer has said anything to.
+    /// Number of requests that the peer has responded to.
     heard: u64,
     idle_since: Instant,
 }
@@ -101,25 +103,25 @@ impl Multiplexed {
     }
 }
 
-/// A place on a connection. Whoever takes one gives it back: see `lease`.
+/// A slot on a connection. Whoever takes one must return it: see `lease`.
 pub(super) enum Taken {
-    /// One of several on a connection of HTTP/2, and how many requests its peer had said something to before.
+    /// A stream on an HTTP/2 connection, and the number of requests its peer had responded to before.
     Multiplexed { sender: Http2, id: u64, heard_before: u64 },
-    /// A whole connection of HTTP/1.1.
+    /// An exclusive HTTP/1.1 connection.
     Single(Http1),
 }
 
-/// What somebody who wants a connection is to do.
+/// What a request that wants a connection should do.
 enum Turn {
     Take(Taken),
     GiveUp(NoConnection),
     Wait,
 }
 
-/// A request's place in line. Who gives up waiting leaves the line.
+/// A request's place in the queue. Dropping it leaves the queue.
 struct InLine<'o> {
     origin: &'o Origin,
-    /// The failures before it joined the line; none while it has not.
+    /// The failure count when it joined the queue; `None` if it has not joined.
     since: Option<u64>,
 }
 
@@ -164,12 +166,12 @@ impl Origin {
         Self { uri, connector, limits, owner, load, state: Mutex::new(state), freed: Notify::new() }
     }
 
-    /// Begins a request, which counts for its address from now on.
+    /// Counts a request towards its address from now on.
     pub(super) fn begin(&self) -> Result<Option<UnderWay>, Crowded> {
         self.load.as_ref().map(OriginLoad::begin).transpose()
     }
 
-    /// A place on a connection, as soon as there is one.
+    /// Waits for a slot on a connection.
     pub(super) async fn take_in_turn(self: &Arc<Self>) -> Result<Taken, NoConnection> {
         let mut line = InLine { origin: self, since: None };
         loop {
@@ -185,7 +187,7 @@ impl Origin {
     fn turn(self: &Arc<Self>, line: &mut InLine<'_>) -> Turn {
         let mut state = self.state.lock();
         state.used = Instant::now();
-        // Who comes now does not push in before those in line.
+        // New arrivals do not jump the queue.
         if (line.since.is_some() || state.waiting == 0)
             && let Some(taken) = self.take(&mut state)
         {
@@ -225,7 +227,7 @@ impl Origin {
             let (sender, id, heard_before) = (connection.sender.clone(), connection.id, connection.heard);
             return Some(Taken::Multiplexed { sender, id, heard_before });
         }
-        // The one that was used last is the least likely to be closed.
+        // The most recently used connection is the least likely to have been closed.
         while let Some((sender, _)) = state.idle.pop() {
             if !sender.is_closed() {
                 state.busy += 1;
@@ -235,15 +237,15 @@ impl Origin {
         None
     }
 
-    /// Requests that could be sent at once.
+    /// Number of requests that could be sent immediately.
     fn free(&self, state: &State) -> usize {
         let multiplexed = state.multiplexed.iter().map(|connection| connection.free(self.limits.streams));
         multiplexed.sum::<usize>() + state.idle.len()
     }
 
-    /// Opens connections for those in line who will not find a place on those that there are or that are on their way.
+    /// Opens connections for queued requests that existing and imminent connections have no room for.
     fn connect_as_needed(self: &Arc<Self>, state: &mut State) {
-        // Without a runtime (it may be shutting down) nobody is left to wait.
+        // Without a runtime (it may be shutting down) nothing is left to wait.
         let Ok(runtime) = Handle::try_current() else { return };
         let places = self.free(state) + state.coming() * state.expected;
         let mut without = state.waiting.saturating_sub(places);
@@ -258,7 +260,7 @@ impl Origin {
         }
     }
 
-    /// In a task of its own: whoever wanted the connection may run out of time, and the next one shall find it.
+    /// Runs in its own task: the request that wanted the connection may time out, and the next one should find it.
     async fn connect(self: Arc<Self>, since: Instant, streams: usize) {
         let opening = open(self.connector.clone(), self.uri.clone(), streams, self.limits.warm);
         let opened = timeout(OPEN_TIMEOUT, opening).await.unwrap_or_else(|late| Err(late.into()));
@@ -294,15 +296,15 @@ impl Origin {
         self.freed.notify_one();
     }
 
-    /// Sets how many requests at once the peer allows.
+    /// Sets the number of concurrent requests that the peer allows.
     pub(super) fn set_stream_limit(self: &Arc<Self>, streams: usize) {
         let mut state = self.state.lock();
         (state.expected, state.is_known) = (streams.min(self.limits.streams).max(1), true);
         self.go_on(state);
     }
 
-    /// Ends a request on a connection of HTTP/2. One that was given up while the peer said nothing at all, to nobody,
-    /// may be on a connection that is dead and does not know it: further requests go elsewhere.
+    /// Ends a request on an HTTP/2 connection. If it was abandoned and the peer has responded to nothing in the
+    /// meantime, the connection may be dead without our knowing, so it takes no further requests.
     pub(super) fn release(self: &Arc<Self>, id: u64, heard: bool, heard_before: u64) {
         let mut state = self.state.lock();
         let Some(at) = state.multiplexed.iter().position(|connection| connection.id == id) else { return };
@@ -311,7 +313,8 @@ impl Origin {
         connection.idle_since = Instant::now();
         if heard {
             connection.heard += 1;
-            // Whoever answers has said before what it allows; Apple allows one request, and many after the first.
+            // A peer that responds has already announced its limit. Apple allows one request at first, and many after
+            // that.
             if connection.heard % LOOK_EVERY == 1 || connection.peer.streams() < PRESUMED_STREAMS {
                 connection.peer.look_again();
             }
@@ -321,14 +324,14 @@ impl Origin {
         self.go_on(state);
     }
 
-    /// Sends nothing more on a connection; what is under way there goes on.
+    /// Sends nothing more on a connection; requests in flight on it continue.
     pub(super) fn retire(self: &Arc<Self>, id: u64) {
         let mut state = self.state.lock();
         state.multiplexed.retain(|connection| connection.id != id);
         self.go_on(state);
     }
 
-    /// Ends a request on a connection of HTTP/1.1, which is given back if it can be used again.
+    /// Ends a request on an HTTP/1.1 connection, which returns to the pool if it is reusable.
     pub(super) fn give_back(self: &Arc<Self>, sender: Option<Http1>) {
         let mut state = self.state.lock();
         state.busy -= 1;
@@ -336,7 +339,7 @@ impl Origin {
         self.go_on(state);
     }
 
-    /// Looks after those in line when something has changed.
+    /// Serves the queue after a change.
     fn go_on(self: &Arc<Self>, mut state: MutexGuard<'_, State>) {
         if state.waiting > 0 {
             self.connect_as_needed(&mut state);
@@ -345,12 +348,12 @@ impl Origin {
         }
     }
 
-    /// When a connection was last asked for.
+    /// When a connection was last requested.
     pub(super) fn last_used(&self) -> Instant {
         self.state.lock().used
     }
 
-    /// Closes connections that nobody used for long; false when there is nothing left to keep.
+    /// Closes connections that have been idle too long; returns false if nothing is left to keep.
     pub(super) fn sweep(&self, now: Instant) -> bool {
         let idle = self.limits.idle;
         let is_fresh = |since: Instant| now.saturating_duration_since(since) < idle;
@@ -375,13 +378,13 @@ impl State {
         self.multiplexed.len() + self.idle.len() + self.busy
     }
 
-    /// Connections that can be counted on to be open soon.
+    /// Connections that are expected to open soon.
     fn coming(&self) -> usize {
         self.connecting.iter().filter(|since| since.elapsed() < STALLED_AFTER).count()
     }
 }
 
-/// Moves a connection along until it ends, and takes note of what the peer allows.
+/// Drives a connection until it ends, and keeps track of the limit that the peer sets.
 async fn drive(mut connection: Http2Connection, peer: Arc<Peer>, origin: Weak<Origin>, id: u64) {
     let first_look = sleep(FIRST_LOOK);
     tokio::pin!(first_look);
@@ -399,7 +402,7 @@ async fn drive(mut connection: Http2Connection, peer: Arc<Peer>, origin: Weak<Or
             origin.set_stream_limit(allowed);
         }
     }
-    tracing::debug!("a connection to another server has ended");
+    tracing::debug!("an outbound connection was closed");
     if let Some(origin) = origin.upgrade() {
         origin.retire(id);
     }

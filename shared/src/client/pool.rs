@@ -1,4 +1,4 @@
-//! Which connections are kept: a few to each origin, those to the origins that were used last.
+//! The connection pool of a client: a few connections to each of the most recently used origins.
 
 use std::{collections::HashMap, fmt, sync::Arc, time::Duration};
 
@@ -18,14 +18,14 @@ use super::{
 };
 use crate::owner::Owners;
 
-/// How often is looked for connections that nobody uses.
+/// Interval between sweeps for idle connections.
 const SWEPT_EVERY: Duration = Duration::from_secs(15);
 
-/// What bounds those who name origins, where strangers do.
+/// Fairness limits, for pools whose origins strangers choose.
 pub(super) struct Shares {
-    /// Connections are kept to a quarter of all origins for one owner.
+    /// One owner may hold a quarter of all origins.
     pub(super) owners: Owners,
-    /// Requests by address, where they are bounded.
+    /// In-flight requests by address, if limited.
     pub(super) loads: Option<Arc<Loads>>,
 }
 
@@ -45,19 +45,19 @@ impl fmt::Debug for Pool {
 }
 
 impl Pool {
-    /// `tls` names the protocols to offer.
+    /// `tls` specifies the protocols to offer.
     pub(super) fn new(connector: Connector, tls: ClientConfig, shares: Option<Shares>, limits: PoolLimits) -> Self {
         Self { connector, tls: Arc::new(tls), shares, limits, origins: Mutex::default() }
     }
 
-    /// Where a request for `uri` goes; none if it is not absolute.
+    /// The origin of `uri`; `None` if it is not absolute.
     pub(super) fn origin(self: &Arc<Self>, uri: &Uri) -> Option<Arc<Origin>> {
         let key = (uri.scheme()?.clone(), uri.authority()?.clone());
         let mut origins = self.origins.lock();
         if let Some(origin) = origins.get(&key) {
             return Some(origin.clone());
         }
-        // Copied: the request's own shares its memory with the path, which may be a secret.
+        // Copied, because the request's own authority shares its memory with the path, which may be secret.
         let authority = Authority::try_from(key.1.as_str()).ok()?;
         let uri = Uri::builder().scheme(key.0.clone()).authority(authority.clone()).path_and_query("/").build().ok()?;
         if origins.is_empty() {
@@ -65,13 +65,13 @@ impl Pool {
         }
         let owner = self.shares.as_ref().map(|shares| shares.owners.of(authority.as_str()));
         let of_same = origins.values().filter(|origin| owner.is_some() && origin.owner == owner).count();
-        // Whoever makes up origins pushes out only what they made up before.
+        // Inventing origins evicts only the inventor's own.
         let has_share = of_same >= (self.limits.origins / 4).max(1);
         if has_share || origins.len() >= self.limits.origins {
             let may_go = origins.iter().filter(|(_, origin)| !has_share || origin.owner == owner);
             let oldest = may_go.min_by_key(|(_, origin)| origin.last_used()).map(|(key, _)| key.clone());
             if let Some(oldest) = oldest {
-                // What is under way there keeps its connection until it has ended.
+                // Requests in flight there keep their connection until they have finished.
                 origins.remove(&oldest);
             }
         }
@@ -84,7 +84,7 @@ impl Pool {
         Some(origin)
     }
 
-    /// Closes what nobody uses, until there is nothing left.
+    /// Sweeps idle connections until none are left.
     fn sweep_from_now_on(self: &Arc<Self>) {
         let pool = Arc::downgrade(self);
         tokio::spawn(async move {
@@ -102,14 +102,14 @@ impl Pool {
         });
     }
 
-    /// Whether connections are kept to the origin of `uri`.
+    /// Whether connections to the origin of `uri` are kept.
     #[cfg(test)]
     pub(super) fn keeps(&self, uri: &Uri) -> bool {
         let (Some(scheme), Some(authority)) = (uri.scheme(), uri.authority()) else { return false };
         self.origins.lock().contains_key(&(scheme.clone(), authority.clone()))
     }
 
-    /// How many origins connections are kept to.
+    /// The number of origins to which connections are kept.
     #[cfg(test)]
     pub(super) fn len(&self) -> usize {
         self.origins.lock().len()

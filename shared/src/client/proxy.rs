@@ -1,4 +1,4 @@
-//! An HTTP proxy: a tunnel by CONNECT (RFC 9110, section 9.3.6) for each connection, also for plain HTTP.
+//! HTTP proxies: a CONNECT tunnel (RFC 9110, section 9.3.6) for each connection, even for plain HTTP.
 
 use std::{io, net::IpAddr, sync::Arc};
 
@@ -13,10 +13,10 @@ use url::Url;
 
 use crate::config::secret::{ExposeSecret as _, SecretString};
 
-/// Bytes of the proxy's answer that are read at the most.
+/// Limit in bytes on the proxy's response.
 const MAX_ANSWER: usize = 16 * 1024;
 
-/// What is wrong with the proxy's configuration. Without the URL, which may hold a password.
+/// What is wrong with the proxy's configuration. Does not contain the URL, which may hold a password.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum NotAProxy {
     #[error("must be http://host:port, with user:password@ before the host if the proxy wants them")]
@@ -28,26 +28,26 @@ pub(super) enum NotAProxy {
 /// Why there is no tunnel.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum TunnelError {
-    #[error("the proxy wants other credentials than those in outbound.proxy_url (it answered 407)")]
+    #[error("the proxy requires different credentials from those in outbound.proxy_url (it answered 407)")]
     Credentials,
-    #[error("the proxy opened no tunnel (it answered {0})")]
+    #[error("the proxy refused to open a tunnel (it answered {0})")]
     Refused(u16),
-    #[error("what outbound.proxy_url leads to answered with no HTTP")]
+    #[error("the server at outbound.proxy_url did not answer with HTTP")]
     NoHttp,
     #[error("the connection to the proxy broke")]
     Io(#[from] io::Error),
 }
 
-/// Who is reached without the proxy.
+/// A destination that is reached without the proxy.
 #[derive(Clone, Debug)]
 enum Exception {
     Everyone,
-    /// A name and all below it, in lower case.
+    /// A name and all its subdomains, in lower case.
     Name(String),
     Range(IpNet),
 }
 
-/// The proxy and who is reached without it.
+/// The proxy, and the destinations reached without it.
 #[derive(Clone)]
 pub(super) struct Proxy {
     pub(super) host: String,
@@ -92,13 +92,13 @@ impl Proxy {
         })
     }
 
-    /// Whether an address that a name led to is reached without the proxy.
+    /// Whether an address that a name resolved to is reached without the proxy.
     pub(super) fn spares_address(&self, address: IpAddr) -> bool {
         let address = address.to_canonical();
         self.exceptions.iter().any(|exception| matches!(exception, Exception::Range(range) if range.contains(&address)))
     }
 
-    /// Makes `stream`, a connection to the proxy, one to `target` (`host:port`).
+    /// Turns `stream`, a connection to the proxy, into one to `target` (`host:port`).
     pub(super) async fn tunnel(&self, stream: &mut TcpStream, target: &str) -> Result<(), TunnelError> {
         let mut request = format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n");
         if let Some(credentials) = &self.credentials {
@@ -113,7 +113,7 @@ impl Proxy {
             }
             match status(&answer) {
                 Some(Ok(200..=299)) if answer.ends_with(b"\r\n\r\n") => return Ok(()),
-                // The other side of a tunnel says nothing before we do.
+                // The far end of a tunnel sends nothing before we do.
                 Some(Ok(200..=299) | Err(())) => return Err(TunnelError::NoHttp),
                 Some(Ok(407)) => return Err(TunnelError::Credentials),
                 Some(Ok(status)) => return Err(TunnelError::Refused(status)),
@@ -124,7 +124,7 @@ impl Proxy {
     }
 }
 
-/// The status of an answer whose head is complete.
+/// The status of a response, once its head is complete.
 fn status(answer: &[u8]) -> Option<Result<u16, ()>> {
     answer.windows(4).any(|window| window == b"\r\n\r\n").then(|| {
         let status = answer.strip_prefix(b"HTTP/1.").and_then(|rest| rest.get(2..5)).ok_or(())?;
@@ -151,7 +151,7 @@ fn exception(text: &str) -> Result<Exception, NotAProxy> {
     Ok(Exception::Name(name.to_owned()))
 }
 
-/// An address of IPv6 without its brackets.
+/// An IPv6 address without its brackets.
 fn bare(host: &str) -> &str {
     host.trim_start_matches('[').trim_end_matches(']')
 }
@@ -200,7 +200,7 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_read_once_its_head_is_whole() {
+    fn a_response_is_parsed_once_its_head_is_complete() {
         assert_eq!(status(b"HTTP/1.1 200 OK\r\nA: b\r\n"), None);
         assert_eq!(status(b"HTTP/1.0 200 OK\r\n\r\n"), Some(Ok(200)));
         assert_eq!(status(b"HTTP/1.1 407\r\n\r\n"), Some(Ok(407)));

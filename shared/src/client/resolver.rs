@@ -1,4 +1,4 @@
-//! Names to addresses, and SRV records, by the system's configured name servers.
+//! DNS: addresses and SRV records, from the configured name servers or the system's.
 
 use std::{
     collections::HashMap,
@@ -15,7 +15,7 @@ use hickory_resolver::{
 
 use crate::random;
 
-/// Resolves names. Copies share one cache.
+/// A DNS resolver. Clones share one cache.
 #[derive(Clone)]
 pub struct Resolver {
     dns: TokioResolver,
@@ -25,19 +25,19 @@ pub struct Resolver {
 /// One target of an SRV record.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SrvTarget {
-    /// The host to connect to, without its final dot.
+    /// The host to connect to, without the trailing dot.
     pub host: String,
     /// The port to connect to.
     pub port: u16,
 }
 
 impl Resolver {
-    /// A resolver that asks `servers`, or those of `/etc/resolv.conf` when there are none given. `hosts` are answered
-    /// before any server is asked.
+    /// A resolver that queries `servers`, or those in `/etc/resolv.conf` if there are none. `hosts` take precedence
+    /// over DNS.
     ///
     /// # Errors
     ///
-    /// When the system's configuration cannot be read.
+    /// If the system's configuration cannot be read.
     pub fn new(servers: &[SocketAddr], hosts: HashMap<String, IpAddr>) -> Result<Self, NetError> {
         let mut builder = if servers.is_empty() {
             TokioResolver::builder_tokio()?
@@ -50,11 +50,11 @@ impl Resolver {
         Ok(Self { dns: builder.build()?, hosts: Arc::new(hosts) })
     }
 
-    /// The addresses of `host`; an address literal is its own answer.
+    /// The addresses of `host`; an address literal resolves to itself.
     ///
     /// # Errors
     ///
-    /// What the name servers said, or that there is no such name.
+    /// The resolver's error, including that the name does not exist.
     pub async fn addresses(&self, host: &str) -> Result<Vec<IpAddr>, NetError> {
         if let Some(address) = self.fixed(host) {
             return Ok(vec![address]);
@@ -62,20 +62,20 @@ impl Resolver {
         Ok(self.dns.lookup_ip(host).await?.iter().collect())
     }
 
-    /// The address of `host` if no name server has to be asked for it.
+    /// The address of `host`, if it is known without querying DNS.
     #[must_use]
     pub fn fixed(&self, host: &str) -> Option<IpAddr> {
         host.parse().ok().or_else(|| self.hosts.get(&host.to_ascii_lowercase()).copied())
     }
 
-    /// The targets of an SRV record in the order to try them (RFC 2782): lowest priority first, and by chance
-    /// according to weight where priorities are equal. No record is an empty list.
+    /// The targets of an SRV record in the order in which to try them (RFC 2782): lowest priority first, and weighted
+    /// randomly within a priority. Empty if there is no record.
     ///
     /// # Errors
     ///
-    /// What the name servers said when they could not say whether there is a record.
+    /// The resolver's error, if it could not find out whether there is a record.
     pub async fn srv(&self, name: &str) -> Result<Vec<SrvTarget>, NetError> {
-        // With the final dot, so that the machine's search domains play no part.
+        // Absolute, so that the system's search domains are not tried.
         let lookup = match self.dns.srv_lookup(format!("{name}.")).await {
             Ok(lookup) => lookup,
             Err(error) if error.is_no_records_found() => return Ok(Vec::new()),
@@ -109,7 +109,7 @@ struct Weighted {
 }
 
 fn in_order(mut records: Vec<Weighted>) -> Vec<SrvTarget> {
-    // A target of "." says that the service is not there (RFC 2782).
+    // A target of "." means that the service is not available (RFC 2782).
     records.retain(|record| !record.target.host.is_empty());
     records.sort_by_key(|record| (record.priority, record.weight));
     let mut ordered = Vec::with_capacity(records.len());
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn srv_targets_come_by_priority_and_weight() {
+    fn srv_targets_are_ordered_by_priority_and_weight() {
         let mut first_of_ten = HashMap::new();
         for _ in 0..400 {
             let records =

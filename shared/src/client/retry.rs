@@ -1,4 +1,4 @@
-//! When to try again: backoff with jitter, and what a peer's `Retry-After` says.
+//! Retry timing: back-off with jitter, and `Retry-After`.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,18 +6,18 @@ use http::{HeaderMap, header::RETRY_AFTER};
 
 use crate::{clock::millis, random};
 
-/// Waits that double from `first` to `max`, each drawn between half of itself and all of it, so that many callers
-/// that failed together do not come back together.
+/// Exponential back-off from `first` up to `max`, with jitter between half and all of each delay, so that callers that
+/// failed together do not retry together.
 #[derive(Clone, Copy, Debug)]
 pub struct Backoff {
-    /// The wait after the first failure.
+    /// The delay after the first failure.
     pub first: Duration,
-    /// No wait is longer.
+    /// The longest delay.
     pub max: Duration,
 }
 
 impl Backoff {
-    /// How long to wait after failure number `attempt`, counted from 0.
+    /// The delay after failure number `attempt`, counted from 0.
     #[must_use]
     pub fn delay(&self, attempt: u32) -> Duration {
         let full = self.first.saturating_mul(2_u32.saturating_pow(attempt.min(31))).min(self.max);
@@ -27,8 +27,8 @@ impl Backoff {
     }
 }
 
-/// What `Retry-After` asks for (RFC 9110, section 10.2.3): seconds, or a date that is seen from `now_ms`.
-/// A date in the past is a wait of nothing; anything else that is not understood is no answer.
+/// The delay requested by `Retry-After` (RFC 9110, section 10.2.3): seconds, or a date, relative to `now_ms`. A date
+/// in the past is no delay; `None` if the header is missing or malformed.
 #[must_use]
 pub fn parse_retry_after(headers: &HeaderMap, now_ms: i64) -> Option<Duration> {
     let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
@@ -54,7 +54,7 @@ mod tests {
 
     #[test]
     fn retry_after_is_read_as_seconds_and_as_a_date() {
-        // 1994-11-06T08:49:37Z, the date of RFC 9110's own example.
+        // 1994-11-06T08:49:37Z, the date in RFC 9110's own example.
         let at_ms = 784_111_777_000;
         let date = headers("Sun, 06 Nov 1994 08:49:37 GMT");
         assert_eq!(parse_retry_after(&headers("120"), 0), Some(Duration::from_secs(120)));

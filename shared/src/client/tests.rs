@@ -1,4 +1,4 @@
-//! Calls over real sockets, and the guard.
+//! The client over real sockets, and its guard.
 
 #![allow(clippy::unwrap_used)]
 
@@ -31,7 +31,7 @@ fn outbound(allowed: &[&str], hosts: &[(&str, &str)]) -> Outbound {
     .unwrap()
 }
 
-/// Answers each connection's first request with `answer`, and keeps the connection open.
+/// Answers the first request of each connection with `answer`, and keeps the connection open.
 async fn server(answer: &'static str) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -53,7 +53,7 @@ fn get(uri: String) -> Request<Bytes> {
 }
 
 #[test]
-fn addresses_that_are_not_public_are_told_apart() {
+fn addresses_that_are_not_public_are_recognised() {
     for special in [
         "0.0.0.0",
         "10.1.2.3",
@@ -116,7 +116,7 @@ async fn a_body_that_is_too_large_is_not_read() {
 }
 
 #[tokio::test]
-async fn a_status_holds_whatever_becomes_of_the_body() {
+async fn a_status_holds_whatever_happens_to_the_body() {
     for (answer, body) in [
         ("HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\nok", "ok"),
         // Too large, late, broken.
@@ -133,13 +133,13 @@ async fn a_status_holds_whatever_becomes_of_the_body() {
 }
 
 #[test]
-fn a_file_of_certificates_that_cannot_be_used_is_a_problem() {
+fn an_unusable_certificate_file_is_a_problem() {
     for (file, expected) in [
         (
             "/nowhere/ca.pem",
             "outbound.extra_ca_file: cannot read /nowhere/ca.pem: No such file or directory (os error 2)",
         ),
-        ("/dev/null", "outbound.extra_ca_file: /dev/null holds no PEM certificate"),
+        ("/dev/null", "outbound.extra_ca_file: /dev/null contains no PEM certificate"),
     ] {
         let config = OutboundConfig { extra_ca_file: Some(file.into()), ..OutboundConfig::default() };
         let problems: Vec<_> = config.problems(&Source::default()).iter().map(ToString::to_string).collect();
@@ -168,7 +168,7 @@ async fn targets_send_a_name_elsewhere() {
     assert_eq!(client.send(get("http://HS.test/".to_owned()), LIMITS).await.unwrap().body(), "ok");
 }
 
-/// Answers every request, one after another on each connection; counts the connections.
+/// Answers every request, one after another on each connection, and counts the connections.
 async fn lasting_server() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -180,7 +180,7 @@ async fn lasting_server() -> (SocketAddr, Arc<AtomicUsize>) {
             count.fetch_add(1, Ordering::SeqCst);
             tokio::spawn(async move {
                 let mut buffer = [0; 1024];
-                // The requests here have no body and come in one piece.
+                // The requests here have no body and arrive in one piece.
                 while stream.read(&mut buffer).await.is_ok_and(|read| read > 0) {
                     drop(stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await);
                 }
@@ -191,12 +191,12 @@ async fn lasting_server() -> (SocketAddr, Arc<AtomicUsize>) {
 }
 
 #[tokio::test]
-async fn a_connection_is_used_again() {
+async fn a_connection_is_reused() {
     let (address, connections) = lasting_server().await;
     let client = outbound(&[], &[]).client(Reach::Anywhere);
     for _ in 0..3 {
         assert_eq!(client.send(get(format!("http://{address}/")), LIMITS).await.unwrap().body(), "ok");
-        // It is given back by a task of its own.
+        // A separate task returns it to the pool.
         let origin = client.pool().origin(&format!("http://{address}/").parse().unwrap()).unwrap();
         while !origin.is_idle() {
             tokio::task::yield_now().await;
@@ -206,7 +206,7 @@ async fn a_connection_is_used_again() {
 }
 
 #[tokio::test]
-async fn there_are_no_more_connections_than_allowed_and_nobody_is_forgotten() {
+async fn connections_are_limited_and_every_queued_request_is_served() {
     let (address, connections) = lasting_server().await;
     let config = OutboundConfig {
         max_connections_per_origin: 3,
@@ -223,7 +223,7 @@ async fn there_are_no_more_connections_than_allowed_and_nobody_is_forgotten() {
 }
 
 #[tokio::test]
-async fn those_who_wait_for_a_connection_share_its_failure() {
+async fn requests_that_wait_for_a_connection_share_its_failure() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
@@ -235,7 +235,7 @@ async fn those_who_wait_for_a_connection_share_its_failure() {
 }
 
 #[tokio::test]
-async fn connections_are_kept_to_the_origins_that_were_used_last() {
+async fn connections_are_kept_to_the_most_recently_used_origins() {
     let config = OutboundConfig {
         max_origins: 2,
         dns_servers: vec!["127.0.0.1:9".parse().unwrap()],
@@ -250,7 +250,7 @@ async fn connections_are_kept_to_the_origins_that_were_used_last() {
 }
 
 #[tokio::test]
-async fn one_owner_pushes_no_others_connections_out() {
+async fn one_owner_does_not_evict_the_connections_of_others() {
     let (address, _) = lasting_server().await;
     let names: Vec<_> = (0..20).map(|number| format!("{number}.evil.test")).chain(["good.test".to_owned()]).collect();
     let config = OutboundConfig {
@@ -268,11 +268,11 @@ async fn one_owner_pushes_no_others_connections_out() {
         client.send(get(evil), LIMITS).await.unwrap();
     }
     assert!(client.pool().keeps(&good.parse().unwrap()));
-    // A quarter of eight, and the good one.
+    // A quarter of eight, plus the good one.
     assert_eq!(client.pool().len(), 3);
 }
 
-/// Accepts connections and says nothing; how many there were is told.
+/// Accepts connections and sends nothing; the receiver reports how many there were.
 async fn silent_server() -> (SocketAddr, tokio::sync::watch::Receiver<usize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -288,7 +288,7 @@ async fn silent_server() -> (SocketAddr, tokio::sync::watch::Receiver<usize>) {
 }
 
 #[tokio::test]
-async fn the_names_of_one_address_share_its_requests() {
+async fn the_names_of_one_address_share_its_in_flight_cap() {
     let ((silent, mut accepted), (good, _)) = (silent_server().await, lasting_server().await);
     let names = (0..5).map(|number| (format!("evil{number}.test"), silent.ip()));
     let config = OutboundConfig {
@@ -298,7 +298,7 @@ async fn the_names_of_one_address_share_its_requests() {
         ..OutboundConfig::default()
     };
     let client = Outbound::new(&config).unwrap().client_for_strangers(4);
-    // Over TLS they wait for the handshake: there is no connection yet that a request could be sent on.
+    // TLS makes them wait for the handshake: there is no connection yet that could carry a request.
     let hanging: Vec<_> = (0..4)
         .map(|number| {
             let (client, uri) = (client.clone(), format!("https://evil{number}.test:{}/", silent.port()));
@@ -316,11 +316,11 @@ async fn the_names_of_one_address_share_its_requests() {
         task.abort();
         assert!(task.await.unwrap_err().is_cancelled());
     }
-    // Whoever gives up makes room at once.
+    // An abandoned request makes room at once.
     assert_eq!(client.send(get(format!("http://good.test:{}/", good.port())), LIMITS).await.unwrap().body(), "ok");
 }
 
-/// A proxy that opens each tunnel it is asked for with the credentials `us:pw`; the targets it was asked for.
+/// A proxy that opens every tunnel requested with the credentials `us:pw`, and the targets requested.
 async fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
@@ -339,7 +339,7 @@ async fn proxy() -> (SocketAddr, Arc<Mutex<Vec<String>>>) {
                 continue;
             }
             targets.lock().unwrap().push(target.clone());
-            // What only the proxy knows, it knows to be here.
+            // The name that only the proxy can resolve points here.
             let mut far = TcpStream::connect(target.replace("only-proxy.test", "127.0.0.1")).await.unwrap();
             stream.write_all(b"HTTP/1.1 200 Connection established\r\n\r\n").await.unwrap();
             tokio::spawn(async move { drop(copy_bidirectional(&mut stream, &mut far).await) });
@@ -361,7 +361,7 @@ fn behind_a_proxy(proxy: SocketAddr, credentials: &str, allowed: &[&str], no_pro
 }
 
 #[tokio::test]
-async fn a_guarded_call_goes_through_the_proxy_to_the_address_that_was_checked() {
+async fn a_guarded_call_goes_through_the_proxy_to_the_checked_address() {
     let (far, _) = lasting_server().await;
     let (proxy, asked) = proxy().await;
     let uri = format!("http://hs.test:{}/", far.port());
@@ -377,21 +377,21 @@ async fn a_guarded_call_goes_through_the_proxy_to_the_address_that_was_checked()
 }
 
 #[tokio::test]
-async fn what_the_operator_named_may_be_known_to_the_proxy_alone() {
+async fn a_configured_name_may_be_one_that_only_the_proxy_resolves() {
     let (far, _) = lasting_server().await;
     let (proxy, asked) = proxy().await;
     let client = behind_a_proxy(proxy, "us:pw", &[], &["hs.test"]).client(Reach::Anywhere);
     let uri = format!("http://only-proxy.test:{}/", far.port());
     assert_eq!(client.send(get(uri), LIMITS).await.unwrap().body(), "ok");
     assert_eq!(*asked.lock().unwrap(), [format!("only-proxy.test:{}", far.port())]);
-    // An exception.
+    // Listed in no_proxy.
     let uri = format!("http://hs.test:{}/", far.port());
     assert_eq!(client.send(get(uri), LIMITS).await.unwrap().body(), "ok");
     assert_eq!(asked.lock().unwrap().len(), 1);
 }
 
 #[tokio::test]
-async fn a_proxy_that_wants_other_credentials_is_told_apart() {
+async fn a_proxy_that_requires_other_credentials_is_reported() {
     let (far, _) = lasting_server().await;
     let (proxy, _) = proxy().await;
     let client = behind_a_proxy(proxy, "us:swordfish", &[], &[]).client(Reach::Anywhere);
@@ -402,7 +402,7 @@ async fn a_proxy_that_wants_other_credentials_is_told_apart() {
 }
 
 #[test]
-fn a_proxy_that_cannot_be_used_is_a_problem() {
+fn an_unusable_proxy_is_a_problem() {
     let config = OutboundConfig { proxy_url: Some("swordfish".into()), max_origins: 0, ..OutboundConfig::default() };
     let problems: Vec<_> = config.problems(&Source::default()).iter().map(ToString::to_string).collect();
     let url =

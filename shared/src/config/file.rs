@@ -1,4 +1,4 @@
-//! The configuration: one TOML file, environment variables over it, and mistakes named by file, line, key and fix.
+//! Configuration loading: one TOML file, overridden by environment variables. Errors name the file, line, key and fix.
 //!
 //! `WAYPOST_DATABASE__URL` sets `database.url`; `WAYPOST_APPS__0__APNS__KEY_FILE` sets `key_file` in the `[apps.apns]`
 //! table of the first `[[apps]]`.
@@ -17,51 +17,51 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-/// What environment variables of ours begin with.
+/// Prefix of our environment variables.
 const PREFIX: &str = "WAYPOST_";
-/// Names the configuration file, so it is no key of one.
+/// Names the configuration file itself, so it is not an override.
 pub const CONFIG_VARIABLE: &str = "WAYPOST_CONFIG";
 
-/// A configuration and where its keys stand.
+/// A configuration together with the origin of its keys.
 #[derive(Debug)]
 pub struct Loaded<T> {
     /// The values.
     pub config: T,
-    /// Where they came from.
+    /// Where each key was set.
     pub source: Source,
 }
 
-/// What is wrong with a configuration: one or more sentences, each with its place.
+/// What is wrong with a configuration: one or more messages, each with its location.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}", .0.join("\n"))]
 pub struct ConfigError(Vec<String>);
 
 impl ConfigError {
-    /// A problem with a variable of the environment that sets no key.
+    /// A problem with an environment variable that is not an override of a key.
     #[must_use]
     pub fn variable(name: &str, problem: impl fmt::Display) -> Self {
         Self(vec![format!("environment variable {name}: {problem}")])
     }
 
-    /// All problems of several errors, in their order.
+    /// Concatenates the problems of several errors, in order.
     #[must_use]
     pub fn merge(errors: Vec<Self>) -> Self {
         Self(errors.into_iter().flat_map(|error| error.0).collect())
     }
 }
 
-/// Where each key stands: a line of the file, or a variable of the environment.
+/// Where each key was set: a line of the file, or an environment variable.
 #[derive(Clone, Debug, Default)]
 pub struct Source {
     file: Option<String>,
-    /// Dotted key (list entries by number) to line.
+    /// Dotted key (list entries by index) to line number.
     lines: HashMap<String, usize>,
-    /// Dotted key to the variable that set it.
+    /// Dotted key to the variable that overrides it.
     variables: HashMap<String, String>,
 }
 
 impl Source {
-    /// A problem with a key, at the place where it stands; for a key that stands nowhere, at the nearest table above.
+    /// A problem with a key, located where the key was set; a missing key is located at its nearest enclosing table.
     #[must_use]
     pub fn error(&self, key: &str, problem: impl fmt::Display) -> ConfigError {
         if let Some(variable) = self.variables.get(key) {
@@ -86,14 +86,14 @@ impl Source {
     }
 }
 
-/// Reads the file, if any, and the environment over it.
+/// Reads the file, if any, and applies environment overrides.
 ///
-/// `T` and all it holds are `#[serde(deny_unknown_fields, default)]`, without flattened or tagged parts, which would
-/// lose the line.
+/// `T` and everything in it must be `#[serde(deny_unknown_fields, default)]` and must not use flattened or tagged
+/// types, which lose line numbers.
 ///
 /// # Errors
 ///
-/// [`ConfigError`]: the file cannot be read, is no TOML, or has a key that is unknown or of the wrong type.
+/// [`ConfigError`] if the file cannot be read, is not valid TOML, or has a key that is unknown or of the wrong type.
 pub fn load<T: DeserializeOwned>(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -101,12 +101,12 @@ pub fn load<T: DeserializeOwned>(
     load_unless(path, environment, |_| Vec::new())
 }
 
-/// The same, unless `former` finds keys of an earlier form: it gives them with what to write in their place, which says
-/// more than that they are unknown.
+/// Like [`load`], but first asks `former` for keys from an older layout. It returns each with what to write instead,
+/// which is more helpful than "unknown key".
 ///
 /// # Errors
 ///
-/// As [`load`], or with what `former` found.
+/// Those of [`load`], or the keys that `former` returned.
 pub fn load_unless<T: DeserializeOwned>(
     path: Option<&Path>,
     environment: impl IntoIterator<Item = (String, String)>,
@@ -140,8 +140,8 @@ pub fn load_unless<T: DeserializeOwned>(
     Ok(Loaded { config, source })
 }
 
-/// Takes keys of the configuration `$before` that only a start reads, and puts the names of those that had another value
-/// into `$waiting`.
+/// Restores the keys of `$config` that are only read at start-up to their values in `$before`, and pushes the names of
+/// those that had changed onto `$waiting`.
 #[macro_export]
 macro_rules! keep_started {
     ($config:ident, $before:ident, $waiting:ident; $($name:literal: $($field:ident).+),* $(,)?) => {
@@ -152,19 +152,19 @@ macro_rules! keep_started {
     };
 }
 
-/// The process's environment; variables that are not text are nobody's.
+/// The environment of the process, without variables that are not valid Unicode.
 pub fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
 
-/// Every key is in a section, so its variable has two underscores. Others that begin alike are somebody else's:
-/// Kubernetes makes `WAYPOST_IDENTITY_PORT` for a Service of that name.
+/// Every key is in a section, so every override contains two underscores. Variables without them belong to others:
+/// Kubernetes sets `WAYPOST_IDENTITY_PORT` for a Service named `waypost-identity`.
 fn is_ours(name: &str) -> bool {
     name.starts_with(PREFIX) && name.contains("__")
 }
 
-/// Sets one key and reads the whole configuration again, so that the variable can be blamed for what it breaks.
-/// A value is tried as text and, where the key wants a number, a switch or a list, as TOML.
+/// Sets one key and deserializes the whole configuration again, so that an error can be attributed to this variable.
+/// The value is tried as a string first and, if the key wants a number, boolean or list, as TOML.
 fn override_key<T: DeserializeOwned>(
     table: &mut Table,
     path: &str,
@@ -202,11 +202,11 @@ fn insert(into: &mut Value, path: &[&str], value: Value) -> Result<(), String> {
     let child = match into {
         Value::Table(table) => table.entry((*first).to_owned()).or_insert_with(|| Value::Table(Table::new())),
         Value::Array(items) => {
-            let number: usize = first.parse().map_err(|_| format!("`{first}` must be the number of a list's entry"))?;
+            let number: usize = first.parse().map_err(|_| format!("`{first}` must be the index of a list entry"))?;
             let length = items.len();
             items.get_mut(number).ok_or(format!("the list has {length} entries, counted from 0"))?
         }
-        _ => return Err(format!("there is nothing below a plain value, so `{first}` cannot be set")),
+        _ => return Err(format!("`{first}` cannot be set, because its parent is not a table")),
     };
     insert(child, rest, value)
 }
@@ -217,7 +217,7 @@ impl Source {
         let problem = helpful(error.message());
         let Some(span) = error.span() else { return ConfigError(vec![format!("{file}: {problem}")]) };
         let at = line(text, span.start);
-        // The innermost key whose name or value the mistake stands in.
+        // The innermost key whose name or value contains the error.
         let key = keys.iter().filter(|key| key.holds(span.start)).max_by_key(|key| key.path.len());
         let text = match key {
             Some(key) => format!("{file}:{at}: {}: {problem}", key.path),
@@ -227,7 +227,7 @@ impl Source {
     }
 }
 
-/// A key and the bytes that its name and its value take.
+/// A key, with the byte ranges of its name and its value.
 struct Key {
     path: String,
     name: Range<usize>,
@@ -272,13 +272,13 @@ fn line(text: &str, at: usize) -> usize {
     text.as_bytes().iter().take(at).filter(|byte| **byte == b'\n').count() + 1
 }
 
-/// serde's "unknown field `x`, expected one of `a`, `b`", said with the nearest right name; and "invalid type: string
-/// "x", expected u32" in TOML's words and without the value, which may be a secret that stands at the wrong key.
+/// Rewrites serde's messages. "unknown field `x`, expected one of `a`, `b`" becomes the closest known key; "invalid
+/// type: string "x", expected u32" becomes TOML's terms without the value, which may be a secret set at the wrong key.
 fn helpful(message: &str) -> String {
     if let Some((_, expected)) =
         message.strip_prefix("invalid value: ").and_then(|wrong| wrong.rsplit_once(", expected "))
     {
-        // It is of the right type, so that saying which one tells nothing.
+        // The type is right, so naming it would not help.
         return format!("must be {}", in_words(expected.trim_end()));
     }
     if let Some((found, expected)) =
@@ -290,10 +290,10 @@ fn helpful(message: &str) -> String {
             "integer" => "a whole number",
             "floating point" => "a number with a fraction",
             "boolean" => "true or false",
-            "string" => "a text",
+            "string" => "a string",
             other => other,
         };
-        return format!("must be {}, and is {found}", in_words(expected.trim_end()));
+        return format!("must be {}, not {found}", in_words(expected.trim_end()));
     }
     if !message.starts_with("unknown field") {
         return message.trim_end().to_owned();
@@ -308,11 +308,11 @@ fn helpful(message: &str) -> String {
         .filter(|(distance, name)| *distance <= name.len().max(unknown.len()) / 2);
     match nearest {
         Some((_, name)) => format!("unknown key `{unknown}`; did you mean `{name}`?"),
-        None => format!("unknown key `{unknown}`; known ones are {}", known.join(", ")),
+        None => format!("unknown key `{unknown}`; known keys are {}", known.join(", ")),
     }
 }
 
-/// What Rust calls a type, as people who write TOML know it.
+/// A Rust type name in terms that make sense to someone writing TOML.
 fn in_words(expected: &str) -> &str {
     match expected {
         "u8" => "a whole number from 0 to 255",
@@ -322,8 +322,8 @@ fn in_words(expected: &str) -> &str {
         "i32" | "i64" => "a whole number",
         "f64" => "a number",
         "a boolean" => "true or false",
-        "a string" => "a text in quotes",
-        "a sequence" => "a list (a section that is repeated is written [[like this]])",
+        "a string" => "a quoted string",
+        "a sequence" => "a list (a repeated section is written [[like this]])",
         other => match other.strip_prefix("struct ") {
             Some(_) => "a table",
             None => other,
@@ -380,7 +380,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_is_named_by_file_line_key_and_fix() {
+    fn an_error_names_the_file_line_key_and_fix() {
         for (text, expected) in [
             ("\n[database]\nurll = 'a'", "waypost.toml:3: database.urll: unknown key `urll`; did you mean `url`?"),
             ("[databse]\nurl = 'a'", "waypost.toml:1: databse: unknown key `databse`; did you mean `database`?"),
@@ -390,7 +390,7 @@ mod tests {
             ),
             (
                 "[database]\nmax_connections = 'many'",
-                "waypost.toml:2: database.max_connections: must be a whole number from 0 to 4294967295, and is a text",
+                "waypost.toml:2: database.max_connections: must be a whole number from 0 to 4294967295, not a string",
             ),
             (
                 "[database]\nmax_connections = -1",
@@ -398,7 +398,7 @@ mod tests {
             ),
             (
                 "[database]\nzzzzzzzzz = 1",
-                "waypost.toml:2: database.zzzzzzzzz: unknown key `zzzzzzzzz`; known ones are url, max_connections, password",
+                "waypost.toml:2: database.zzzzzzzzz: unknown key `zzzzzzzzz`; known keys are url, max_connections, password",
             ),
         ] {
             assert_eq!(load_text(text, &[]).unwrap_err(), expected);
@@ -430,10 +430,10 @@ mod tests {
     }
 
     #[test]
-    fn a_mistake_in_the_environment_names_the_variable() {
+    fn an_error_in_the_environment_names_the_variable() {
         for (name, value, expected) in [
             ("WAYPOST_DATABASE__URLL", "a", "unknown key `urll`; did you mean `url`?"),
-            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "must be a whole number from 0 to 4294967295, and is a text"),
+            ("WAYPOST_DATABASE__MAX_CONNECTIONS", "many", "must be a whole number from 0 to 4294967295, not a string"),
             ("WAYPOST_APPS__0__ID", "a", "the list has 0 entries, counted from 0"),
         ] {
             let error = load_text("apps = []", &[(name, value)]).unwrap_err();
@@ -442,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_not_printed() {
+    fn error_messages_never_contain_the_value() {
         for (text, environment) in [
             ("database = 'postgres://user:swordfish@db'", ("HOME", "")),
             ("[database]\nmax_connections = 'swordfish'", ("HOME", "")),

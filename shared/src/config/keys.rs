@@ -1,4 +1,4 @@
-//! The keys that a configuration has, as serde knows them, so that no list of them has to be kept by hand.
+//! Lists the keys of a configuration by asking serde, so that no list has to be maintained by hand.
 
 use std::{cell::RefCell, fmt};
 
@@ -12,36 +12,37 @@ use serde::{
 };
 use toml::{Table, Value};
 
-/// The name under which free keys of a table and entries of a list are reported.
+/// Stands for the freely chosen names of a map and for the entries of a list.
 pub const ANY: &str = "*";
 
 /// A key of a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Key {
-    /// Its tables and its name; [`ANY`] for an entry of a list and for a name that is free to choose.
+    /// Enclosing tables, then the name; [`ANY`] for a list entry or a freely chosen name.
     pub path: Vec<&'static str>,
-    /// Whether its value is a [`SecretString`](crate::config::secret::SecretString).
+    /// Whether the value is a [`SecretString`](crate::config::secret::SecretString).
     pub is_secret: bool,
 }
 
 impl Key {
-    /// The path with dots.
+    /// The path joined with dots.
     #[must_use]
     pub fn dotted(&self) -> String {
         self.path.join(".")
     }
 }
 
-/// All keys of `T`, tables before what they hold.
+/// All keys of `T`; each table precedes its contents.
 ///
-/// `T` is read from a table with one key at a time. What its field asks for is noted, and the value is refused.
+/// Deserializes `T` repeatedly from a probe that descends one path, records which keys or list entries `T` asks for at
+/// its end, and then refuses to provide a value.
 #[must_use]
 pub fn keys_of<T: DeserializeOwned>() -> Vec<Key> {
     let mut keys = Vec::new();
     let mut open = vec![Vec::new()];
     while let Some(path) = open.pop() {
         let asked = RefCell::new(Asked::default());
-        // Always an error: there is no value at the end of the path.
+        // Always an error, because the probe never provides a value.
         drop(T::deserialize(Probe { path: &path, asked: &asked }));
         let Asked { below, is_secret } = asked.into_inner();
         open.extend(below.iter().rev().map(|name| [path.as_slice(), &[*name]].concat()));
@@ -52,8 +53,8 @@ pub fn keys_of<T: DeserializeOwned>() -> Vec<Key> {
     keys
 }
 
-/// What a sample file lacks: keys of `T` that stand there neither with a value nor as a commented example, and lines
-/// whose value `T` does not take.
+/// What a sample file lacks: keys of `T` that appear in it neither with a value nor as a commented-out example, and
+/// lines whose value `T` rejects.
 #[must_use]
 pub fn gaps<T: DeserializeOwned>(sample: &str) -> Vec<String> {
     let (mut gaps, mut shown) = (Vec::new(), Vec::new());
@@ -79,14 +80,14 @@ pub fn gaps<T: DeserializeOwned>(sample: &str) -> Vec<String> {
             path.len() == key.path.len()
                 && path.iter().zip(&key.path).all(|(name, wanted)| *wanted == ANY || name == wanted)
         };
-        // An example of what may be named freely is one more than a sample must have.
+        // Samples need no example of a freely chosen name.
         key.path.last() == Some(&ANY) || shown.iter().any(names)
     };
     gaps.extend(keys_of::<T>().iter().filter(|key| !is_shown(key)).map(Key::dotted));
     gaps
 }
 
-/// Collects the paths of all keys.
+/// Collects the paths of all keys into `shown`.
 fn note(value: &Value, path: &mut Vec<String>, shown: &mut Vec<Vec<String>>) {
     if !path.is_empty() {
         shown.push(path.clone());
@@ -103,7 +104,8 @@ fn note(value: &Value, path: &mut Vec<String>, shown: &mut Vec<Vec<String>>) {
     }
 }
 
-/// A configuration with this text at this one key, whose free names are `*` too. None if it is not for a text.
+/// Deserializes a configuration that sets only `key`, to `text`; freely chosen names become `*`. `None` if the key
+/// does not take a string.
 #[must_use]
 pub fn only<T: DeserializeOwned>(key: &Key, text: &str) -> Option<T> {
     let nested = key.path.iter().rev().fold(Value::String(text.to_owned()), |value, name| {
@@ -112,20 +114,20 @@ pub fn only<T: DeserializeOwned>(key: &Key, text: &str) -> Option<T> {
     nested.try_into().ok()
 }
 
-/// What the value at the end of a path wants to be.
+/// What `T` asked for at the end of a path.
 #[derive(Default)]
 struct Asked {
     below: Vec<&'static str>,
     is_secret: bool,
 }
 
-/// Stands for a document that holds nothing but `path`.
+/// A deserializer for a document that contains only `path`.
 struct Probe<'a> {
     path: &'a [&'static str],
     asked: &'a RefCell<Asked>,
 }
 
-/// There is no value.
+/// The error that ends every probe.
 #[derive(Debug)]
 struct Refused;
 
@@ -144,7 +146,7 @@ impl serde::de::Error for Refused {
 }
 
 impl Probe<'_> {
-    /// Goes on to the next name of the path, or notes at its end which names there are.
+    /// Descends into the next path segment, or records `names` at the end of the path.
     fn table<'de, V: Visitor<'de>>(mut self, names: &[&'static str], visitor: V) -> Result<V::Value, Refused> {
         let Some((name, rest)) = self.path.split_first() else {
             self.asked.borrow_mut().below = names.to_vec();
@@ -202,7 +204,7 @@ impl<'de> Deserializer<'de> for Probe<'_> {
     }
 }
 
-/// A table or a list with one entry.
+/// A table or list with a single entry.
 struct Only<'a> {
     name: &'static str,
     value: Option<Probe<'a>>,
@@ -220,7 +222,7 @@ impl<'de> MapAccess<'de> for Only<'_> {
     }
 
     fn next_value_seed<V: DeserializeSeed<'de>>(&mut self, seed: V) -> Result<V::Value, Refused> {
-        let value = self.value.take().ok_or_else(|| Refused::custom("there is one value"))?;
+        let value = self.value.take().ok_or_else(|| Refused::custom("the value was already taken"))?;
         seed.deserialize(value)
     }
 }
@@ -262,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn every_key_is_found_whatever_it_holds() {
+    fn every_key_is_found_whatever_its_type() {
         let keys = keys_of::<Config>();
         let names: Vec<_> = keys.iter().map(Key::dotted).collect();
         assert_eq!(
@@ -287,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sample_shows_all_keys_as_values_or_examples() {
+    fn a_sample_must_show_every_key_as_a_value_or_an_example() {
         let sample = "
             # address = \"127.0.0.1:1\"
             type = \"a\"

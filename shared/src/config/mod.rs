@@ -1,4 +1,4 @@
-//! The configuration file: reading it, what its errors say, and secrets.
+//! Configuration: loading, error messages and secrets.
 
 pub mod file;
 pub mod keys;

@@ -1,4 +1,4 @@
-//! Secrets in a configuration: never printed, compared in constant time, and readable from a file of their own.
+//! Secrets in the configuration: never printed, compared in constant time, optionally read from a file of their own.
 
 use std::{fs, io, path::Path};
 
@@ -6,10 +6,10 @@ pub use secrecy::ExposeSecret;
 use serde::Deserialize;
 use subtle::ConstantTimeEq as _;
 
-/// A text that is never printed and is wiped from memory when it is dropped.
+/// A string that is never printed and is zeroed on drop.
 ///
-/// Comparing two takes the same time wherever they differ, so a configuration that holds secrets can be compared as a
-/// whole.
+/// Comparison takes constant time for strings of equal length, so a configuration that contains secrets can be
+/// compared as a whole.
 #[derive(Clone, Debug, Deserialize)]
 pub struct SecretString(secrecy::SecretString);
 
@@ -45,21 +45,21 @@ pub enum SecretError {
     /// Both the key and its `_file` twin are set.
     #[error("both the value and its `_file` are set; keep one of them")]
     Both,
-    /// The file is not there or may not be read.
+    /// The file does not exist or is not readable.
     #[error("cannot read {path}: {source}")]
     Unreadable {
         /// The file's path, as configured.
         path: String,
-        /// What the operating system said.
+        /// The operating system's error.
         source: io::Error,
     },
-    /// The file holds nothing.
+    /// The file is empty.
     #[error("{0} is empty")]
     Empty(String),
 }
 
 impl SecretError {
-    /// The key to blame for a secret at `key`: its `_file` twin when it is the file that is wrong.
+    /// The key to report for a secret at `key`: its `_file` twin if the file is at fault.
     #[must_use]
     pub fn key(&self, key: &str) -> String {
         match self {
@@ -69,11 +69,11 @@ impl SecretError {
     }
 }
 
-/// The secret that stands in the configuration itself, or in the file that it names (a trailing line end is cut).
+/// The secret set in the configuration itself, or in the file it names (without a trailing newline).
 ///
 /// # Errors
 ///
-/// [`SecretError`] when both are set, or the file cannot be read or is empty.
+/// [`SecretError`] if both are set, or if the file cannot be read or is empty.
 pub fn inline_or_file(inline: Option<&SecretString>, file: Option<&Path>) -> Result<Option<SecretString>, SecretError> {
     match (inline, file) {
         (Some(_), Some(_)) => Err(SecretError::Both),
@@ -83,11 +83,11 @@ pub fn inline_or_file(inline: Option<&SecretString>, file: Option<&Path>) -> Res
     }
 }
 
-/// Reads a secret from a file, without its trailing line end.
+/// Reads a secret from a file, without a trailing newline.
 ///
 /// # Errors
 ///
-/// [`SecretError`] when the file cannot be read or is empty.
+/// [`SecretError`] if the file cannot be read or is empty.
 pub fn from_file(path: &Path) -> Result<SecretString, SecretError> {
     let name = path.display().to_string();
     let text = fs::read_to_string(path).map_err(|source| SecretError::Unreadable { path: name.clone(), source })?;
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn secrets_are_equal_when_their_texts_are() {
+    fn secrets_are_equal_if_their_texts_are() {
         assert_eq!(SecretString::from("swordfish"), SecretString::from("swordfish".to_owned()));
         for other in ["", "swordfis", "swordfisH", "swordfish "] {
             assert_ne!(SecretString::from("swordfish"), SecretString::from(other));
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn two_sources_of_one_secret_are_a_mistake() {
+    fn two_sources_of_one_secret_are_an_error() {
         let inline = SecretString::from("a");
         let both = inline_or_file(Some(&inline), Some(Path::new("b")));
         assert!(matches!(both, Err(SecretError::Both)));

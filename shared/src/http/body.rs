@@ -1,7 +1,7 @@
-//! Bodies of requests, and the memory that all of them together may take.
+//! Request bodies, and the limit on the memory they occupy together.
 //!
-//! What counts is bytes that arrived, from the first one until the body is parsed: an announcement costs a client
-//! nothing, and a handler that waits for somebody else must not keep others from being read.
+//! Only bytes that have arrived count, from the first one until the body is parsed: a `Content-Length` alone reserves
+//! nothing, and a handler that waits for something else must not block other bodies.
 
 use std::{collections::HashMap, net::IpAddr, ops::Deref, sync::Arc};
 
@@ -10,10 +10,10 @@ use parking_lot::Mutex;
 
 use crate::source::RequestSource;
 
-/// One source may take so much of the memory: an eighth.
+/// One source may hold an eighth of the memory.
 const SHARES: usize = 8;
 
-/// The memory for bodies.
+/// The memory limit shared by all bodies.
 #[derive(Debug)]
 pub struct BodyMemory {
     all: usize,
@@ -28,31 +28,32 @@ struct Taken {
     by_source: HashMap<Option<IpAddr>, usize>,
 }
 
-/// Why there is no memory for a body.
+/// Why a body was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NoMemory {
-    /// This source has its share already.
+    /// The source has used up its share.
     Source,
-    /// All of it is taken.
+    /// All of the memory is in use.
     All,
 }
 
 impl BodyMemory {
-    /// `all` bytes for all bodies, of which one has `largest` at most. One always fits.
+    /// `all` bytes for all bodies together, `largest` bytes for a single one. A body of `largest` bytes always fits
+    /// into an empty budget.
     #[must_use]
     pub fn new(all: usize, largest: usize) -> Arc<Self> {
         let all = all.max(largest);
         Arc::new(Self { all, share: (all / SHARES).max(largest), taken: Mutex::default() })
     }
 
-    /// Room for a body from `source`, of which nothing has arrived yet.
+    /// Starts accounting for a body from `source`; nothing is reserved yet.
     #[must_use]
     pub fn hold(self: &Arc<Self>, source: RequestSource) -> Held {
         Held { memory: self.clone(), source: source.key(), bytes: 0 }
     }
 }
 
-/// The memory that one body takes, until this is dropped.
+/// The memory reserved for one body; released on drop.
 #[derive(Debug)]
 pub struct Held {
     memory: Arc<BodyMemory>,
@@ -61,11 +62,11 @@ pub struct Held {
 }
 
 impl Held {
-    /// Takes the memory for `bytes` more.
+    /// Reserves `bytes` more.
     ///
     /// # Errors
     ///
-    /// There is not so much left; then nothing more is taken.
+    /// [`NoMemory`] if they do not fit; nothing more is reserved then.
     pub fn grow(&mut self, bytes: usize) -> Result<(), NoMemory> {
         if bytes == 0 {
             return Ok(());
@@ -101,17 +102,17 @@ impl Drop for Held {
     }
 }
 
-/// A request's whole body. Its memory is given back when it is dropped, so a handler takes it out of the request,
-/// parses it and lets it go before it waits for anybody.
+/// A complete request body. Its memory is released on drop, so a handler should take it out of the request, parse it
+/// and drop it before awaiting anything.
 #[derive(Debug, Default)]
 pub struct Body {
     bytes: Bytes,
-    /// None in tests, and where there is no body.
+    /// `None` in tests and for requests without a body.
     _held: Option<Held>,
 }
 
 impl Body {
-    /// What was read, and the memory that it takes.
+    /// A body that has been read, and its memory reservation.
     #[must_use]
     pub fn new(bytes: Bytes, held: Held) -> Self {
         Self { bytes, _held: Some(held) }
@@ -139,7 +140,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_source_has_its_share_and_no_more() {
+    fn a_source_is_limited_to_its_share() {
         let memory = BodyMemory::new(800, 10);
         let mine = || memory.hold(RequestSource::from(IpAddr::from([192, 0, 2, 1])));
         let mut first = mine();
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn all_sources_have_no_more_than_there_is() {
+    fn all_sources_together_are_limited_to_the_total() {
         let memory = BodyMemory::new(800, 10);
         let mut held: Vec<_> =
             (0..8).map(|number| memory.hold(RequestSource::from(IpAddr::from([192, 0, 2, number])))).collect();

@@ -1,4 +1,4 @@
-//! The answer to a request that failed: a status, an `errcode` and a sentence that helps.
+//! The response to a failed request: a status, an `errcode` and a helpful sentence.
 //!
 //! Source: Client-Server API, "Standard error response", which every Matrix API shares.
 
@@ -13,23 +13,23 @@ use serde_json::{Map, Value};
 
 use crate::http::response::Response;
 
-/// A Matrix error. `error` goes to the client, so it names no address, token or query.
+/// A Matrix error. `error` is sent to the client, so it must not contain an address, token or query.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{errcode}: {error}")]
 pub struct MatrixError {
-    /// The answer's status.
+    /// The HTTP status.
     pub status: StatusCode,
-    /// `M_…`, as the specification has it.
+    /// `M_…`, as in the specification.
     pub errcode: &'static str,
-    /// What is wrong and what to do, for people.
+    /// What is wrong and how to fix it, for people.
     pub error: String,
-    /// Further keys of the body, as some errors have (`lookup_pepper`, `success`).
+    /// Additional keys of the body, which some errors have (`lookup_pepper`, `success`).
     pub extra: Map<String, Value>,
     retry_after: Option<Duration>,
 }
 
 impl MatrixError {
-    /// An error with no further keys.
+    /// An error without additional keys.
     #[must_use]
     pub fn new(status: StatusCode, errcode: &'static str, error: impl Into<String>) -> Self {
         Self { status, errcode, error: error.into(), extra: Map::new(), retry_after: None }
@@ -41,7 +41,7 @@ impl MatrixError {
         Self::new(StatusCode::BAD_REQUEST, errcode, error)
     }
 
-    /// 400 `M_INVALID_PARAM` that names the parameter and what it must be.
+    /// 400 `M_INVALID_PARAM`, naming the parameter and its constraint.
     #[must_use]
     pub fn invalid_param(name: &str, must: &str) -> Self {
         Self::bad_request("M_INVALID_PARAM", format!("`{name}` {must}"))
@@ -54,8 +54,8 @@ impl MatrixError {
         self
     }
 
-    /// Tells the caller when to come back: `Retry-After` in whole seconds (rounded up, so that nobody comes too
-    /// early) and `retry_after_ms` in the body.
+    /// Tells the client when to retry: `Retry-After` in whole seconds (rounded up, so that no client retries too
+    /// early), and `retry_after_ms` in the body.
     #[must_use]
     pub fn retry_after(mut self, wait: Duration) -> Self {
         self.retry_after = Some(wait);
@@ -63,7 +63,7 @@ impl MatrixError {
         self.with("retry_after_ms", ms)
     }
 
-    /// The answer as it goes over the wire.
+    /// The HTTP response.
     #[must_use]
     pub fn into_response(self) -> Response {
         let mut body = Map::new();
@@ -97,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_wait_is_told_in_the_header_and_in_the_body() {
+    fn a_retry_delay_is_in_the_header_and_in_the_body() {
         let response = MatrixError::new(StatusCode::TOO_MANY_REQUESTS, "M_LIMIT_EXCEEDED", "Too many requests")
             .retry_after(Duration::from_millis(1500))
             .into_response();

@@ -1,8 +1,8 @@
-//! Taking requests: one server and one table of routes for all listeners of both programs.
+//! Serving HTTP: one server and one routing table for all listeners of both programs.
 //!
-//! `server` accepts a connection, finds the route by its head alone, reads the body within its limits, and has `router`
-//! answer it. Handlers are plain functions from a [`Incoming`] to a [`Response`] or an error that becomes a
-//! [`MatrixError`].
+//! `server` accepts connections, matches a route from the request head alone, reads the body within its limits, and
+//! passes the request to `router` for the response. Handlers are plain functions from an [`Incoming`] to a
+//! [`Response`], or to an error that converts into a [`MatrixError`].
 
 pub mod body;
 pub mod error;

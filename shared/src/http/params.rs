@@ -1,7 +1,6 @@
-//! Reading the parameters of a request, leniently where deployed clients differ, with errors that help.
+//! Parses request parameters, leniently where deployed clients deviate, with helpful errors.
 //!
-//! A request names all parameters that it lacks at once (`M_MISSING_PARAMS`); a wrong type is `M_INVALID_PARAM`
-//! and never a 500.
+//! All missing parameters are reported at once (`M_MISSING_PARAMS`); a wrong type is `M_INVALID_PARAM`, never a 500.
 
 use std::collections::HashSet;
 
@@ -9,14 +8,14 @@ use serde_json::{Map, Value};
 
 use crate::http::error::MatrixError;
 
-/// Pairs of a query or a form that are read. No request of any Matrix API has a quarter as many, and strangers can
-/// send 16,000 in the 64 KiB that most routes take.
+/// The largest number of pairs accepted in a query or form. No request of any Matrix API has a quarter as many, and
+/// 16,000 fit into the 64 KiB that most routes accept.
 pub const MAX_PAIRS: usize = 64;
 
-/// The parameters of one request, and what was found wrong with them so far.
+/// The parameters of one request, and the errors found so far.
 ///
-/// Each reader returns a stand-in when its parameter is missing or wrong; [`Params::finish`] says what was, so
-/// nothing may be done with the values before it.
+/// Each getter returns a placeholder if its parameter is missing or invalid; [`Params::finish`] reports the errors, so
+/// the values must not be used before it succeeds.
 #[derive(Debug)]
 pub struct Params {
     values: Map<String, Value>,
@@ -25,22 +24,22 @@ pub struct Params {
 }
 
 impl Params {
-    /// Reads from a JSON object, or from a form or a query turned into one.
+    /// From a JSON object, or from a query or form converted into one.
     #[must_use]
     pub fn new(values: Map<String, Value>) -> Self {
         Self { values, missing: Vec::new(), invalid: None }
     }
 
-    /// Reads the pairs of a query or a form; see [`given_once`] for names that repeat.
+    /// Parses a query or form; see [`given_once`] for repeated names.
     ///
     /// # Errors
     ///
-    /// 400 `M_INVALID_PARAM` for more than [`MAX_PAIRS`].
+    /// 400 `M_INVALID_PARAM` if there are more than [`MAX_PAIRS`].
     pub fn from_pairs(text: &[u8]) -> Result<Self, MatrixError> {
         Ok(Self::new(given_once(pairs(text)?)))
     }
 
-    /// A text that must be there. NUL is refused: no Matrix parameter holds one and PostgreSQL stores none.
+    /// A required string. NUL is refused: no Matrix parameter contains one, and PostgreSQL cannot store it.
     pub fn text(&mut self, name: &'static str) -> String {
         match self.values.remove(name) {
             None | Some(Value::Null) => self.lacks(name),
@@ -49,7 +48,7 @@ impl Params {
         }
     }
 
-    /// A text that may be left out; null counts as left out.
+    /// An optional string; null counts as absent.
     pub fn optional_text(&mut self, name: &'static str) -> Option<String> {
         match self.values.remove(name) {
             None | Some(Value::Null) => None,
@@ -58,7 +57,7 @@ impl Params {
         }
     }
 
-    /// A whole number that must be there; a string of digits counts, since matrix-js-sdk sends `"1"`.
+    /// A required integer; a string of digits is accepted, because matrix-js-sdk sends `"1"`.
     pub fn integer(&mut self, name: &'static str) -> i64 {
         let value = match self.values.remove(name) {
             None | Some(Value::Null) => return self.lacks(name),
@@ -69,7 +68,7 @@ impl Params {
         value.unwrap_or_else(|| self.wrong(name, "must be an integer"))
     }
 
-    /// A list of texts that must be there.
+    /// A required list of strings.
     pub fn texts(&mut self, name: &'static str) -> Vec<String> {
         let Some(value) = self.values.remove(name).filter(|value| !value.is_null()) else {
             return self.lacks(name);
@@ -87,7 +86,7 @@ impl Params {
         texts.unwrap_or_else(|| self.wrong(name, "must be a list of strings"))
     }
 
-    /// An object that must be there, to be read like a request of its own.
+    /// A required object, to be parsed like a request of its own.
     pub fn object(&mut self, name: &'static str) -> Map<String, Value> {
         match self.values.remove(name) {
             None | Some(Value::Null) => self.lacks(name),
@@ -96,7 +95,7 @@ impl Params {
         }
     }
 
-    /// Says what was wrong, if anything: first all that is missing, then the first that has the wrong type.
+    /// Reports the errors, if any: all missing parameters, or else the first invalid one.
     ///
     /// # Errors
     ///
@@ -127,16 +126,16 @@ impl Params {
     }
 }
 
-/// The pairs of a query or a form, decoded. What is not UTF-8 comes as U+FFFD.
+/// The decoded pairs of a query or form. Bytes that are not UTF-8 become U+FFFD.
 ///
 /// # Errors
 ///
-/// 400 `M_INVALID_PARAM` for more than [`MAX_PAIRS`].
+/// 400 `M_INVALID_PARAM` if there are more than [`MAX_PAIRS`].
 pub fn pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
     let mut pairs = Vec::new();
     for (name, value) in url::form_urlencoded::parse(text) {
         if pairs.len() == MAX_PAIRS {
-            let text = format!("A request takes at most {MAX_PAIRS} parameters");
+            let text = format!("A request can have at most {MAX_PAIRS} parameters");
             return Err(MatrixError::bad_request("M_INVALID_PARAM", text));
         }
         pairs.push((name.into_owned(), Value::from(value.into_owned())));
@@ -144,8 +143,8 @@ pub fn pairs(text: &[u8]) -> Result<Vec<(String, Value)>, MatrixError> {
     Ok(pairs)
 }
 
-/// Parameters by name, without those that are given twice: two parts of a program could otherwise each believe another
-/// value.
+/// Parameters by name, dropping those given more than once: otherwise two parts of a program could each use a
+/// different value.
 #[must_use]
 pub fn given_once(pairs: Vec<(String, Value)>) -> Map<String, Value> {
     let mut values = Map::new();
@@ -175,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn all_that_is_missing_is_named_at_once() {
+    fn all_missing_parameters_are_named_at_once() {
         let mut params = params(json!({"b": 5, "c": null}));
         params.text("a");
         params.text("b");
@@ -220,7 +219,7 @@ mod tests {
     }
 
     #[test]
-    fn only_so_many_pairs_are_read() {
+    fn too_many_pairs_are_refused() {
         let text = |pairs: usize| (0..pairs).map(|number| format!("p{number}=1&")).collect::<String>();
         assert_eq!(pairs(text(MAX_PAIRS).as_bytes()).unwrap().len(), MAX_PAIRS);
         let error = Params::from_pairs(text(MAX_PAIRS + 1).as_bytes()).unwrap_err();

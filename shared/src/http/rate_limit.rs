@@ -1,4 +1,4 @@
-//! Budgets that are counted in this process. Those that must hold across replicas are rows of a database.
+//! In-process rate limits. Limits that must hold across replicas are rows in the database.
 
 use std::{
     hash::Hash,
@@ -13,32 +13,32 @@ use governor::{
 };
 use serde::Deserialize;
 
-/// How many keys may be remembered before those whose budget is full again are forgotten for the first time.
+/// Number of keys at which full budgets are evicted for the first time.
 const FIRST_SWEEP: usize = 16_384;
-/// How many checks go by between two counts of the keys: counting takes all the locks of the table.
+/// Checks between two counts of the keys: counting takes every shard lock of the table.
 const COUNT_EVERY: u32 = 256;
 
-/// Seconds of the shortest interval of a [`Rate`].
+/// The shortest interval of a [`Rate`], in seconds.
 const LEAST_REFILL_SECS: f64 = 0.000_001;
 
-/// A rate limit as it is configured: a burst, and then one more in each interval.
+/// A rate limit as configured: a burst, refilled by one per interval.
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct Rate {
-    /// How many at once; 0 is no limit.
+    /// Requests allowed at once; 0 disables the limit.
     pub burst: u32,
-    /// Seconds until there is one more; fractions are allowed, down to 0.000001.
+    /// Seconds until one more is allowed; may be fractional, down to 0.000001.
     pub refill_secs: f64,
 }
 
 impl Rate {
-    /// A rate of the defaults.
+    /// A rate, for defaults.
     #[must_use]
     pub const fn new(burst: u32, refill_secs: f64) -> Self {
         Self { burst, refill_secs }
     }
 
-    /// What is wrong with it, if anything.
+    /// What is wrong with the configured values, if anything.
     #[must_use]
     pub fn problem(self) -> Option<&'static str> {
         let fits = Duration::try_from_secs_f64(self.refill_secs).is_ok()
@@ -46,31 +46,31 @@ impl Rate {
         (!fits).then_some("needs refill_secs of 0.000001 or more, or burst = 0 for no limit")
     }
 
-    /// The interval; zero, which is no limit, for one that has a [`Rate::problem`].
+    /// The refill interval; zero, which disables the limit, for a rate that has a [`Rate::problem`].
     #[must_use]
     pub fn refill(self) -> Duration {
         Duration::try_from_secs_f64(self.refill_secs).unwrap_or_default()
     }
 
-    /// A budget of this rate for each key.
+    /// A limiter with a budget of this rate for each key.
     #[must_use]
     pub fn limiter<K: Hash + Eq + Clone>(self) -> Limiter<K> {
         Limiter::new(self.burst, self.refill())
     }
 }
 
-/// A budget for each key: so many at once, and then one more in each interval.
+/// Token buckets by key: a burst, refilled by one per interval.
 #[derive(Debug)]
 pub struct Limiter<K: Hash + Eq + Clone> {
     inner: Option<DefaultKeyedRateLimiter<K>>,
-    /// So many keys, and those that are full again are forgotten.
+    /// Full budgets are evicted once there are more keys than this.
     sweep_above: AtomicUsize,
     burst: u32,
     checks: AtomicU32,
 }
 
 impl<K: Hash + Eq + Clone> Limiter<K> {
-    /// `burst` at once, then one more each `per`. A burst of 0 or no interval is no limit.
+    /// A burst of `burst`, refilled by one every `per`. A burst of 0 or a zero interval disables the limit.
     #[must_use]
     pub fn new(burst: u32, per: Duration) -> Self {
         let quota = NonZeroU32::new(burst).and_then(|burst| Some(Quota::with_period(per)?.allow_burst(burst)));
@@ -82,34 +82,34 @@ impl<K: Hash + Eq + Clone> Limiter<K> {
         }
     }
 
-    /// Takes one from the key's budget.
+    /// Takes one token from the budget of `key`.
     ///
     /// # Errors
     ///
-    /// How long to wait until there is one again.
+    /// The time until a token is available.
     pub fn check(&self, key: &K) -> Result<(), Duration> {
         self.check_many(key, 1)
     }
 
-    /// Takes `count` from the key's budget, all or none. More than a whole burst counts as a whole burst: it would
-    /// never be there.
+    /// Takes `count` tokens from the budget of `key`, all or none. A `count` above the burst counts as a full burst,
+    /// since it could never be met.
     ///
     /// # Errors
     ///
-    /// How long to wait until there are so many again.
+    /// The time until enough tokens are available.
     pub fn check_many(&self, key: &K, count: u32) -> Result<(), Duration> {
         let Some(limiter) = &self.inner else { return Ok(()) };
         let Some(count) = NonZeroU32::new(count.min(self.burst)) else { return Ok(()) };
-        // governor keeps keys until it is asked not to, and strangers choose the keys.
+        // governor keeps keys until told to drop them, and strangers choose the keys.
         let counts = self.checks.fetch_add(1, Ordering::Relaxed).is_multiple_of(COUNT_EVERY);
         if counts && limiter.len() > self.sweep_above.load(Ordering::Relaxed) {
             limiter.retain_recent();
-            // A sweep looks at all keys, so the next one waits until there are twice as many.
+            // A sweep visits every key, so the next one waits until their number has doubled.
             self.sweep_above.store(limiter.len().saturating_mul(2).max(FIRST_SWEEP), Ordering::Relaxed);
         }
         match limiter.check_key_n(key, count) {
             Ok(checked) => checked.map_err(|not_until| not_until.wait_time_from(DefaultClock::default().now())),
-            // More than a burst, which was ruled out above.
+            // Only if `count` exceeds the burst, which is ruled out above.
             Err(_) => Ok(()),
         }
     }
@@ -122,7 +122,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_rate_needs_an_interval_unless_it_is_no_limit() {
+    fn a_rate_needs_an_interval_unless_it_is_disabled() {
         for (burst, refill_secs, is_good) in [
             (5, 0.000_001, true),
             (5, 0.000_000_9, false),
@@ -139,7 +139,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_used_its_budget_waits_and_others_do_not() {
+    fn a_key_with_a_used_up_budget_waits_and_others_do_not() {
         let limiter = Limiter::new(2, Duration::from_secs(60));
         assert!(limiter.check(&"a").is_ok());
         assert!(limiter.check(&"a").is_ok());
@@ -149,14 +149,14 @@ mod tests {
     }
 
     #[test]
-    fn many_are_taken_all_or_none() {
+    fn several_tokens_are_taken_all_or_none() {
         let limiter = Limiter::new(10, Duration::from_secs(60));
         assert!(limiter.check_many(&"a", 8).is_ok());
         assert!(limiter.check_many(&"a", 3).is_err());
         assert!(limiter.check_many(&"a", 2).is_ok());
         assert!(limiter.check_many(&"a", 0).is_ok());
         assert!(limiter.check(&"a").is_err());
-        // More than there ever are is taken as all of them.
+        // More than a burst counts as a full burst.
         assert!(limiter.check_many(&"b", 1000).is_ok());
         assert!(limiter.check(&"b").is_err());
     }

@@ -1,4 +1,4 @@
-//! A request with its whole body.
+//! A complete request.
 
 use std::mem;
 
@@ -10,34 +10,34 @@ use crate::{
     source::RequestSource,
 };
 
-/// A request with its whole body.
+/// A request with its complete body.
 #[derive(Debug)]
 pub struct Incoming {
     /// The method.
     pub method: Method,
-    /// The path as it came, percent-encoded.
+    /// The path as received, percent-encoded.
     pub path: String,
-    /// The path's parameters, decoded: `("keyId", "ed25519:0")`.
+    /// Decoded path parameters: `("keyId", "ed25519:0")`.
     pub path_params: Vec<(String, String)>,
-    /// The query as it came, without its question mark.
+    /// The query as received, without the question mark.
     pub query: String,
     /// The headers.
     pub headers: HeaderMap,
-    /// The body; empty once it was taken.
+    /// The body; empty once taken.
     pub body: Body,
-    /// Where it came from.
+    /// Where the request came from.
     pub source: RequestSource,
-    /// Names this request in the log and in the answer's `X-Request-Id`.
+    /// Identifies this request in the log and in the response's `X-Request-Id`.
     pub request_id: String,
 }
 
 impl Incoming {
-    /// Takes the body. Its memory is free for others as soon as that is dropped.
+    /// Takes the body. Dropping it releases its memory for other requests.
     pub fn take_body(&mut self) -> Body {
         mem::take(&mut self.body)
     }
 
-    /// Takes the body and reads it as a JSON object, whatever its content type says: homeservers leave it out.
+    /// Takes the body and parses it as a JSON object, whatever its content type: homeservers omit it.
     ///
     /// # Errors
     ///
@@ -46,7 +46,7 @@ impl Incoming {
         json_object(&self.take_body())
     }
 
-    /// A parameter of the query, decoded; the first one when it is repeated.
+    /// A decoded query parameter; the first one if repeated.
     #[must_use]
     pub fn query_param(&self, name: &str) -> Option<String> {
         url::form_urlencoded::parse(self.query.as_bytes())
@@ -54,13 +54,13 @@ impl Incoming {
             .map(|(_, value)| value.into_owned())
     }
 
-    /// A parameter of the path, decoded.
+    /// A decoded path parameter.
     #[must_use]
     pub fn path_param(&self, name: &str) -> Option<&str> {
         self.path_params.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str())
     }
 
-    /// The token of `Authorization: Bearer …`.
+    /// The token in `Authorization: Bearer …`.
     #[must_use]
     pub fn bearer(&self) -> Option<&str> {
         let value = self.headers.get(AUTHORIZATION)?.to_str().ok()?;
@@ -69,11 +69,11 @@ impl Incoming {
     }
 }
 
-/// A body as a JSON object.
+/// Parses a body as a JSON object.
 ///
 /// # Errors
 ///
-/// 400 `M_NOT_JSON` for what is not JSON, 400 `M_BAD_JSON` for JSON that is not an object.
+/// 400 `M_NOT_JSON` for anything but JSON, 400 `M_BAD_JSON` for JSON other than an object.
 pub fn json_object(body: &[u8]) -> Result<Map<String, Value>, MatrixError> {
     match serde_json::from_slice(body) {
         Ok(Value::Object(object)) => Ok(object),
@@ -82,7 +82,7 @@ pub fn json_object(body: &[u8]) -> Result<Map<String, Value>, MatrixError> {
     }
 }
 
-/// 400 `M_NOT_JSON` with the place of the mistake. serde_json's own text is about syntax and quotes no value.
+/// 400 `M_NOT_JSON` with the position of the syntax error, which reveals no value.
 #[must_use]
 pub fn not_json(error: &serde_json::Error) -> MatrixError {
     let text = format!("The body is not JSON: line {}, column {}", error.line(), error.column());

@@ -1,4 +1,4 @@
-//! A response with its whole body.
+//! A complete response.
 
 use bytes::Bytes;
 use http::{
@@ -7,7 +7,7 @@ use http::{
 };
 use serde::Serialize;
 
-/// An answer with its whole body.
+/// A response with its complete body.
 pub type Response = http::Response<Bytes>;
 
 /// 200 with a JSON body.
@@ -15,18 +15,18 @@ pub fn json(value: &impl Serialize) -> Response {
     json_with(StatusCode::OK, value)
 }
 
-/// A JSON body with another status.
+/// A JSON body with the given status.
 pub fn json_with(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => with_body(status, "application/json", body),
         Err(error) => {
-            tracing::error!(%error, "a response could not be serialised as JSON");
+            tracing::error!(%error, "a response could not be serialised as JSON; answering 500");
             internal_error()
         }
     }
 }
 
-/// An answer with a body of the given content type.
+/// A response with a body of the given content type.
 pub fn with_body(status: StatusCode, content_type: &'static str, body: impl Into<Bytes>) -> Response {
     let mut response = Response::new(body.into());
     *response.status_mut() = status;
@@ -34,7 +34,7 @@ pub fn with_body(status: StatusCode, content_type: &'static str, body: impl Into
     response
 }
 
-/// 302 to `location`; 500 if that is not something a header can hold.
+/// 302 to `location`; 500 if it is not a valid header value.
 #[must_use]
 pub fn redirect(location: &str) -> Response {
     let Ok(location) = HeaderValue::from_str(location) else { return internal_error() };
@@ -44,7 +44,7 @@ pub fn redirect(location: &str) -> Response {
     response
 }
 
-/// 500 as every Matrix API has it, for a bug of ours.
+/// 500 as in every Matrix API, for a bug of ours.
 pub(super) fn internal_error() -> Response {
     let body = r#"{"errcode":"M_UNKNOWN","error":"Internal server error"}"#;
     with_body(StatusCode::INTERNAL_SERVER_ERROR, "application/json", body)

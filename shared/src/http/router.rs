@@ -1,7 +1,7 @@
-//! The table of routes.
+//! The routing table.
 //!
-//! The path, the method, the query and the headers are matched before a byte of the body is read; after that
-//! nothing rejects, so a bad body is 400 and never 404.
+//! Path, method, query and headers are matched before a byte of the body is read. Nothing rejects after that, so an
+//! invalid body gives 400 and never 404.
 
 use std::{fmt, pin::Pin};
 
@@ -24,16 +24,16 @@ use crate::{
     trace,
 };
 
-/// The bytes that a body may have.
+/// The size limit of a body.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BodySize {
-    /// [`SMALL_BODY`] at most: what the parameters of any ordinary request fit into.
+    /// Up to [`SMALL_BODY`], enough for the parameters of any ordinary request.
     Small,
-    /// `server.max_body_bytes` at most: for lists and whole events.
+    /// Up to `server.max_body_bytes`, for lists and whole events.
     Large,
 }
 
-/// Bytes of a body, unless its route is known to need more. What a stranger's body can cost grows with its size.
+/// Bytes of a body, unless its route is known to need more. The cost of a stranger's body grows with its size.
 pub const SMALL_BODY: usize = 64 * 1024;
 
 type BoxedFuture = Pin<Box<dyn Future<Output = Response> + Send>>;
@@ -45,14 +45,15 @@ struct Endpoint<S> {
     handlers: Vec<(Method, BodySize, Handler<S>)>,
 }
 
-/// A table of routes: one line for each endpoint.
+/// A routing table: one line per endpoint.
 ///
-/// Handlers are plain functions `async fn(S, Incoming) -> Result<Response, E>`. The table answers for them: 404 and
-/// 405 (`M_UNRECOGNIZED`), OPTIONS, CORS headers on all answers, and a panic (500, and the service goes on).
+/// Handlers are plain functions `async fn(S, Incoming) -> Result<Response, E>`. The router takes care of 404 and 405
+/// (`M_UNRECOGNIZED`), OPTIONS, CORS headers on every response, and panics (the client gets a 500, the service keeps
+/// running).
 pub struct Router<S> {
     paths: matchit::Router<usize>,
     endpoints: Vec<Endpoint<S>>,
-    /// Whether pages of other origins may read the answers.
+    /// Whether pages from other origins may read the responses.
     cors: bool,
 }
 
@@ -68,17 +69,17 @@ impl<S> Default for Router<S> {
     }
 }
 
-/// What a request's line and headers were found to mean, before its body is read.
+/// The result of matching a request's line and headers, before its body is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Matched {
-    /// An endpoint and the handler in it.
+    /// An endpoint, and the index of the handler within it.
     Handler(usize, usize),
-    /// A known path, and a method that it does not have.
+    /// A known path that does not support the method.
     WrongMethod(usize),
-    /// OPTIONS, which a browser asks before a request from another origin. Also for unknown paths, so that the page
+    /// OPTIONS, a browser's preflight for a cross-origin request. Answered for unknown paths too, so that the page
     /// gets to see the 404 itself.
     Preflight,
-    /// No such path.
+    /// An unknown path.
     Unknown,
 }
 
@@ -89,15 +90,15 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         Self::default()
     }
 
-    /// Lets no page of another origin read the answers: for listeners that are not public, and that a browser of the
-    /// operator's can reach.
+    /// Omits the CORS headers, so that pages from other origins cannot read the responses: for private listeners that
+    /// an operator's browser can reach.
     #[must_use]
     pub fn private(mut self) -> Self {
         self.cors = false;
         self
     }
 
-    /// Adds a GET endpoint. It is served for HEAD too, so a handler that changes something must look at the method.
+    /// Adds a GET endpoint. It also serves HEAD, so a handler with side effects must check the method.
     #[must_use]
     pub fn get<F, Fut, E>(self, path: &'static str, handler: F) -> Self
     where
@@ -140,12 +141,12 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
 
     /// # Panics
     ///
-    /// If two patterns contradict each other: a mistake in the table, seen at the first start.
+    /// If two patterns conflict: a bug in the routing table that shows at the first start.
     fn add(mut self, method: Method, path: &'static str, size: BodySize, handler: Handler<S>) -> Self {
         let known = self.endpoints.iter().position(|endpoint| endpoint.pattern == path);
         let index = known.unwrap_or_else(|| {
             let index = self.endpoints.len();
-            self.paths.insert(path, index).expect("the table of routes has no two patterns for one path");
+            self.paths.insert(path, index).expect("no two routes have conflicting patterns");
             self.endpoints.push(Endpoint { pattern: path, handlers: Vec::new() });
             index
         });
@@ -153,7 +154,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         self
     }
 
-    /// Finds the endpoint and the path's parameters.
+    /// Finds the endpoint and the path parameters.
     #[must_use]
     pub fn find(&self, method: &Method, path: &str) -> (Matched, Vec<(String, String)>) {
         if method == Method::OPTIONS && self.cors {
@@ -171,7 +172,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         }
     }
 
-    /// The pattern of what was matched, for metrics: strangers choose paths, and each label value costs memory.
+    /// The pattern that matched, for metrics: strangers choose paths, and every label value costs memory.
     #[must_use]
     pub fn pattern(&self, matched: Matched) -> &'static str {
         match matched {
@@ -181,7 +182,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         }
     }
 
-    /// The body that a request may have; none if nothing would read it.
+    /// The size limit of the request's body; `None` if nothing would read it.
     #[must_use]
     pub fn body_size(&self, matched: Matched) -> Option<BodySize> {
         match matched {
@@ -195,8 +196,8 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         let mut response = match matched {
             Matched::Handler(endpoint, handler) => {
                 let (_, _, handler) = &self.endpoints[endpoint].handlers[handler];
-                // In a task of its own, which ends when it is done and not when the client hangs up: a bind that is in
-                // the database must reach the index, and a push that a provider took must be remembered.
+                // In a task of its own, which runs to completion even if the client disconnects: a bind in the
+                // database must reach the index, and a push accepted by a provider must be remembered.
                 let answer = trace::carried(handler(state, request));
                 tokio::spawn(answer).await.unwrap_or_else(|_| internal_error())
             }
@@ -210,7 +211,7 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         response
     }
 
-    /// What each and every answer has.
+    /// Adds the headers that every response has.
     pub fn add_common_headers(&self, response: &mut Response) {
         if self.cors {
             add_cors_headers(response.headers_mut());
@@ -253,8 +254,8 @@ where
     })
 }
 
-/// Turns a failure into its answer and logs it, here and nowhere else: our own faults as errors with all causes,
-/// those of servers that we depend on as warnings, the caller's quietly.
+/// Converts a failure into its response and logs it, here and nowhere else: our own faults as errors with all causes,
+/// failures of servers we depend on as warnings, the client's mistakes at debug level.
 fn failed<E>(error: &E, request_id: &str) -> Response
 where
     E: std::error::Error + 'static,
@@ -264,17 +265,17 @@ where
     let (status, errcode) = (answer.status.as_u16(), answer.errcode);
     match status {
         500 => tracing::error!(request_id, status, errcode, error = %Chain(error), "request failed"),
-        501.. => tracing::warn!(request_id, status, errcode, error = %Chain(error), "request failed for now"),
+        501.. => tracing::warn!(request_id, status, errcode, error = %Chain(error), "request failed temporarily"),
         _ => tracing::debug!(request_id, status, errcode, "request refused"),
     }
     answer.into_response()
 }
 
-/// CORS as the specification asks (Client-Server API, "Web browser clients"), on each and every answer.
+/// CORS headers on every response, as the specification requires (Client-Server API, "Web browser clients").
 fn add_cors_headers(headers: &mut HeaderMap) {
     headers.insert(ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     headers.insert(ACCESS_CONTROL_ALLOW_METHODS, HeaderValue::from_static("GET, POST, PUT, DELETE, OPTIONS"));
-    // Browsers do not let `*` stand for Authorization.
+    // For browsers, `*` does not cover Authorization.
     headers.insert(
         ACCESS_CONTROL_ALLOW_HEADERS,
         HeaderValue::from_static("X-Requested-With, Content-Type, Authorization"),
@@ -350,7 +351,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn no_page_of_another_origin_reads_what_is_private() {
+    async fn pages_of_other_origins_cannot_read_private_responses() {
         let router = router().private();
         for (method, path, status) in
             [(Method::GET, "/key/a", 200), (Method::GET, "/nothing", 404), (Method::OPTIONS, "/key/a", 405)]

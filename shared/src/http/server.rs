@@ -1,7 +1,7 @@
-//! Serving HTTP: an accept loop of our own under warp's service.
+//! The HTTP server: an accept loop of our own around warp's service.
 //!
-//! warp's own server has no timer (a half-sent header stays open for ever), no NODELAY, no limit on connections, and
-//! panics on a taken port; hyper-util's builder under `warp::service` has them.
+//! warp's own server lacks a header time-out (a half-sent request stays open for ever), TCP_NODELAY and a connection
+//! limit, and panics if the port is taken; hyper-util's builder around `warp::service` provides all of these.
 
 use std::{
     io,
@@ -55,25 +55,25 @@ use crate::{
 
 const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 
-/// The section `[server]`: what a client may take of this process.
+/// The section `[server]`: limits on what a client can consume.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct ServerConfig {
-    /// Seconds for a request's headers to arrive, for an answer to be taken, and for an idle connection to stay.
-    /// Default 60.
+    /// Seconds for a request's headers to arrive, for a client to read a response, and for an idle connection to stay
+    /// open. Default 60.
     pub header_timeout_secs: u64,
     /// Seconds for a request's body to arrive. Default 30.
     pub body_timeout_secs: u64,
-    /// Bytes of a body at most, for lookups and notifications; other requests take 64 KiB. Default 1048576.
+    /// Largest body in bytes, for lookups and notifications; other requests accept 64 KiB. Default 1048576.
     pub max_body_bytes: usize,
-    /// Bytes of all bodies together at most, while they arrive and until they are parsed; an eighth of them for one
-    /// source. What finds no room is answered 429 or 503. Default 67108864.
+    /// Limit in bytes on all bodies together, while they arrive and until they are parsed; one source may hold an
+    /// eighth. Requests that do not fit are answered with 429 or 503. Default 67108864.
     pub max_buffered_bytes: usize,
-    /// Open connections at the most; further ones wait to be accepted. Default 4096.
+    /// Limit on open connections; further ones wait to be accepted. Default 4096.
     pub max_connections: usize,
-    /// Seconds that requests in flight get to end when the service stops. Default 30.
+    /// Seconds that requests in flight have to finish when the service stops. Default 30.
     pub shutdown_grace_secs: u64,
-    /// Address ranges of reverse proxies whose `X-Forwarded-For` is believed. Default none.
+    /// Address ranges of reverse proxies whose `X-Forwarded-For` is trusted. Default none.
     pub trusted_proxies: Vec<IpNet>,
 }
 
@@ -91,13 +91,13 @@ impl Default for ServerConfig {
     }
 }
 
-/// Seconds of the longest time in the configuration, a day: times are added to the present, which must not overflow.
+/// The longest configurable time, a day: deadlines are computed from the present, which must not overflow.
 const LONGEST_SECS: u64 = 24 * 60 * 60;
-/// No process has more files open than this.
+/// More than any process can have open.
 const MOST_CONNECTIONS: usize = 1_000_000;
 
 impl ServerConfig {
-    /// What the types cannot tell: values with which nothing would be served.
+    /// Checks that the types cannot express: values with which nothing would be served.
     #[must_use]
     pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();
@@ -117,23 +117,23 @@ impl ServerConfig {
     }
 }
 
-/// Listens on `address`; port 0 takes a free one.
+/// Listens on `address`; port 0 picks a free port.
 ///
 /// # Errors
 ///
-/// With the address in the text: it is taken, not ours, or not an address.
+/// The address is taken, not local, or malformed; the message contains it.
 pub async fn bind(address: &str) -> io::Result<TcpListener> {
     TcpListener::bind(address)
         .await
         .map_err(|error| io::Error::new(error.kind(), format!("cannot listen on {address}: {error}")))
 }
 
-/// Serves `router` until `stop`, then lets requests in flight end within the configured grace. `metrics` count its
-/// requests, and `tracer` makes a span of each.
+/// Serves `router` until `stop`, then lets requests in flight finish within the configured grace period. `metrics`
+/// counts the requests, and `tracer` creates a span for each.
 ///
 /// # Errors
 ///
-/// None today; accepting is tried again when the system is short of file descriptors.
+/// Currently none; accepting is retried when file descriptors run out.
 pub async fn serve<S: Clone + Send + Sync + 'static>(
     listener: TcpListener,
     router: Router<S>,
@@ -179,17 +179,17 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     drop(listener);
     let grace = Duration::from_secs(config.shutdown_grace_secs);
     if timeout(grace, graceful.shutdown()).await.is_err() {
-        tracing::warn!("requests were still in flight when the grace for stopping ended");
+        tracing::warn!("the shutdown grace period expired with requests in flight; abandoning them");
     }
     Ok(())
 }
 
-/// Serves on a thread and a runtime of its own, so that whatever the other requests do with the CPU, these are answered:
-/// an orchestrator restarts a process whose liveness probe finds nobody. The future ends when serving has.
+/// Serves on a dedicated thread and runtime, so that responses do not depend on the CPU load of other requests: an
+/// orchestrator restarts a process whose liveness probe gets no response. The future completes when serving has ended.
 ///
 /// # Errors
 ///
-/// The thread cannot be started. The future ends with an error if the thread panics.
+/// If the thread cannot be started. The future returns an error if the thread panics.
 pub fn serve_apart<S: Clone + Send + Sync + 'static>(
     name: &str,
     listener: TcpListener,
@@ -198,7 +198,7 @@ pub fn serve_apart<S: Clone + Send + Sync + 'static>(
     config: &ServerConfig,
     stop: Stop,
 ) -> io::Result<impl Future<Output = io::Result<()>> + use<S>> {
-    // A listener belongs to the runtime that it was made in.
+    // A listener is tied to the runtime that created it.
     let (listener, config) = (listener.into_std()?, config.clone());
     let (ended, end) = oneshot::channel();
     std::thread::Builder::new().name(name.to_owned()).spawn(move || {
@@ -209,7 +209,7 @@ pub fn serve_apart<S: Clone + Send + Sync + 'static>(
                 serve(listener, router, state, &config, None, None, stop).await
             })
         };
-        // Nobody listens any more when the process is on its way out.
+        // The receiver is gone when the process is already exiting.
         drop(ended.send(serving()));
     })?;
     Ok(async { end.await.unwrap_or_else(|_| Err(io::Error::other("the thread panicked"))) })
@@ -224,7 +224,7 @@ async fn accept(
         Ok((stream, peer)) => Some((stream, peer, permit)),
         Err(error) => {
             // Out of file descriptors, or a client that left: either way the loop must not spin.
-            tracing::warn!(%error, "a connection could not be accepted");
+            tracing::warn!(%error, "a connection could not be accepted; continuing in 50 ms");
             tokio::time::sleep(Duration::from_millis(50)).await;
             None
         }
@@ -245,8 +245,8 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     let service = TowerToHyperService::new(NoAuthorityForm(filtered));
     let serving = watcher.watch(builder.serve_connection(TokioIo::new(stream), service).into_owned());
     let mut serving = pin!(serving);
-    // hyper's own header time-out begins when it knows the protocol's version, and ends nothing that a client keeps
-    // alive by reading slowly or by pings.
+    // hyper's own header time-out starts only once it has detected the protocol version, and does not end connections
+    // that a client keeps alive by reading slowly or by sending pings.
     loop {
         let check = activity.quiet_since() + header_timeout;
         tokio::select! {
@@ -259,25 +259,25 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     }
 }
 
-/// Bytes that hyper buffers for a connection: a request's line and headers, or an answer that is not taken. Its own
-/// default is 400 KiB, which strangers could have on each of thousands of connections.
+/// Bytes that hyper buffers per connection: a request's line and headers, or a response the client does not read.
+/// hyper's default of 400 KiB would let strangers claim that much on each of thousands of connections.
 const MAX_BUFFER: usize = 64 * 1024;
-/// Bytes of the headers of a request of HTTP/2.
+/// Bytes of the headers of one HTTP/2 request.
 const MAX_HEADERS: u32 = 64 * 1024;
-/// Bytes that a client may send on one stream, and on all streams of its connection, before somebody reads them.
+/// Bytes that a client may send on one stream, and on all streams of its connection, before they are read.
 const WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
-/// A body that is slower than this many bytes a second is given up ...
+/// A body that arrives more slowly than this many bytes a second is abandoned ...
 const LEAST_RATE: usize = 1024;
-/// ... unless it has only just begun.
+/// ... except within this time from its start.
 const SLOW_START: Duration = Duration::from_secs(5);
-/// What a client is asked to wait when there is no memory for its body. Bodies are parsed within milliseconds.
+/// The `Retry-After` of a request whose body does not fit into memory. Bodies are parsed within milliseconds.
 const WAIT_FOR_MEMORY: Duration = Duration::from_secs(1);
 
-/// How often a connection is looked at, at the most.
+/// The shortest interval between two idle checks of a connection.
 const SHORTEST_CHECK: Duration = Duration::from_millis(100);
 
-/// Whether a connection has requests under way, and since when it has none.
+/// Whether a connection has requests in flight, and if not, since when.
 struct Activity {
     opened: Instant,
     under_way: AtomicUsize,
@@ -304,7 +304,7 @@ impl Activity {
     }
 }
 
-/// One request under way, until it is dropped.
+/// A request in flight; ends on drop.
 struct Busy(Arc<Activity>);
 
 impl Drop for Busy {
@@ -315,7 +315,7 @@ impl Drop for Busy {
     }
 }
 
-/// Refuses requests without a path (`CONNECT host:port`), at which warp panics.
+/// Refuses requests without a path (`CONNECT host:port`), which would make warp panic.
 #[derive(Clone)]
 struct NoAuthorityForm<T>(T);
 
@@ -336,7 +336,7 @@ where
         if request.uri().path_and_query().is_some() {
             return Either::Left(self.0.call(request));
         }
-        let text = "This server is no proxy";
+        let text = "This server is not a proxy";
         let refused = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text).into_response();
         Either::Right(ready(Ok(warp::Reply::into_response(refused))))
     }
@@ -344,11 +344,11 @@ where
 
 fn log_ended(ended: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
     if let Err(error) = ended {
-        tracing::trace!(%error, "a connection ended");
+        tracing::trace!(%error, "a client connection ended with an error");
     }
 }
 
-/// One public service: its routes, and how its requests are read.
+/// A public service: its routes, and how its requests are read.
 struct Public<S> {
     router: Router<S>,
     state: Current<S>,
@@ -358,7 +358,7 @@ struct Public<S> {
     memory: Arc<BodyMemory>,
 }
 
-/// warp's service for one connection: one filter that extracts, and the table that matches.
+/// warp's service for one connection: a single filter that extracts the parts, and the routing table that matches.
 fn warp_service<S: Clone + Send + Sync + 'static>(
     public: Arc<Public<S>>,
     peer: IpAddr,
@@ -387,7 +387,7 @@ fn warp_service<S: Clone + Send + Sync + 'static>(
     warp::service(filter)
 }
 
-/// A request before its body is read.
+/// A request whose body has not been read yet.
 struct Head {
     method: Method,
     path: String,
@@ -420,7 +420,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         response
     }
 
-    /// The span of a request, if its trace is recorded.
+    /// The span of a request, if its trace is sampled.
     fn span(&self, head: &Head, matched: Matched, request_id: &str) -> Option<Span> {
         let route = match matched {
             Matched::Handler(..) | Matched::WrongMethod(_) => Some(self.router.pattern(matched)),
@@ -431,7 +431,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         Some(span)
     }
 
-    /// Reads a request's body and has it answered.
+    /// Reads the body and dispatches the request.
     async fn answer<B: Buf>(
         &self,
         head: Head,
@@ -441,7 +441,8 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         request_id: String,
     ) -> Response {
         let source = source(&head.headers, head.peer, &self.config.trusted_proxies);
-        // No request of ours has a body with GET or HEAD, and what comes with a request that is refused does not matter.
+        // No request here has a body with GET or HEAD, and the body of a request that is refused anyway does not
+        // matter.
         let size = self.router.body_size(matched).filter(|_| !matches!(head.method, Method::GET | Method::HEAD));
         let body = match size {
             Some(size) => self.read(&head.headers, source, size, body).await,
@@ -469,7 +470,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
         }
     }
 
-    /// Reads a body within its limits of time and size, chunked or not.
+    /// Reads a body, chunked or not, within its time and size limits.
     async fn read<B: Buf>(
         &self,
         headers: &HeaderMap,
@@ -491,7 +492,7 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
     }
 }
 
-/// Gathers a body that arrives within `longest`, and at [`LEAST_RATE`] after a while.
+/// Collects a body that arrives within `longest`, and no slower than [`LEAST_RATE`] after [`SLOW_START`].
 async fn collect<B: Buf>(
     body: impl Stream<Item = Result<B, warp::Error>>,
     limit: usize,
@@ -505,17 +506,17 @@ async fn collect<B: Buf>(
     loop {
         let arrived = first.len() + all.len();
         let Ok(next) = timeout_at(begun + due(arrived, longest), body.next()).await else {
-            let text = format!("The body did not arrive within {} seconds, or too slowly", longest.as_secs());
+            let text = format!("The body did not arrive within {} seconds, or arrived too slowly", longest.as_secs());
             return Err(MatrixError::new(StatusCode::REQUEST_TIMEOUT, "M_UNKNOWN", text));
         };
         let Some(chunk) = next else { break };
-        let mut chunk = chunk.map_err(|_| MatrixError::bad_request("M_UNKNOWN", "The body broke off"))?;
+        let mut chunk = chunk.map_err(|_| MatrixError::bad_request("M_UNKNOWN", "The body was cut off"))?;
         if arrived + chunk.remaining() > limit {
             return Err(too_large(limit));
         }
         held.grow(chunk.remaining()).map_err(no_memory)?;
         let chunk = chunk.copy_to_bytes(chunk.remaining());
-        // Most bodies are one chunk, and one chunk need not be copied.
+        // Most bodies arrive as a single chunk, which need not be copied.
         if first.is_empty() && all.is_empty() {
             first = chunk;
         } else {
@@ -526,16 +527,15 @@ async fn collect<B: Buf>(
     Ok(if all.is_empty() { first } else { all.freeze() })
 }
 
-/// When, counted from a body's beginning, more of it must have come if so many bytes have arrived.
+/// The deadline for the next chunk, measured from the start of the body, after `arrived` bytes.
 fn due(arrived: usize, longest: Duration) -> Duration {
     (SLOW_START + Duration::from_secs((arrived / LEAST_RATE) as u64)).min(longest)
 }
 
-/// Refused at once, and not made to wait: bodies that are read to a half and wait for each other's memory would wait
-/// until they time out.
+/// Refused at once rather than queued: half-read bodies that wait for each other's memory would all time out.
 fn no_memory(reason: NoMemory) -> MatrixError {
     let (status, text) = match reason {
-        NoMemory::Source => (StatusCode::TOO_MANY_REQUESTS, "Too many large requests at once"),
+        NoMemory::Source => (StatusCode::TOO_MANY_REQUESTS, "Too many large requests from this source at once"),
         NoMemory::All => (StatusCode::SERVICE_UNAVAILABLE, "No memory for another request"),
     };
     MatrixError::new(status, "M_LIMIT_EXCEEDED", text).retry_after(WAIT_FOR_MEMORY)
@@ -546,7 +546,7 @@ fn too_large(limit: usize) -> MatrixError {
     MatrixError::new(StatusCode::PAYLOAD_TOO_LARGE, "M_TOO_LARGE", text)
 }
 
-/// The caller's own request id if it looks like one, so that logs can be joined; else a new one.
+/// The client's own request id if it is well formed, so that logs can be correlated; otherwise a new one.
 fn request_id(headers: &HeaderMap) -> String {
     let given = headers.get(X_REQUEST_ID).and_then(|id| id.to_str().ok());
     let plain =
@@ -557,10 +557,10 @@ fn request_id(headers: &HeaderMap) -> String {
     }
 }
 
-/// Where a request came from: the last address of `X-Forwarded-For` that no trusted proxy has, if the peer is one.
+/// The source of a request: the last address in `X-Forwarded-For` that is not a trusted proxy's, if the peer is one.
 ///
-/// What a trusted proxy says and cannot be read makes the source unknown. It must not make it the proxy: that may be on
-/// a network that more is allowed to.
+/// If a trusted proxy reports something that cannot be parsed, the source is unknown. It must not be the proxy itself,
+/// which may be in a network with more privileges.
 fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> RequestSource {
     let is_trusted = |address: &IpAddr| trusted.iter().any(|range| range.contains(address));
     let peer = peer.to_canonical();
@@ -601,7 +601,7 @@ mod tests {
 
     use crate::http::response::json;
 
-    /// What takes longer will never end.
+    /// Anything slower is taken for a hang.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     async fn length(_state: (), request: Incoming) -> Result<Response, MatrixError> {
@@ -643,22 +643,22 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn clients_that_are_slow_with_their_headers_are_cut() {
+    async fn clients_that_are_slow_with_their_headers_are_disconnected() {
         let config = ServerConfig { header_timeout_secs: 1, ..ServerConfig::default() };
         let (address, _stop, _served) = start(config).await;
         for begun in ["", "P", "POST /length HTTP/1.1\r\nHos"] {
-            // Reading ends only because the server cut the connection.
+            // Reading ends only if the server closes the connection.
             timeout(PATIENCE, exchange(address, begun)).await.unwrap();
         }
     }
 
     #[tokio::test]
-    async fn a_client_that_does_not_take_its_answers_is_cut() {
+    async fn a_client_that_does_not_read_its_responses_is_disconnected() {
         let config = ServerConfig { header_timeout_secs: 1, ..ServerConfig::default() };
         let (address, _stop, _served) = start(config).await;
         let mut stream = TcpStream::connect(address).await.unwrap();
         let request = b"POST /length HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n".repeat(1000);
-        // Writing fails only because the server cut the connection.
+        // Writing fails only if the server closes the connection.
         let writing = async { while stream.write_all(&request).await.is_ok() {} };
         timeout(PATIENCE, writing).await.unwrap();
     }
@@ -671,7 +671,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_body_is_given_up_that_does_not_arrive() {
+    async fn a_body_that_does_not_arrive_is_abandoned() {
         let config = ServerConfig { body_timeout_secs: 1, ..ServerConfig::default() };
         let (address, _stop, _served) = start(config).await;
         let head = "POST /length HTTP/1.1\r\nHost: a\r\nConnection: close\r\nContent-Length: 100\r\n\r\na";
@@ -680,7 +680,7 @@ mod tests {
     }
 
     #[test]
-    fn a_body_must_arrive_at_a_least_rate() {
+    fn a_body_must_arrive_at_a_minimum_rate() {
         let secs = Duration::from_secs;
         assert_eq!(due(0, secs(30)), SLOW_START);
         assert_eq!(due(20 * LEAST_RATE, secs(30)), SLOW_START + secs(20));
@@ -689,7 +689,7 @@ mod tests {
     }
 
     #[test]
-    fn values_with_which_nothing_is_served_are_problems() {
+    fn values_with_which_nothing_would_be_served_are_problems() {
         let good = ServerConfig::default();
         assert!(good.problems(&Source::default()).is_empty());
         for (config, expected) in [
@@ -734,14 +734,14 @@ mod tests {
     }
 
     #[test]
-    fn only_a_trusted_proxy_may_say_who_sent_a_request() {
+    fn only_a_trusted_proxy_may_report_the_source() {
         let hops = "1.1.1.1, 203.0.113.7, 10.0.0.9";
         assert_eq!(forwarded(&[hops], "10.0.0.1"), known("203.0.113.7"));
         assert_eq!(forwarded(&[hops], "::ffff:10.0.0.1"), known("203.0.113.7"));
         assert_eq!(forwarded(&[hops], "198.51.100.1"), known("198.51.100.1"));
-        // Somebody on the proxies' own network.
+        // A client in the proxies' own network.
         assert_eq!(forwarded(&["10.0.0.9"], "10.0.0.1"), known("10.0.0.9"));
-        // The header may be there several times, the last one being the nearest.
+        // The header may be repeated; the last one is from the nearest proxy.
         assert_eq!(forwarded(&["1.1.1.1", "203.0.113.7", "10.0.0.9"], "10.0.0.1"), known("203.0.113.7"));
     }
 
@@ -762,7 +762,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_trusted_proxy_says_and_cannot_be_read_is_nobody() {
+    fn an_unparsable_hop_makes_the_source_unknown() {
         for values in [
             &["nonsense"][..],
             &["unknown"],
@@ -778,7 +778,7 @@ mod tests {
         ] {
             assert_eq!(forwarded(values, "10.0.0.1"), RequestSource::UNKNOWN, "{values:?}");
         }
-        // It names a hop that can be read first.
+        // The nearest hop can be parsed.
         assert_eq!(forwarded(&["unknown, 6.6.6.6"], "10.0.0.1"), known("6.6.6.6"));
     }
 }

@@ -1,4 +1,4 @@
-//! What `doctor` found, and how it is said: a line for each check.
+//! The report of `doctor`: one line per check.
 
 use std::error::Error as _;
 
@@ -7,19 +7,19 @@ use crate::{
     error::Chain,
 };
 
-/// What a check came to.
+/// The result of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Finding {
-    /// It will work.
+    /// It works.
     Good(String),
-    /// Nothing fails yet, or what is there is for trials only.
+    /// Works for now but will fail, or is suitable for trials only.
     Soon(String),
     /// It will not work; the text says what to change.
     Bad(String),
 }
 
 impl Finding {
-    /// The finding about `what` in a line: `good  what: text`.
+    /// Formats the finding about `what` as one line: `good  what: text`.
     #[must_use]
     pub fn line(&self, what: &str) -> String {
         let (mark, text) = match self {
@@ -27,34 +27,34 @@ impl Finding {
             Self::Soon(text) => ("soon", text),
             Self::Bad(text) => ("BAD ", text),
         };
-        // What other programs say may have line ends, and what a terminal would obey.
+        // Text from other programs may contain line breaks and terminal control sequences.
         let text: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
         let text: Vec<_> = text.split_whitespace().collect();
         format!("{mark}  {what}: {}", text.join(" "))
     }
 }
 
-/// Says findings and counts the bad ones.
+/// Prints findings and counts the bad ones.
 #[derive(Debug, Default)]
 pub struct Report {
     bad: usize,
 }
 
 impl Report {
-    /// Prints a finding about `what` on standard output.
+    /// Prints a finding about `what` to standard output.
     pub fn say(&mut self, what: &str, finding: &Finding) {
         println!("{}", finding.line(what));
         self.bad += usize::from(matches!(finding, Finding::Bad(_)));
     }
 
-    /// How many were bad.
+    /// The number of bad findings.
     #[must_use]
     pub fn bad(&self) -> usize {
         self.bad
     }
 }
 
-/// Why a call got no answer, and where to look. Without the URL, which may hold a secret.
+/// Why a call got no response, and what to check. Does not contain the URL, which may hold a secret.
 #[must_use]
 pub fn unreached(error: &HttpClientError) -> String {
     let reason = error.source().map_or_else(|| error.to_string(), |cause| Chain(cause).to_string());
@@ -64,25 +64,27 @@ pub fn unreached(error: &HttpClientError) -> String {
 fn advice(failure: Option<ConnectFailure>) -> &'static str {
     match failure {
         Some(ConnectFailure::Name) => {
-            "DNS does not know the name, or does not answer: look at its spelling, at its A and AAAA records and at \
+            "DNS does not know the name, or does not answer: check its spelling, its A and AAAA records and \
              outbound.dns_servers"
         }
         Some(ConnectFailure::Blocked) => {
-            "its address is not a public one: if it is yours, add its range to outbound.allowed_ranges"
+            "its address is not public: if it is yours, add its range to outbound.allowed_ranges"
         }
         Some(ConnectFailure::Network) => {
-            "no connection: look at its address and port, whether it runs, and at the firewalls on the way"
+            "no connection: check its address and port, whether it is running, and the firewalls on the way"
         }
-        Some(ConnectFailure::Crowded) => "too many calls of this address are under way: try again later",
-        Some(ConnectFailure::Proxy) => "no way through the proxy: look at outbound.proxy_url and outbound.no_proxy",
+        Some(ConnectFailure::Crowded) => "too many calls to this address are in flight: try again later",
+        Some(ConnectFailure::Proxy) => {
+            "no connection through the proxy: check outbound.proxy_url and outbound.no_proxy"
+        }
         Some(ConnectFailure::Certificate) => {
             "its certificate is not trusted: it must be valid, be for this name, come with its intermediates, and lead \
              to a root that is known here (ca-certificates, or outbound.extra_ca_file)"
         }
         Some(ConnectFailure::Tls) => {
-            "no TLS: what listens there speaks another protocol or version, so look at the port"
+            "TLS failed: the server there speaks another protocol or TLS version, so check the port"
         }
-        None => "it gave no whole answer in time: look at its log, and at the firewalls on the way",
+        None => "it did not answer in full in time: check its log, and the firewalls on the way",
     }
 }
 
@@ -112,11 +114,11 @@ mod tests {
     }
 
     #[test]
-    fn an_unreached_server_is_told_with_its_advice() {
+    fn an_unreached_server_is_reported_with_advice() {
         let late = HttpClientError::Timeout(std::time::Duration::from_secs(1));
         assert_eq!(
             unreached(&late),
-            "it gave no whole answer in time: look at its log, and at the firewalls on the way (no answer within \
+            "it did not answer in full in time: check its log, and the firewalls on the way (no answer within \
              1000 ms)"
         );
         assert!(unreached(&HttpClientError::Blocked).contains("outbound.allowed_ranges"));

@@ -1,4 +1,4 @@
-//! What operators see: the operations listener with health, metrics and the status page, and the report of `doctor`.
+//! For operators: the operations listener with health, metrics and the status page, and the report of `doctor`.
 
 pub mod doctor;
 pub mod health;

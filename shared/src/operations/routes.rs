@@ -21,12 +21,12 @@ pub fn routes() -> Router<Operations> {
         .get("/metrics", metrics_text)
 }
 
-/// `GET /health/live`: the process answers.
+/// `GET /health/live`: 200 if the process responds at all.
 async fn live(_operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     Ok(json(&json!({"status": "live"})))
 }
 
-/// `GET /health/ready`: 200 when requests may come, else 503.
+/// `GET /health/ready`: 200 if the service can take requests, otherwise 503.
 async fn ready(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     Ok(if operations.readiness.get() {
         json(&json!({"status": "ready"}))
@@ -60,9 +60,9 @@ mod tests {
         stop::Stop,
     };
 
-    /// The runtime has one thread, and this test occupies it until the answer is there.
+    /// The runtime has one thread, which this test blocks until the response has arrived.
     #[tokio::test]
-    async fn liveness_is_answered_while_nothing_else_is() {
+    async fn liveness_is_answered_while_the_runtime_is_blocked() {
         let listener = server::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = Stop::manual();

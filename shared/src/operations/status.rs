@@ -1,4 +1,4 @@
-//! How the service is, for people: a page on the operations listener, and the same as JSON.
+//! The status of the service, as a page on the operations listener and as JSON.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -20,66 +20,66 @@ use crate::{
     telemetry::metrics,
 };
 
-/// The page. `NONCE` in it is what its styles and its script are known by.
+/// The page. `NONCE` in it is replaced by the nonce of its styles and its script.
 const PAGE: &str = include_str!("status.html");
-/// The commit that this was built from, where whoever builds says it.
+/// The commit this was built from, if the build sets it.
 const COMMIT: Option<&str> = option_env!("WAYPOST_COMMIT");
 
-/// Whether something that a service depends on is there.
+/// The state of a dependency.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
-    /// It did what it was last asked to.
+    /// The latest call succeeded.
     Up,
-    /// It did not.
+    /// The latest call failed.
     Down,
-    /// It was not asked yet.
+    /// No call has been made yet.
     Unknown,
-    /// It is not configured.
+    /// Not configured.
     Off,
 }
 
-/// Something that a service depends on, as it is now.
+/// The current state of a dependency.
 #[derive(Clone, Debug, Serialize)]
 pub struct Dependency {
-    /// What it is called; for an app its id in the configuration.
+    /// Its name; for an app, the id in the configuration.
     pub name: String,
     /// `database`, `mail`, `sms`, `homeservers`, `redis`, or the type of a push service.
     pub kind: &'static str,
-    /// Whether it is there.
+    /// Whether it works.
     pub state: State,
-    /// A few words about that, without an address or a secret.
+    /// A short explanation without addresses or secrets.
     pub detail: String,
-    /// Since when it is in this state, in milliseconds since the epoch.
+    /// When it entered this state, in milliseconds since the epoch.
     pub since_ms: Option<i64>,
 }
 
-/// Something that ends, or that has an age.
+/// Something that expires, or whose age matters.
 #[derive(Clone, Debug, Serialize)]
 pub struct Expiry {
     /// What it is.
     pub name: String,
-    /// When it ends, in milliseconds since the epoch.
+    /// When it expires, in milliseconds since the epoch.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub at_ms: Option<i64>,
-    /// Since when it has existed or been valid, likewise; in the future for a certificate that is not valid yet.
+    /// When it was created or became valid, likewise; in the future for a certificate that is not valid yet.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub since_ms: Option<i64>,
 }
 
-/// What a service knows of itself that no metric says.
+/// Facts about a service that no metric covers.
 #[derive(Clone, Debug, Default, Serialize)]
 pub struct Facts {
-    /// What it depends on.
+    /// Its dependencies.
     pub dependencies: Vec<Dependency>,
-    /// What ends or has an age.
+    /// What expires or ages.
     pub expiries: Vec<Expiry>,
 }
 
-/// Gathering takes milliseconds, unless the service has no CPU left for it.
+/// Gathering facts takes milliseconds unless the service has no CPU time left for it.
 const FACTS_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Asks a service for its facts.
+/// Gathers the facts of a service on request.
 #[derive(Clone)]
 pub struct About {
     service: &'static str,
@@ -95,12 +95,12 @@ impl fmt::Debug for About {
 }
 
 impl About {
-    /// The service of this name, which starts now and tells its facts when it is asked. They are gathered on the
-    /// runtime that this is called in: what they come from, such as a database's connections, belongs to it.
+    /// Describes the service of this name, started now, with `ask` to gather its facts. They are gathered on the
+    /// runtime that this is called in, because resources such as database connections belong to it.
     ///
     /// # Panics
     ///
-    /// Outside a runtime.
+    /// Outside a tokio runtime.
     pub fn new<F, Fut>(service: &'static str, clock: Clock, ask: F) -> Self
     where
         F: Fn() -> Fut + Send + Sync + 'static,
@@ -115,14 +115,14 @@ impl About {
         match timeout(FACTS_TIMEOUT, (self.ask)()).await {
             Ok(Ok(facts)) => Ok(facts),
             Ok(Err(_)) | Err(_) => {
-                let text = "The service does not say how it is: it is overloaded, or about to stop";
+                let text = "The service did not report its status in time: it is overloaded or shutting down";
                 Err(MatrixError::new(StatusCode::SERVICE_UNAVAILABLE, "M_UNKNOWN", text))
             }
         }
     }
 }
 
-/// The health of a dependency as the latest calls of it showed, and since when it has been so.
+/// The health of a dependency, as shown by the latest calls to it, and since when.
 #[derive(Debug)]
 pub struct HealthProbe {
     clock: Clock,
@@ -130,18 +130,18 @@ pub struct HealthProbe {
 }
 
 impl HealthProbe {
-    /// Starts as unknown.
+    /// Starts in [`State::Unknown`].
     #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, last: Mutex::default() }
     }
 
-    /// Notes that a call succeeded.
+    /// Records a successful call.
     pub fn mark_up(&self) {
         self.saw(State::Up, String::new);
     }
 
-    /// Notes that a call failed, and why.
+    /// Records a failed call and its reason.
     pub fn mark_down(&self, why: impl FnOnce() -> String) {
         self.saw(State::Down, why);
     }
@@ -149,14 +149,14 @@ impl HealthProbe {
     fn saw(&self, state: State, detail: impl FnOnce() -> String) {
         let mut last = self.last.lock();
         match last.as_mut() {
-            // While all goes well this costs nothing.
+            // The common case, kept cheap.
             Some((State::Up, ..)) if state == State::Up => {}
             Some((known, text, _)) if *known == state => *text = detail(),
             _ => *last = Some((state, detail(), self.clock.now_ms())),
         }
     }
 
-    /// The state so far, as a dependency of this name and kind. `what` stands before the latest failure.
+    /// The current state, as a dependency of this name and kind. The detail is `what`, followed by the latest failure.
     #[must_use]
     pub fn dependency(&self, name: impl Into<String>, kind: &'static str, what: &str) -> Dependency {
         let last = self.last.lock().clone();
@@ -169,14 +169,14 @@ impl HealthProbe {
     }
 }
 
-/// What the operations listener shows.
+/// The state of the operations listener.
 #[derive(Clone)]
 pub struct Operations {
     /// All metrics of the process.
     pub registry: Arc<Registry>,
-    /// Whether requests may come.
+    /// Whether the service can take requests.
     pub readiness: Readiness,
-    /// What the status page shows beside the metrics.
+    /// The facts that the status page shows in addition to the metrics.
     pub about: About,
 }
 
@@ -186,7 +186,7 @@ impl fmt::Debug for Operations {
     }
 }
 
-/// `GET /`: a page for people that reads [`status`] again and again.
+/// `GET /`: a page that polls [`status`].
 pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     let nonce = random::token();
     let policy = format!(
@@ -194,7 +194,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
          base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     );
     let mut response = with_body(StatusCode::OK, "text/html; charset=utf-8", PAGE.replace("NONCE", &nonce));
-    // The nonce is base64 for URLs, which a header can hold.
+    // The nonce is URL-safe base64, which is valid in a header.
     if let Ok(policy) = HeaderValue::from_str(&policy) {
         response.headers_mut().insert(CONTENT_SECURITY_POLICY, policy);
     }
@@ -203,7 +203,7 @@ pub(crate) async fn page(_operations: Operations, _request: Incoming) -> Result<
     Ok(response)
 }
 
-/// `GET /status`: the same for programs; docs/operations.md describes the fields.
+/// `GET /status`: the same as JSON; docs/operations.md describes the fields.
 pub(crate) async fn status(operations: Operations, _request: Incoming) -> Result<Response, MatrixError> {
     let about = &operations.about;
     let Facts { dependencies, expiries } = about.facts().await?;
@@ -222,12 +222,12 @@ pub(crate) async fn status(operations: Operations, _request: Incoming) -> Result
     Ok(response)
 }
 
-/// The samples of an OpenMetrics text.
+/// Parses the samples of an OpenMetrics text.
 fn samples(text: &str) -> Vec<Value> {
     text.lines().filter(|line| !line.starts_with('#')).filter_map(sample).collect()
 }
 
-/// `name{label="value",…} number`, and perhaps an exemplar behind it.
+/// Parses `name{label="value",…} number`, ignoring an exemplar after it.
 fn sample(line: &str) -> Option<Value> {
     let name_ends = line.find(['{', ' '])?;
     let (name, mut rest) = line.split_at(name_ends);
@@ -250,7 +250,7 @@ fn sample(line: &str) -> Option<Value> {
     Some(json!({"name": name, "labels": labels, "value": number}))
 }
 
-/// A label's value up to its closing quotation mark, and what comes after that.
+/// A label value up to its closing quotation mark, and the rest of the text.
 fn quoted(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut chars = text.char_indices();
@@ -274,7 +274,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_read_with_their_labels() {
+    fn samples_are_parsed_with_their_labels() {
         let text = "# TYPE a counter\na_total{route=\"/x/{id}\",who=\"a\\\"b\\\\c\\nd\"} 3\nb 0.5\n\
                     c_bucket{le=\"+Inf\"} 7 # {trace_id=\"0\"} 0.1\n# EOF\n";
         assert_eq!(
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_state_lasts_from_its_first_time_and_its_words_are_the_last_ones() {
+    fn a_state_keeps_its_first_time_and_its_latest_detail() {
         let clock = Clock::manual(1000);
         let probe = HealthProbe::new(clock.clone());
         let seen = || {

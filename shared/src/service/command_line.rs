@@ -30,29 +30,29 @@ pub fn run(command: impl Future<Output = ExitCode>) -> ExitCode {
     }
 }
 
-/// How long the service gets to say how it is.
+/// How long the service has to answer the health check.
 const HEALTH_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Why a service does not count as healthy.
+/// Why a service is not considered healthy.
 #[derive(Debug, thiserror::Error)]
 pub enum Unhealthy {
-    /// Port 0 is another one each time.
-    #[error("listen.operations has no fixed port, so it is not known where to ask")]
+    /// Port 0 is a different port at every start.
+    #[error("listen.operations has no fixed port, so there is no address to check")]
     NoPort,
-    /// Nothing answers there.
+    /// Nothing answers at the address.
     #[error("nothing answers at {0}")]
     NoAnswer(SocketAddr, #[source] Box<dyn std::error::Error + Send + Sync>),
-    /// It answers, and takes no requests (yet, or any more).
+    /// The service answers but takes no requests, because it is starting or stopping.
     #[error("not ready")]
     NotReady,
 }
 
-/// Asks the service that listens for operations at `operations` whether it is ready. For the health checks of
-/// containers, whose images have no other program that could ask.
+/// Asks the service whose operations listener is at `operations` whether it is ready. For container health checks, as
+/// the images contain no other program that could ask.
 ///
 /// # Errors
 ///
-/// [`Unhealthy`].
+/// [`Unhealthy`] unless it is ready.
 pub async fn health(operations: SocketAddr) -> Result<(), Unhealthy> {
     if operations.port() == 0 {
         return Err(Unhealthy::NoPort);
@@ -81,7 +81,7 @@ async fn ask(address: SocketAddr) -> Result<StatusCode, Box<dyn std::error::Erro
     }
 }
 
-/// Listening on all addresses is reached on the loopback one.
+/// A listener on all addresses is reached through loopback.
 fn reachable(mut address: SocketAddr) -> SocketAddr {
     match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => address.set_ip(Ipv4Addr::LOCALHOST.into()),
@@ -91,17 +91,17 @@ fn reachable(mut address: SocketAddr) -> SocketAddr {
     address
 }
 
-/// Prints what makes `shell` complete the command line of `command`.
+/// Prints the completion script of `command` for `shell`.
 pub fn completions(mut command: clap::Command, shell: Shell) {
     let name = command.get_name().to_owned();
     clap_complete::generate(shell, &mut command, name, &mut io::stdout());
 }
 
-/// Writes a man page for `command` and for each of its commands into `folder`, which is made if it is not there.
+/// Writes man pages for `command` and all its subcommands into `folder`, creating it if necessary.
 ///
 /// # Errors
 ///
-/// What the operating system said.
+/// If the folder or a page cannot be written.
 pub fn man_pages(command: clap::Command, folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder)?;
     clap_mangen::generate_to(command, folder)

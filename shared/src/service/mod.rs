@@ -1,8 +1,8 @@
-//! The life cycle that both programs have: listeners, readiness, reload, background jobs, and the order of stopping.
+//! The life cycle of both programs: listeners, readiness, reload, background jobs and the shutdown sequence.
 //!
-//! A service is ready from [`Service::run`] until the stop. Then readiness goes first, so that no more requests are sent
-//! here; requests in flight and jobs end; the last spans leave; and health and metrics are answered until all that has
-//! happened.
+//! A service is ready from [`Service::run`] until it is told to stop. It then becomes unready first, so that no new
+//! requests are routed to it; requests in flight and jobs finish; the last spans are exported; health and metrics are
+//! served until all of that is done.
 
 pub mod command_line;
 pub mod reload;
@@ -37,7 +37,7 @@ use crate::{
     },
 };
 
-/// A program that serves.
+/// A running service.
 #[derive(Debug)]
 pub struct Service {
     server: ServerConfig,
@@ -45,35 +45,35 @@ pub struct Service {
     readiness: Readiness,
     stop: Stop,
     ask_to_stop: watch::Sender<bool>,
-    /// Listeners and background jobs, none of which may end before the stop.
+    /// Listeners and background jobs, none of which may end before shutdown.
     tasks: JoinSet<io::Result<()>>,
     names: HashMap<Id, &'static str>,
     operations: JoinSet<io::Result<()>>,
     stop_operations: watch::Sender<bool>,
 }
 
-/// Why a service ended by itself.
+/// Why a service stopped without being told to.
 #[derive(Debug, thiserror::Error)]
 pub enum ServiceError {
-    /// A task that serves for as long as the service runs came to an end. Going on without it would be worse: a replica
-    /// whose change feed has died answers lookups with what was true once.
+    /// A task that should run for as long as the service ended. Continuing without it would be worse: a replica whose
+    /// change feed has died answers lookups from stale data.
     #[error("`{0}` ended before the service was asked to stop")]
     Ended(&'static str),
-    /// The same, by an error.
+    /// Likewise, with an error.
     #[error("`{0}` failed")]
     Failed(&'static str, #[source] io::Error),
-    /// The same, by a panic, whose text is in the log.
+    /// Likewise, with a panic, whose message is in the log.
     #[error("`{0}` panicked")]
     Panicked(&'static str),
 }
 
 impl Service {
-    /// Serves health, metrics and the status page on `operations` from now on, not ready yet. SIGTERM and SIGINT stop
-    /// the service.
+    /// Starts serving health, metrics and the status page on `operations`, not ready yet. SIGTERM and SIGINT stop the
+    /// service.
     ///
     /// # Errors
     ///
-    /// Signals cannot be listened to, or no thread can be started.
+    /// If signal handlers cannot be installed or the thread cannot be started.
     pub fn start<F, Fut>(
         name: &'static str,
         server: &ServerConfig,
@@ -109,13 +109,13 @@ impl Service {
         })
     }
 
-    /// The request to stop, for jobs.
+    /// The shutdown signal, for jobs.
     #[must_use]
     pub fn stop(&self) -> Stop {
         self.stop.clone()
     }
 
-    /// Does `job` in the background until the stop, at which it has to end.
+    /// Runs `job` in the background. It must end once shutdown starts, and not before.
     pub fn job(&mut self, name: &'static str, job: impl Future<Output = ()> + Send + 'static) {
         self.task(name, async {
             job.await;
@@ -123,7 +123,7 @@ impl Service {
         });
     }
 
-    /// Serves `router` on `listener` until the stop. `metrics` count its requests.
+    /// Serves `router` on `listener` until shutdown. `metrics` counts its requests.
     pub fn listen<S: Clone + Send + Sync + 'static>(
         &mut self,
         name: &'static str,
@@ -137,7 +137,7 @@ impl Service {
         self.task(name, async move { server::serve(listener, router, state, &server, metrics, tracer, stop).await });
     }
 
-    /// Reads the configuration again whenever there is a reason, until the stop; see [`reload::keep_up`].
+    /// Reloads the configuration whenever there is a reason to, until shutdown; see [`reload::keep_up`].
     pub fn reload<S: Clone + Send + Sync + 'static>(
         &mut self,
         current: &Current<S>,
@@ -158,11 +158,11 @@ impl Service {
         self.names.insert(id, name);
     }
 
-    /// Says that requests may come, and runs until a signal, or until a listener or a job ends.
+    /// Marks the service ready, and runs until a signal arrives or until a listener or job ends.
     ///
     /// # Errors
     ///
-    /// [`ServiceError`]: what ended first, by itself.
+    /// [`ServiceError`], if a task ended by itself.
     pub async fn run(mut self) -> Result<(), ServiceError> {
         self.readiness.set(true);
         systemd::ready();
@@ -173,7 +173,7 @@ impl Service {
             Some(ended) = self.tasks.join_next_with_id() => Err(self.failure(ended)),
         };
         if let Err(error) = &ended {
-            tracing::error!(%error, "a task of the service ended; stopping, so that it is started again");
+            tracing::error!(%error, "a service task ended unexpectedly; shutting down so that it is restarted");
         }
         self.shut_down().await;
         ended
@@ -183,18 +183,18 @@ impl Service {
         self.readiness.set(false);
         systemd::stopping();
         self.ask_to_stop.send_replace(true);
-        // Each listener gives its requests the grace; what waits longer than that hangs.
+        // Listeners give their requests the grace period; anything slower hangs.
         let grace = Duration::from_secs(self.server.shutdown_grace_secs).saturating_add(SPARE);
         let ending = async {
             while let Some(ended) = self.tasks.join_next_with_id().await {
                 if !matches!(ended, Ok((_, Ok(())))) {
                     let error = self.failure(ended);
-                    tracing::error!(%error, "a task of the service failed while it stopped");
+                    tracing::error!(%error, "a service task failed during shutdown");
                 }
             }
         };
         if timeout(grace, ending).await.is_err() {
-            tracing::warn!("tasks of the service did not end in time; they are cut short");
+            tracing::warn!("service tasks did not end in time; aborting them");
             self.tasks.shutdown().await;
         }
         if let Some(exporter) = &self.exporter {
@@ -203,7 +203,7 @@ impl Service {
         self.stop_operations.send_replace(true);
         while let Some(ended) = self.operations.join_next().await {
             if !matches!(ended, Ok(Ok(()))) {
-                tracing::error!("the operations listener failed while it stopped");
+                tracing::error!("the operations listener failed during shutdown");
             }
         }
     }
@@ -218,7 +218,7 @@ impl Service {
     }
 }
 
-/// What jobs have to end in when all requests have.
+/// Time that jobs have to end after the grace period of requests.
 const SPARE: Duration = Duration::from_secs(15);
 
 #[cfg(test)]
@@ -229,7 +229,7 @@ mod tests {
 
     use super::*;
 
-    /// What takes longer will never end.
+    /// Anything slower is taken for a hang.
     const PATIENCE: Duration = Duration::from_secs(20);
 
     async fn service() -> (Service, std::net::SocketAddr) {
@@ -248,7 +248,7 @@ mod tests {
         service.job("broken", async { panic!("on purpose") });
         let ended = timeout(PATIENCE, service.run()).await.unwrap();
         assert_eq!(ended.unwrap_err().to_string(), "`broken` panicked");
-        assert!(std::net::TcpStream::connect(operations).is_err(), "nobody is told that it lives");
+        assert!(std::net::TcpStream::connect(operations).is_err(), "liveness must not be answered any more");
     }
 
     #[tokio::test]
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[tokio::test(flavor = "current_thread")]
-    async fn a_job_that_does_not_end_is_cut_short() {
+    async fn a_job_that_does_not_end_is_aborted() {
         let (mut service, _) = service().await;
         service.server.shutdown_grace_secs = 0;
         let ask_to_stop = service.ask_to_stop.clone();

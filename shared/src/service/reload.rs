@@ -1,7 +1,7 @@
-//! When the configuration is to be read again: SIGHUP, or a file that it names was changed.
+//! Decides when to reload the configuration: on SIGHUP, or when a file it refers to changes.
 //!
-//! Files are looked at every few seconds and not watched by the system: Kubernetes swaps a mounted secret by renaming a
-//! symbolic link two folders up, which watches of the file itself do not see.
+//! Files are polled rather than watched: Kubernetes swaps a mounted secret by renaming a symbolic link two directories
+//! up, which a watch on the file itself does not see.
 
 use std::{collections::hash_map::RandomState, fmt, fs, hash::BuildHasher as _, io, path::PathBuf, time::Duration};
 
@@ -21,24 +21,24 @@ use crate::{
     },
 };
 
-/// How often the files are looked at.
+/// Interval between polls of the files.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
-/// What reading the configuration again came to.
+/// The result of a successful reload.
 #[derive(Debug)]
 pub struct Renewed<S> {
-    /// What requests share from now on.
+    /// The state that requests share from now on.
     pub state: S,
-    /// The secret files of the configuration, to look after.
+    /// The secret files of the configuration, to be polled.
     pub files: Vec<PathBuf>,
-    /// What is logged from now on.
+    /// The new log level.
     pub level: LogLevel,
-    /// Keys that have another value than the one that the process was started with, and go on with that one.
+    /// Keys whose change takes effect only after a restart.
     pub waiting: Vec<&'static str>,
 }
 
-/// Reads the configuration again whenever there is a reason, until `stop`. One that is not good is refused, and the
-/// state before stays.
+/// Reloads the configuration whenever there is a reason to, until `stop`. An invalid configuration is rejected and the
+/// previous state stays in effect.
 pub async fn keep_up<S: Clone>(
     current: Current<S>,
     mut reasons: Reasons,
@@ -54,7 +54,7 @@ pub async fn keep_up<S: Clone>(
         if reason == Reason::Signal {
             systemd::reloading();
         }
-        // Before it is read: what changes from here on is another reason.
+        // Before reading: a change from here on is a new reason.
         reasons.look();
         match read_again(&current.get()) {
             Ok(Renewed { state, files, level, waiting }) => {
@@ -62,14 +62,14 @@ pub async fn keep_up<S: Clone>(
                 logs::set_level(level);
                 current.set(state);
                 metrics.reloaded(true);
-                tracing::info!(%reason, "the configuration was read again");
+                tracing::info!(%reason, "configuration reloaded");
                 if !waiting.is_empty() {
-                    tracing::warn!(keys = waiting.join(", "), "these keys take effect at the next start");
+                    tracing::warn!(keys = waiting.join(", "), "changes to these keys take effect after a restart");
                 }
             }
             Err(error) => {
                 metrics.reloaded(false);
-                tracing::error!(%reason, error = %Chain(&*error), "the new configuration is refused, and the one before stays");
+                tracing::error!(%reason, error = %Chain(&*error), "new configuration refused; keeping the previous one");
             }
         }
         if reason == Reason::Signal {
@@ -78,12 +78,12 @@ pub async fn keep_up<S: Clone>(
     }
 }
 
-/// Why the configuration is read again.
+/// Why the configuration is reloaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// Somebody asked for it.
+    /// SIGHUP.
     Signal,
-    /// This file is another one now.
+    /// The content of this file changed.
     File(PathBuf),
 }
 
@@ -96,7 +96,7 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Waits for reasons.
+/// Waits for reasons to reload.
 #[derive(Debug)]
 pub struct Reasons {
     hangup: Signal,
@@ -105,28 +105,28 @@ pub struct Reasons {
 }
 
 impl Reasons {
-    /// Listens for SIGHUP from now on, and takes `files` for what was read.
+    /// Starts listening for SIGHUP, and takes `files` to have been read.
     ///
     /// # Errors
     ///
-    /// When the signal cannot be listened to.
+    /// If the signal handler cannot be installed.
     pub fn new(files: Vec<PathBuf>) -> io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
         Ok(Self { hangup, files: Files::new(files), next_look: Instant::now() + LOOK_EVERY })
     }
 
-    /// Takes the files as they are now for what is about to be read. One that is not there is a reason when it comes
-    /// back: without it the reading is refused.
+    /// Takes the current content of the files to be what is about to be read. A missing file is a reason to reload
+    /// once it is back, since reading without it fails.
     pub fn look(&mut self) {
         self.files.look();
     }
 
-    /// Looks after `files` from now on: those of the configuration that was just read.
+    /// Polls `files` from now on: those of the configuration that was just read.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
         self.files.watch(files);
     }
 
-    /// Waits for the next reason. Nothing is lost when this is cancelled.
+    /// Waits for the next reason. Cancel-safe.
     pub async fn next(&mut self) -> Reason {
         loop {
             tokio::select! {
@@ -141,7 +141,7 @@ impl Reasons {
     }
 }
 
-/// Files and hashes of what was in them.
+/// Files and the hashes of their contents.
 #[derive(Debug, Default)]
 struct Files {
     hasher: RandomState,
@@ -157,7 +157,7 @@ impl Files {
 
     fn watch(&mut self, files: Vec<PathBuf>) {
         let known = files.into_iter().map(|path| {
-            // As it was before it was read, if it was known then.
+            // The hash from before the file was read, if there was one.
             let seen = self.known.iter().find(|(known, _)| *known == path).map(|(_, hash)| *hash);
             let hash = seen.unwrap_or_else(|| self.hash(&path));
             (path, hash)
@@ -173,12 +173,13 @@ impl Files {
     }
 
     fn hash(&self, path: &PathBuf) -> Option<u64> {
-        // What is no file, such as a pipe, is read once at the most, and might be waited for without end.
+        // Anything but a regular file, such as a pipe, can be read only once and might block for ever.
         let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
         is_file.then(|| fs::read(path).ok())?.map(|content| self.hasher.hash_one(content))
     }
 
-    /// A file with another content than before, which is then known. One that is not there is being replaced.
+    /// A file whose content changed since the last call, if any. A missing file is assumed to be in the middle of
+    /// being replaced.
     fn changed(&mut self) -> Option<PathBuf> {
         let now: Vec<_> = self.known.iter().map(|(path, _)| self.hash(path)).collect();
         let mut changed = None;
@@ -199,7 +200,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_that_was_replaced_is_told_once() {
+    fn a_replaced_file_is_reported_once() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path();
         let [a, b] = ["a", "b"].map(|name| folder.join(name));
@@ -207,13 +208,13 @@ mod tests {
         let mut files = Files::new(vec![a.clone(), b.clone()]);
         assert_eq!(files.changed(), None);
 
-        // As Kubernetes does it: another file by the same name.
+        // As Kubernetes does it: another file with the same name.
         fs::write(folder.join("new"), "two").unwrap();
         fs::rename(folder.join("new"), &a).unwrap();
         assert_eq!(files.changed(), Some(a.clone()));
         assert_eq!(files.changed(), None);
 
-        // One that is gone for a moment is no change, and neither is the same content.
+        // Neither a file that is missing for a moment nor identical content is a change.
         fs::remove_file(&a).unwrap();
         assert_eq!(files.changed(), None);
         fs::write(&a, "two").unwrap();
@@ -224,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn what_changes_while_it_is_read_is_told_and_what_was_missing_then_when_it_is_back() {
+    fn a_change_during_a_reload_is_reported_and_so_is_the_return_of_a_missing_file() {
         let temporary = tempfile::tempdir().unwrap();
         let folder = temporary.path();
         let [a, b, c] = ["a", "b", "c"].map(|name| folder.join(name));
@@ -235,7 +236,7 @@ mod tests {
         fs::remove_file(&b).unwrap();
         files.look();
         fs::write(&a, "two").unwrap();
-        // The reading ends with the files that it found named, one of them for the first time.
+        // The reload ends with the files that the configuration names, one of them for the first time.
         files.watch(vec![a.clone(), b.clone(), c]);
         assert_eq!(files.changed(), Some(a));
         assert_eq!(files.changed(), None);

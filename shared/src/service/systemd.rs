@@ -1,15 +1,15 @@
-//! What systemd is told, where it asked for it (`Type=notify`): ready, reloading, stopping. Elsewhere nothing happens.
+//! Notifications to systemd, if it asked for them (`Type=notify`): ready, reloading, stopping. A no-op otherwise.
 //!
 //! Source: sd_notify(3).
 
 use sd_notify::NotifyState;
 
-/// Requests are answered.
+/// The service takes requests.
 pub fn ready() {
     tell(&[NotifyState::Ready]);
 }
 
-/// The configuration is being read again; [`ready`] follows.
+/// The configuration is being reloaded; [`ready`] follows.
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
@@ -24,6 +24,6 @@ pub fn stopping() {
 
 fn tell(states: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::debug!(%error, "the service manager could not be told");
+        tracing::debug!(%error, "the service manager could not be notified");
     }
 }

@@ -1,4 +1,4 @@
-//! Logs: to standard error, as text for people or JSON for machines.
+//! Logging to standard error, as text or as JSON.
 
 use std::{
     io::{self, IsTerminal as _},
@@ -23,13 +23,13 @@ use crate::trace;
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogConfig {
-    /// The least that is logged. Default info.
+    /// The least severe level that is logged. Default info.
     pub level: LogLevel,
-    /// How a line looks. Default text.
+    /// The format of a line. Default text.
     pub format: LogFormat,
 }
 
-/// How much is logged.
+/// The log level.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogLevel {
@@ -39,19 +39,19 @@ pub enum LogLevel {
     Warn,
     /// Also what the service does.
     Info,
-    /// Also each refused request.
+    /// Also every refused request.
     Debug,
     /// Everything.
     Trace,
 }
 
-/// How a log line looks.
+/// The format of log lines.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
     /// For people; coloured on a terminal.
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -61,10 +61,10 @@ impl Default for LogConfig {
     }
 }
 
-/// What the level is changed by.
+/// Changes the level of the running subscriber.
 static FILTER: OnceLock<reload::Handle<Targets, Registry>> = OnceLock::new();
 
-/// Starts logging. A second call changes nothing.
+/// Starts logging. Further calls have no effect.
 pub fn init(config: &LogConfig) {
     let (filter, handle) = reload::Layer::new(filter(config.level));
     let registry = tracing_subscriber::registry().with(filter);
@@ -80,10 +80,10 @@ pub fn init(config: &LogConfig) {
     if started.is_ok() {
         drop(FILTER.set(handle));
     }
-    // Else someone logs already (a test): then so do we.
+    // Fails if a subscriber is installed already (by another test), which then serves us too.
 }
 
-/// Lines of JSON that begin with the `trace_id` of the request that they are about, if it has one.
+/// JSON lines that begin with the `trace_id` of the request they are about, if it has one.
 struct WithTrace<F>(F);
 
 impl<S, N, F> FormatEvent<S, N> for WithTrace<F>
@@ -108,10 +108,10 @@ where
     }
 }
 
-/// Logs from this level on.
+/// Changes the log level.
 pub fn set_level(level: LogLevel) {
     if let Some(Err(error)) = FILTER.get().map(|handle| handle.reload(filter(level))) {
-        tracing::warn!(%error, "the level of the log could not be changed");
+        tracing::warn!(%error, "the log level could not be changed; keeping the previous one");
     }
 }
 
@@ -123,6 +123,6 @@ fn filter(level: LogLevel) -> Targets {
         LogLevel::Debug => Level::DEBUG,
         LogLevel::Trace => Level::TRACE,
     };
-    // Other crates log requests, statements and addresses below this level; only our own are known to keep quiet.
+    // Other crates log requests, statements and addresses below WARN; only our own are known not to.
     Targets::new().with_default(LevelFilter::WARN.min(LevelFilter::from_level(level))).with_target("waypost", level)
 }

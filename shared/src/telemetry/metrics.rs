@@ -1,4 +1,4 @@
-//! What Prometheus reads: how requests were answered, and the text of all metrics.
+//! Metrics for Prometheus: HTTP requests, reloads, and the exposition text.
 
 use std::fmt;
 
@@ -13,7 +13,7 @@ use prometheus_client::{
 
 use crate::trace::{TraceId, known_method};
 
-/// The labels of an answered request. The route is its pattern, so strangers cannot make new label values.
+/// The labels of a request. The route is its pattern, so strangers cannot create new label values.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct Answered {
     route: &'static str,
@@ -26,24 +26,24 @@ struct Route {
     route: &'static str,
 }
 
-/// The trace of one of the values that were counted.
+/// The trace of one of the observations in a bucket.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Exemplar {
     trace_id: String,
 }
 
-/// How long things took. Where there are traces, one for each bucket is named (OpenMetrics, "Exemplars"), which takes
-/// one more lock.
+/// A histogram of durations. With traces enabled each bucket refers to one of them (OpenMetrics, "Exemplars"), at the
+/// cost of one more lock.
 #[derive(Clone, Debug)]
 pub enum Seconds {
-    /// There are no traces.
+    /// Without traces.
     Plain(Histogram),
     /// With traces.
     Traced(HistogramWithExemplars<Exemplar>),
 }
 
 impl Seconds {
-    /// Counts into `buckets`, by their upper bounds in seconds.
+    /// A histogram with these bucket bounds, in seconds.
     #[must_use]
     pub fn new(buckets: &[f64], with_traces: bool) -> Self {
         let buckets = buckets.iter().copied();
@@ -54,7 +54,7 @@ impl Seconds {
         }
     }
 
-    /// Counts one time, which `trace` tells more about.
+    /// Records a duration, and the trace it belongs to.
     pub fn observe(&self, seconds: f64, trace: Option<TraceId>) {
         match self {
             Self::Plain(histogram) => histogram.observe(seconds),
@@ -82,14 +82,14 @@ impl EncodeMetric for Seconds {
     }
 }
 
-/// Counts requests and measures how long they took.
+/// Counts requests and measures their duration.
 #[derive(Clone, Debug)]
 pub struct HttpMetrics {
     requests: Family<Answered, Counter>,
     seconds: Family<Route, Seconds, fn() -> Seconds>,
 }
 
-/// From a lookup that memory answers (half a millisecond) to a push that waited for its provider (25 s).
+/// From a lookup answered from memory (half a millisecond) to a push that waited for its provider (25 s).
 const DURATIONS: [f64; 15] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 
@@ -102,7 +102,7 @@ fn traced_durations() -> Seconds {
 }
 
 impl HttpMetrics {
-    /// Registers `http_requests_total` and `http_request_seconds`, which names traces if there are any.
+    /// Registers `http_requests_total` and `http_request_seconds`, the latter with exemplars if `with_traces`.
     #[must_use]
     pub fn register(registry: &mut Registry, with_traces: bool) -> Self {
         let seconds = if with_traces { traced_durations as fn() -> Seconds } else { durations };
@@ -110,13 +110,13 @@ impl HttpMetrics {
         registry.register("http_requests", "Requests answered, by route, method and status", metrics.requests.clone());
         registry.register(
             "http_request_seconds",
-            "Seconds from a request's headers to its answer",
+            "Time from a request's headers to its response, in seconds",
             metrics.seconds.clone(),
         );
         metrics
     }
 
-    /// Counts one answer, which `trace` tells more about.
+    /// Records one response, and the trace of its request.
     pub fn answered(
         &self,
         route: &'static str,
@@ -136,7 +136,7 @@ struct Reloaded {
     outcome: &'static str,
 }
 
-/// Counts how often the configuration was read again.
+/// Counts configuration reloads.
 #[derive(Clone, Debug)]
 pub struct ReloadMetrics(Family<Reloaded, Counter>);
 
@@ -145,16 +145,16 @@ impl ReloadMetrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let metrics = Self(Family::default());
-        let help = "How often the configuration was read again, and whether it was taken or refused";
+        let help = "Configuration reloads, by outcome";
         registry.register("configuration_reloads", help, metrics.0.clone());
-        // Both from the start, so that an alert sees the first refusal.
+        // Both exist from the start, so that an alert sees the first refusal.
         for outcome in ["taken", "refused"] {
             drop(metrics.0.get_or_create(&Reloaded { outcome }));
         }
         metrics
     }
 
-    /// Counts one reading.
+    /// Counts one reload.
     pub fn reloaded(&self, taken: bool) {
         let outcome = if taken { "taken" } else { "refused" };
         self.0.get_or_create(&Reloaded { outcome }).inc();
@@ -168,7 +168,7 @@ pub fn text(registry: &Registry) -> String {
     match prometheus_client::encoding::text::encode(&mut text, registry) {
         Ok(()) => text,
         Err(error) => {
-            tracing::error!(%error, "metrics could not be written");
+            tracing::error!(%error, "metrics could not be encoded; the scrape gets an empty response");
             String::new()
         }
     }
@@ -179,7 +179,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_trace_is_named_beside_the_bucket_that_it_was_counted_in() {
+    fn a_traced_request_is_the_exemplar_of_its_bucket() {
         for with_traces in [true, false] {
             let mut registry = Registry::default();
             let metrics = HttpMetrics::register(&mut registry, with_traces);

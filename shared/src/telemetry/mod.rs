@@ -1,4 +1,4 @@
-//! Being watched: logs, metrics, and spans on their way to a collector.
+//! Observability: logs, metrics, and the export of traces.
 
 pub mod logs;
 pub mod metrics;

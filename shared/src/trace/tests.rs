@@ -11,7 +11,7 @@ use opentelemetry_sdk::{
 
 use super::*;
 
-/// Keeps what would be sent.
+/// Collects finished spans.
 #[derive(Clone, Debug, Default)]
 struct Finished(Arc<Mutex<Vec<SpanData>>>);
 
@@ -37,7 +37,7 @@ impl Finished {
     }
 }
 
-/// A tracer with a clock that stands at one second, and its finished spans.
+/// A tracer whose clock stands at one second, and the spans it finishes.
 fn tracer(sample_ratio: f64) -> (Tracer, Finished) {
     let finished = Finished::default();
     let provider = SdkTracerProvider::builder()
@@ -55,7 +55,7 @@ fn headers(all: &[(&'static str, &str)]) -> HeaderMap {
     headers
 }
 
-// The example of the specification.
+// The example in the specification.
 const PARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
 
 fn attributes(span: &SpanData) -> Vec<(&str, String)> {
@@ -63,7 +63,7 @@ fn attributes(span: &SpanData) -> Vec<(&str, String)> {
 }
 
 #[tokio::test]
-async fn spans_are_below_each_other_and_below_the_callers() {
+async fn spans_are_nested_under_each_other_and_under_the_callers() {
     let (tracer, spans) = tracer(0.0);
     let mut request = tracer
         .request(&headers(&[("traceparent", PARENT), ("tracestate", "a=1")]), &Method::POST, Some("/notify"))
@@ -94,7 +94,7 @@ async fn spans_are_below_each_other_and_below_the_callers() {
             ("http.response.status_code", "404".to_owned()),
         ]
     );
-    // The clock stands still at one second, and what is measured from there goes on.
+    // The manual clock stands at one second; durations are measured from there on the monotonic clock.
     let begin = UNIX_EPOCH + Duration::from_secs(1);
     assert!(begin <= server.start_time && server.start_time < client.start_time);
     assert!(client.start_time <= client.end_time && client.end_time <= server.end_time);
@@ -117,7 +117,7 @@ async fn spans_are_below_each_other_and_below_the_callers() {
 }
 
 #[tokio::test]
-async fn a_trace_that_is_not_recorded_has_no_spans() {
+async fn a_trace_that_is_not_sampled_has_no_spans() {
     let (tracer, spans) = tracer(1.0);
     let unsampled = PARENT.replace("-01", "-00");
     let span = tracer.request(&headers(&[("traceparent", &unsampled)]), &Method::GET, None);
@@ -139,7 +139,7 @@ fn without_a_callers_decision_the_ratio_decides() {
 }
 
 #[test]
-fn the_callers_tracestate_is_kept_within_bounds() {
+fn the_callers_tracestate_is_kept_up_to_its_size_limit() {
     let longest = format!("a={}", "x".repeat(253)) + "," + &format!("b={}", "y".repeat(254));
     assert_eq!(longest.len(), MAX_TRACESTATE);
     let too_long = format!("{longest}z");
@@ -161,7 +161,7 @@ fn the_callers_tracestate_is_kept_within_bounds() {
 }
 
 #[test]
-fn a_made_up_method_is_no_name() {
+fn an_invented_method_never_appears_in_a_span() {
     let (tracer, spans) = tracer(1.0);
     let method = Method::from_bytes(b"SWORDFISH").unwrap();
     drop(tracer.request(&HeaderMap::new(), &method, None));

@@ -23,7 +23,7 @@ async fn warm(gateway: TestGateway, service: Service) -> TestGateway {
     let first = service.target(&gateway, 0xf0);
     assert_eq!(gateway.rejected(&event("$first", &[first.device()])).await, json!([]));
     service.server(&gateway).cut();
-    let ended = |line: &Value| line["message"] == "a connection to another server has ended";
+    let ended = |line: &Value| line["message"] == "an outbound connection was closed";
     gateway.server.wait_for_log("the end of the connection", ended).await;
     gateway
 }

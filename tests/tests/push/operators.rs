@@ -127,7 +127,7 @@ fn each_mistake_about_an_app_is_named_with_its_fix() {
         ),
         (
             format!("{fcm}topic = \"b\"\n"),
-            ["waypost.toml:5: apps.0.fcm.topic: unknown key `topic`", "known ones are project_id"],
+            ["waypost.toml:5: apps.0.fcm.topic: unknown key `topic`", "known keys are project_id"],
         ),
         (
             "[apps.unifiedpush]\n[seen]\nredis_url = \"redis://a:3141592653@b\"\n".to_owned(),

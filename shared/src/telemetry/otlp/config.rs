@@ -1,7 +1,7 @@
-//! The section `[traces]`, and the standard `OTEL_…` variables beside it.
+//! The section `[traces]`, and the standard `OTEL_…` variables.
 //!
-//! The SDK reads those variables too, but ignores a wrong value silently. Here it is a configuration error like any
-//! other, and a key of `[traces]` wins.
+//! The SDK reads those variables too, but silently ignores invalid values. Here they are configuration errors like any
+//! other, and keys of `[traces]` take precedence.
 //!
 //! Sources: OpenTelemetry Specification, "Environment Variable Specification"; "OTLP Exporter Configuration".
 
@@ -22,26 +22,26 @@ use crate::{
     random,
 };
 
-/// Where a collector takes spans, below its address.
+/// Path at which a collector accepts spans, relative to its address.
 const PATH: &str = "/v1/traces";
-/// The largest `timeout_secs`.
+/// Upper limit of `timeout_secs`.
 const LONGEST_SECS: u64 = 60;
 
-/// The section `[traces]`: the collector that is told what requests did.
+/// The section `[traces]`: the export of traces to a collector.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub struct TracesConfig {
-    /// A collector's address for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default that of the environment, or
-    /// no traces; empty: no traces, whatever the environment says.
+    /// The address of a collector for OTLP over HTTP, such as `http://127.0.0.1:4318`. Default: the one in the
+    /// environment, if any. An empty string disables traces, whatever the environment says.
     pub otlp_endpoint: Option<String>,
-    /// The share of the traces that start here and are recorded, from 0 to 1. For a request that comes with a
-    /// `traceparent` its sender decides. Default what the environment says, or 1.
+    /// The fraction of traces started here that are sampled, from 0 to 1. For requests with a `traceparent`, the
+    /// sender decides. Default: what the environment says, or 1.
     pub sample_ratio: Option<f64>,
     /// Headers for the collector; their values are never printed. Default none.
     pub headers: BTreeMap<String, SecretString>,
-    /// The same, with files that hold the values. Default none.
+    /// Likewise, with files that contain the values. Default none.
     pub header_files: BTreeMap<String, PathBuf>,
-    /// Seconds for one call to the collector, and for the last ones when the service stops. Default 10.
+    /// Seconds for one call to the collector, and for the last calls at shutdown. Default 10.
     pub timeout_secs: u64,
 }
 
@@ -57,7 +57,7 @@ impl Default for TracesConfig {
     }
 }
 
-/// What is wrong with a key or a variable. The value is not repeated: it may be a secret.
+/// What is wrong with a key or a variable. Does not contain the value, which may be a secret.
 #[derive(Debug)]
 pub(super) struct Problem {
     /// A key of `[traces]`, or the name of a variable.
@@ -79,22 +79,22 @@ fn wrong<T>(place: &str, problem: impl ToString) -> Result<T, Problem> {
     Err(Problem { place: place.to_owned(), text: problem.to_string() })
 }
 
-/// Looks a variable up. An empty one counts as not set.
+/// Looks up a variable. An empty one counts as unset.
 pub(super) type Variables<'a> = &'a dyn Fn(&str) -> Option<String>;
 
-/// The variables of the process.
+/// Looks up a variable of the process.
 pub(super) fn environment(name: &str) -> Option<String> {
     std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
-/// `[traces]` and the variables together.
+/// The settings from `[traces]` and the variables combined.
 #[derive(Debug)]
 pub(super) struct Settings {
     pub(super) endpoint: Uri,
     pub(super) headers: HeaderMap,
     pub(super) sampler: Sampler,
     pub(super) call_timeout: Duration,
-    /// For a batch with all its retries.
+    /// Limit for exporting a batch, including retries.
     pub(super) export_timeout: Duration,
     pub(super) queue_size: usize,
     pub(super) batch_size: usize,
@@ -104,7 +104,7 @@ pub(super) struct Settings {
 }
 
 impl Settings {
-    /// Who the spans are of. The operator's attributes win.
+    /// The resource attributes of the spans. The operator's attributes take precedence.
     pub(super) fn resource(&self, service: &'static str) -> Vec<KeyValue> {
         let instance = format!("{:032x}", u128::from_le_bytes(random::bytes()));
         let ours = [
@@ -117,13 +117,13 @@ impl Settings {
 }
 
 impl TracesConfig {
-    /// Whether there are any traces.
+    /// Whether traces are exported.
     #[must_use]
     pub fn is_on(&self) -> bool {
         self.endpoint(&environment).is_ok_and(|endpoint| endpoint.is_some())
     }
 
-    /// What the types cannot tell.
+    /// Checks that the types cannot express.
     #[must_use]
     pub fn problems(&self, source: &Source) -> Vec<ConfigError> {
         self.problems_with(source, &environment)
@@ -144,7 +144,7 @@ impl TracesConfig {
         self.header_files.values()
     }
 
-    /// All that the export needs; none if there is no collector. Then the variables do not matter.
+    /// The settings of the export; `None` without a collector, in which case the variables are not validated.
     pub(super) fn settings(&self, variables: Variables<'_>) -> Result<Option<Settings>, Problem> {
         let own_headers = self.own_headers()?;
         let Some(endpoint) = self.endpoint(variables)? else { return Ok(None) };
@@ -179,18 +179,18 @@ impl TracesConfig {
         }
         let protocol = first(variables, ["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"]);
         match protocol {
-            // An endpoint of our own section is meant for us; one of the environment is for this protocol.
+            // An endpoint in our own section is meant for us; one in the environment is for this protocol.
             Some((name, protocol)) if self.otlp_endpoint.is_none() && protocol != "http/protobuf" => {
-                return wrong(name, "only \"http/protobuf\" is spoken; or set traces.otlp_endpoint");
+                return wrong(name, "only \"http/protobuf\" is supported; use it, or set traces.otlp_endpoint");
             }
             Some(_) | None => {}
         }
-        // The variable of traces alone is taken as it is.
+        // The traces-specific variable is used as it is, without appending the path.
         let path = if place == OF_TRACES { "" } else { PATH };
         uri(&endpoint, path).or_else(|problem| wrong(place, problem)).map(Some)
     }
 
-    /// Which traces are recorded.
+    /// Which traces are sampled.
     fn sampler(&self, variables: Variables<'_>) -> Result<Sampler, Problem> {
         const ARGUMENT: &str = "OTEL_TRACES_SAMPLER_ARG";
         let parent_based = |root| Sampler::ParentBased(Box::new(root));
@@ -206,14 +206,14 @@ impl TracesConfig {
                 Sampler::TraceIdRatioBased(a_ratio(ARGUMENT, ratio)?)
             }
             _ => {
-                let known = "must be always_on, always_off or traceidratio, or one of them behind parentbased_";
+                let known = "must be always_on, always_off or traceidratio, or one of them prefixed with parentbased_";
                 return wrong("OTEL_TRACES_SAMPLER", known);
             }
         };
         Ok(if name.starts_with("parentbased_") { parent_based(root) } else { root })
     }
 
-    /// The headers of the section, those in files too.
+    /// The headers in the section, including those in files.
     fn own_headers(&self) -> Result<HeaderMap, Problem> {
         let mut map = HeaderMap::new();
         for (name, value) in &self.headers {
@@ -257,7 +257,7 @@ fn environment_headers(variables: Variables<'_>) -> Result<HeaderMap, Problem> {
     Ok(map)
 }
 
-/// The operator's attributes of the resource.
+/// The operator's resource attributes.
 fn resource(variables: Variables<'_>) -> Result<Vec<KeyValue>, Problem> {
     const ATTRIBUTES: &str = "OTEL_RESOURCE_ATTRIBUTES";
     let text = variables(ATTRIBUTES).unwrap_or_default();
@@ -269,7 +269,7 @@ fn resource(variables: Variables<'_>) -> Result<Vec<KeyValue>, Problem> {
     Ok(attributes)
 }
 
-/// `key=value,key=value`, with values percent-encoded.
+/// Parses `key=value,key=value` with percent-encoded values.
 fn pairs<'t>(variable: &str, text: &'t str) -> Result<Vec<(&'t str, Vec<u8>)>, Problem> {
     let entries = text.split(',').map(str::trim).filter(|entry| !entry.is_empty());
     let pair = |entry: &'t str| {
@@ -289,17 +289,17 @@ fn uri(endpoint: &str, path: &str) -> Result<Uri, &'static str> {
         return Err("must be an http or https URL without a query, such as \"http://127.0.0.1:4318\"");
     };
     if !url.username().is_empty() || url.password().is_some() {
-        return Err("must have no password in it; set traces.headers, or header_files");
+        return Err("must not contain a password; use traces.headers or traces.header_files");
     }
     let base = if path.is_empty() { url.as_str() } else { url.as_str().trim_end_matches('/') };
     let uri = if base.ends_with(path) { base.parse() } else { format!("{base}{path}").parse() };
-    uri.map_err(|_| "cannot be called; write it such as \"http://127.0.0.1:4318\"")
+    uri.map_err(|_| "is not a valid URL; write it like \"http://127.0.0.1:4318\"")
 }
 
 fn put(map: &mut HeaderMap, place: &str, name: &str, value: &[u8]) -> Result<(), Problem> {
-    let Ok(name) = name.parse::<HeaderName>() else { return wrong(place, "is no name of a header") };
+    let Ok(name) = name.parse::<HeaderName>() else { return wrong(place, "is not a valid header name") };
     let Ok(mut value) = HeaderValue::from_bytes(value) else {
-        return wrong(place, "has a value that no header can hold");
+        return wrong(place, "does not have a valid header value");
     };
     if map.contains_key(&name) {
         return wrong(place, "is set twice; keep one of them");
@@ -319,7 +319,7 @@ mod tests {
         toml::from_str(toml).unwrap()
     }
 
-    /// What the section and these variables come to.
+    /// The settings that the section and these variables result in.
     fn settings(toml: &str, variables: &[(&str, &str)]) -> Result<Option<Settings>, String> {
         let variables =
             |name: &str| variables.iter().find(|(key, _)| *key == name).map(|(_, value)| (*value).to_owned());
@@ -360,7 +360,7 @@ mod tests {
             ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "false")], Some("http://collector:4318/v1/traces")),
             ("", &[ENDPOINT, ("OTEL_SDK_DISABLED", "TRUE")], None),
             (own, &[("OTEL_SDK_DISABLED", "true")], None),
-            // Wrong as they are: nothing is sent, so they do not matter.
+            // Invalid, but not validated, as nothing is sent.
             ("", &[("OTEL_TRACES_SAMPLER", "xray"), ("OTEL_BSP_MAX_QUEUE_SIZE", "many")], None),
         ] {
             let settings = settings(toml, variables).unwrap();
@@ -390,7 +390,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_and_attributes_of_the_environment_are_below_the_sections() {
+    fn the_sections_headers_override_those_of_the_environment() {
         let variables = [
             ENDPOINT,
             ("OTEL_EXPORTER_OTLP_HEADERS", "not=read"),
@@ -407,7 +407,7 @@ mod tests {
         assert!(settings.headers.values().all(HeaderValue::is_sensitive));
         assert_eq!((settings.queue_size, settings.batch_size), (7, 512));
 
-        // The last one of a name counts.
+        // The last value of a name wins.
         let resource: BTreeMap<_, _> = settings
             .resource("waypost")
             .into_iter()
@@ -420,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_in_the_environment_are_named_without_their_values() {
+    fn errors_in_the_environment_do_not_contain_the_value() {
         let list = "must be a list such as key=value,key=value";
         let number = "must be a whole number above 0";
         for (name, value, expected) in [
@@ -430,15 +430,19 @@ mod tests {
                 "swordfish:4318",
                 "must be an http or https URL without a query, such as \"http://127.0.0.1:4318\"",
             ),
-            ("OTEL_EXPORTER_OTLP_PROTOCOL", "grpc", "only \"http/protobuf\" is spoken; or set traces.otlp_endpoint"),
+            (
+                "OTEL_EXPORTER_OTLP_PROTOCOL",
+                "grpc",
+                "only \"http/protobuf\" is supported; use it, or set traces.otlp_endpoint",
+            ),
             ("OTEL_EXPORTER_OTLP_HEADERS", "swordfish", list),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "a b=swordfish", "is no name of a header"),
-            ("OTEL_EXPORTER_OTLP_HEADERS", "a=sword%0Afish", "has a value that no header can hold"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a b=swordfish", "is not a valid header name"),
+            ("OTEL_EXPORTER_OTLP_HEADERS", "a=sword%0Afish", "does not have a valid header value"),
             ("OTEL_RESOURCE_ATTRIBUTES", "=swordfish", list),
             (
                 "OTEL_TRACES_SAMPLER",
                 "swordfish",
-                "must be always_on, always_off or traceidratio, or one of them behind parentbased_",
+                "must be always_on, always_off or traceidratio, or one of them prefixed with parentbased_",
             ),
             ("OTEL_BSP_MAX_QUEUE_SIZE", "swordfish", number),
             ("OTEL_BSP_MAX_EXPORT_BATCH_SIZE", "0", number),
@@ -457,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn mistakes_are_named_without_their_values() {
+    fn errors_do_not_contain_the_value() {
         for (toml, expected) in [
             (
                 "otlp_endpoint = 'ftp://swordfish'",
@@ -469,13 +473,13 @@ mod tests {
             ),
             (
                 "otlp_endpoint = 'http://a:swordfish@b'",
-                "traces.otlp_endpoint: must have no password in it; set traces.headers, or header_files",
+                "traces.otlp_endpoint: must not contain a password; use traces.headers or traces.header_files",
             ),
             ("sample_ratio = 1.5", "traces.sample_ratio: must be 0 to 1, such as 0.1 for a tenth"),
             ("sample_ratio = nan", "traces.sample_ratio: must be 0 to 1, such as 0.1 for a tenth"),
             ("timeout_secs = 0", "traces.timeout_secs: must be 1 to 60"),
-            ("headers = { 'a b' = 'swordfish' }", "traces.headers.a b: is no name of a header"),
-            ("headers = { a = \"swordfish\\n\" }", "traces.headers.a: has a value that no header can hold"),
+            ("headers = { 'a b' = 'swordfish' }", "traces.headers.a b: is not a valid header name"),
+            ("headers = { a = \"swordfish\\n\" }", "traces.headers.a: does not have a valid header value"),
             ("headers = { A = 'swordfish', a = 'b' }", "traces.headers.a: is set twice; keep one of them"),
             (
                 "header_files = { a = '/nowhere/token' }",

@@ -1,7 +1,8 @@
-//! Sends finished spans to a collector: the OpenTelemetry SDK batches and retries, our own HTTP client carries.
+//! Exports finished spans to a collector. The OpenTelemetry SDK batches and retries, our own HTTP client sends.
 //!
-//! The SDK's batch processor runs in a thread of its own and never waits for room, so a collector that is slow or away
-//! costs no request anything. What it drops or cannot deliver is counted here, because the SDK only logs it.
+//! The SDK's batch processor runs in a thread of its own and never waits for queue space, so a slow or unreachable
+//! collector does not slow down requests. Spans it drops or cannot deliver are counted here, because the SDK only logs
+//! them.
 //!
 //! Sources: OpenTelemetry Specification, "Trace SDK"; OpenTelemetry Protocol Specification, "OTLP/HTTP".
 
@@ -47,17 +48,17 @@ use crate::{
     trace::Tracer,
 };
 
-/// Bytes of a collector's answer that are read.
+/// How many bytes of a collector's response are read.
 const MAX_ANSWER: usize = 64 * 1024;
-/// More than the largest queue: no span fits any more.
+/// More than the largest queue, so no further span fits.
 const CLOSED: u64 = u64::MAX;
 
-/// Counts what became of spans.
+/// Counts spans by outcome.
 #[derive(Clone, Debug)]
 pub struct TraceMetrics {
-    /// The collector has them.
+    /// Accepted by the collector.
     exported: Counter,
-    /// The collector was away, or did not want them.
+    /// Rejected by the collector, or not delivered.
     refused: Counter,
     /// The queue was full, or the service had stopped.
     dropped: Counter,
@@ -68,22 +69,22 @@ impl TraceMetrics {
     #[must_use]
     pub fn register(registry: &mut Registry) -> Self {
         let spans = Family::<[(&str, &str); 1], Counter>::default();
-        registry.register("spans", "Spans of traces by what became of them", spans.clone());
+        registry.register("spans", "Spans, by outcome", spans.clone());
         let counter = |outcome| spans.get_or_create_owned(&[("outcome", outcome)]);
         Self { exported: counter("exported"), refused: counter("refused"), dropped: counter("dropped") }
     }
 }
 
-/// Traces cannot be set up.
+/// Why the export could not be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TracesError {
-    /// A key or a variable cannot be used.
+    /// A key or a variable is invalid.
     #[error(transparent)]
     Setting(#[from] ConfigError),
     /// The client for the collector cannot be built.
     #[error(transparent)]
     Outbound(#[from] OutboundError),
-    /// The SDK refuses the settings.
+    /// The SDK rejects the settings.
     #[error(transparent)]
     Exporter(#[from] ExporterBuildError),
 }
@@ -92,7 +93,7 @@ fn settings(config: &TracesConfig) -> Result<Option<Settings>, ConfigError> {
     config.settings(&environment).map_err(|problem| problem.at(&Source::default()))
 }
 
-/// The way to the collector, as configured now.
+/// The connection to the collector, as currently configured.
 #[derive(Debug)]
 struct Link {
     client: HttpClient,
@@ -108,7 +109,7 @@ impl Link {
     }
 }
 
-/// The running export of spans. Copies share it.
+/// The running export of spans. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Exporter {
     tracer: Tracer,
@@ -117,12 +118,12 @@ pub struct Exporter {
 }
 
 impl Exporter {
-    /// Starts to export the spans of `service`, if the configuration or the environment names a collector. Needs a
+    /// Starts exporting the spans of `service` if the configuration or the environment names a collector. Requires a
     /// tokio runtime.
     ///
     /// # Errors
     ///
-    /// [`TracesError`]; an unreachable collector is none.
+    /// [`TracesError`]; an unreachable collector is not an error.
     pub fn start(
         config: &TracesConfig,
         outbound: &OutboundConfig,
@@ -174,17 +175,17 @@ impl Exporter {
         Ok(Self { tracer: Tracer::new(provider.tracer("waypost"), clock), queue, link })
     }
 
-    /// What starts spans.
+    /// The tracer that feeds this exporter.
     #[must_use]
     pub fn tracer(&self) -> Tracer {
         self.tracer.clone()
     }
 
-    /// Switches to what the secret files and `[outbound]` say now. The rest of `config` stays that of the start.
+    /// Applies what the secret files and `[outbound]` contain now. The rest of `config` stays as it was at start-up.
     ///
     /// # Errors
     ///
-    /// [`TracesError`]; then all stays as it was.
+    /// [`TracesError`]; the previous settings stay in effect.
     pub fn renew(&self, config: &TracesConfig, outbound: &OutboundConfig) -> Result<(), TracesError> {
         if let Some(settings) = settings(config)? {
             self.link.set(Arc::new(Link::new(&settings, outbound)?));
@@ -192,8 +193,8 @@ impl Exporter {
         Ok(())
     }
 
-    /// Sends what is left, for at most the time of one call. What is left after that is dropped, as are spans that end
-    /// later.
+    /// Exports the remaining spans, within the time limit of one call. Spans that are still left, or that end later,
+    /// are dropped.
     pub async fn stop(&self) {
         if self.queue.books.is_stopping.swap(true, Ordering::SeqCst) {
             return;
@@ -203,20 +204,20 @@ impl Exporter {
         let dropped = self.queue.books.waiting.swap(CLOSED, Ordering::SeqCst);
         self.queue.books.metrics.dropped.inc_by(dropped);
         if !matches!(stopped, Ok(Ok(()))) {
-            tracing::warn!(dropped, "the collector did not take the last traces in time; dropped");
+            tracing::warn!(dropped, "the trace collector did not accept the last spans in time; dropping them");
         }
     }
 }
 
-/// What the parts of the export know about each other.
+/// State shared by the parts of the export.
 #[derive(Debug)]
 struct Books {
     metrics: TraceMetrics,
-    /// Spans in the queue or being exported, or [`CLOSED`].
+    /// Spans queued or being exported, or [`CLOSED`].
     waiting: AtomicU64,
-    /// Spans that the collector rejected in its last answer.
+    /// Spans that the collector rejected in its latest response.
     rejected: AtomicU64,
-    /// Whether the last call failed: an outage is logged once, not with each batch.
+    /// Whether the latest call failed: an outage is logged once, not for every batch.
     is_away: AtomicBool,
     is_stopping: AtomicBool,
 }
@@ -229,18 +230,22 @@ impl Books {
 
     fn mark_up(&self) {
         if self.is_away.swap(false, Ordering::SeqCst) {
-            tracing::info!("the collector accepts traces again");
+            tracing::info!("the trace collector accepts spans again");
         }
     }
 
     fn mark_away(&self, reason: &str) {
         if !self.is_away.swap(true, Ordering::SeqCst) {
-            tracing::warn!(reason, "the collector does not accept traces; retrying, and dropping what does not fit");
+            tracing::warn!(
+                reason,
+                "the trace collector does not accept spans; retrying, and dropping spans once the queue is full"
+            );
         }
     }
 }
 
-/// The batch processor behind a counter. Its own queue has the same room, so it never drops what got past here.
+/// The batch processor behind a counter. Its own queue has the same capacity, so it never drops what was admitted
+/// here.
 #[derive(Clone, Debug)]
 struct Queue {
     batches: Arc<BatchSpanProcessor>,
@@ -263,13 +268,13 @@ impl SpanProcessor for Queue {
         self.batches.force_flush()
     }
 
-    /// [`Exporter::stop`] does it, which does not block a worker when the last tracer is dropped.
+    /// [`Exporter::stop`] shuts the processor down, which does not block a worker when the last tracer is dropped.
     fn shutdown_with_timeout(&self, _: Duration) -> OTelSdkResult {
         Ok(())
     }
 }
 
-/// The OTLP exporter, and what became of each batch.
+/// The OTLP exporter, and the accounting of each batch.
 #[derive(Debug)]
 struct Counted {
     otlp: opentelemetry_otlp::SpanExporter,
@@ -288,7 +293,7 @@ impl opentelemetry_sdk::trace::SpanExporter for Counted {
     }
 }
 
-/// Our own client, as the exporter wants it: there is no second way out.
+/// Adapts our own client for the exporter, so that there is only one way out of the process.
 #[derive(Debug)]
 struct Carrier {
     runtime: Handle,
@@ -303,7 +308,7 @@ impl opentelemetry_http::HttpClient for Carrier {
         for (name, value) in &link.headers {
             request.headers_mut().insert(name, value.clone());
         }
-        // This runs in the batch processor's own thread; our client needs the runtime.
+        // Called on the batch processor's own thread, whereas our client needs the runtime.
         let sent = self.runtime.spawn(async move { link.client.send(request, link.limits).await }).await?;
         match &sent {
             Ok(answer) if answer.status().is_success() => {
@@ -315,7 +320,7 @@ impl opentelemetry_http::HttpClient for Carrier {
             Err(error) => self.books.mark_away(&Chain(error).to_string()),
         }
         if self.books.is_stopping.load(Ordering::SeqCst) {
-            // The exporter knows of no stop. A status that it does not retry ends its tries.
+            // The exporter does not know about shutdown; a status that it does not retry ends its attempts.
             let mut last = Response::default();
             *last.status_mut() = StatusCode::BAD_REQUEST;
             return Ok(last);
@@ -324,7 +329,7 @@ impl opentelemetry_http::HttpClient for Carrier {
     }
 }
 
-/// How many spans of a batch the collector did not take, although it took the batch.
+/// The number of spans that the collector rejected from a batch it accepted.
 fn rejected(answer: &[u8]) -> u64 {
     let answer = ExportTraceServiceResponse::decode(answer).unwrap_or_default();
     answer.partial_success.and_then(|partial| u64::try_from(partial.rejected_spans).ok()).unwrap_or_default()

@@ -5,7 +5,8 @@ use opentelemetry_proto::tonic::collector::trace::v1::ExportTracePartialSuccess;
 
 use super::*;
 
-/// An exporter with room for two spans, whose collector refuses connections. It sends full batches and at the stop.
+/// An exporter with room for two spans, whose collector refuses connections. It exports only full batches, and at
+/// shutdown.
 fn exporter() -> Exporter {
     let config = TracesConfig {
         otlp_endpoint: Some("http://127.0.0.1:1".to_owned()),
@@ -36,18 +37,18 @@ fn counted(exporter: &Exporter) -> (u64, u64, u64) {
 }
 
 #[tokio::test]
-async fn spans_that_find_no_room_are_dropped_and_counted() {
+async fn spans_that_do_not_fit_are_dropped_and_counted() {
     let exporter = exporter();
-    // The first two cannot leave before this task waits.
+    // The first two cannot be exported before this task yields.
     trace(&exporter, 5);
     assert_eq!(counted(&exporter), (0, 0, 3));
 }
 
 #[tokio::test]
-async fn a_stop_does_not_retry_and_counts_what_is_left_and_what_comes_late() {
+async fn a_stop_does_not_retry_and_counts_remaining_and_late_spans() {
     let exporter = exporter();
     trace(&exporter, 1);
-    // With a retry this would outlast the second that it is given, and the span would count as dropped.
+    // A retry would outlast the one second allowed, and the span would count as dropped.
     exporter.stop().await;
     assert_eq!(counted(&exporter), (0, 1, 0));
     trace(&exporter, 2);
@@ -57,7 +58,7 @@ async fn a_stop_does_not_retry_and_counts_what_is_left_and_what_comes_late() {
 }
 
 #[test]
-fn an_answer_says_how_many_spans_were_rejected() {
+fn a_response_tells_how_many_spans_were_rejected() {
     let partial = ExportTracePartialSuccess { rejected_spans: 3, error_message: "too old".to_owned() };
     let answer = |partial_success| ExportTraceServiceResponse { partial_success }.encode_to_vec();
     assert_eq!(rejected(&answer(Some(partial))), 3);

@@ -307,7 +307,7 @@ const PUBLIC: &[Mistake] = &[
             s.set("identity", "public_base_url", "https://nowhere.test");
         },
         "public base URL",
-        &["DNS does not know the name", "look at its spelling"],
+        &["DNS does not know the name", "check its spelling"],
     ),
     (
         |s, w| {
