@@ -79,7 +79,7 @@ async fn a_mail_server_that_is_away_is_down() {
     let token = t.register("@alice:hs.test").await;
     assert_eq!(t.request_email(&token, "alice@example.com", "secret", 1).await.status, 400);
     let (state, detail) = dependency(&t.server, "mail").await;
-    assert!(state == "down" && detail.starts_with("SMTP: the mail server did not take the mail"), "{state} {detail}");
+    assert!(state == "down" && detail.starts_with("SMTP: the mail server did not accept the mail"), "{state} {detail}");
     assert!(!detail.contains("alice"), "{detail}");
 }
 

@@ -77,7 +77,7 @@ def test_no_mail_goes_through_tls_that_is_not_to_be_trusted(neighbourhood, new_i
     identity = new_identity(changes={"email": strange_mailbox.settings()})
     alice = Person(neighbourhood.synapse.user("alice"), identity, strange_mailbox)
 
-    check_refused(alice, request_mail(alice, "alice@trust.example"), "did not take the mail")
+    check_refused(alice, request_mail(alice, "alice@trust.example"), "did not accept the mail")
 
     assert strange_mailbox.to("alice@trust.example") == []
 
@@ -98,7 +98,7 @@ def test_no_mail_goes_without_the_tls_that_was_asked_for(neighbourhood, new_iden
         identity = new_identity(changes={"email": merged(plain.settings(), {"smtp_tls": "starttls"})})
         alice = Person(neighbourhood.synapse.user("alice"), identity, plain)
 
-        check_refused(alice, request_mail(alice, "alice@plain.example"), "did not take the mail")
+        check_refused(alice, request_mail(alice, "alice@plain.example"), "did not accept the mail")
 
         assert plain.to("alice@plain.example") == [] and plain.logins == 0
     finally:
@@ -111,7 +111,7 @@ def test_the_same_attempt_may_try_again_when_the_mail_server_is_back(neighbourho
     alice = Person(neighbourhood.synapse.user("alice"), identity, mailbox)
     mailbox.stop()
 
-    check_refused(alice, request_mail(alice, "alice@away.example"), "did not take the mail")
+    check_refused(alice, request_mail(alice, "alice@away.example"), "did not accept the mail")
     mailbox.start()
     try:
         answer = request_mail(alice, "alice@away.example")

@@ -25,45 +25,45 @@ use waypost_shared::{
 
 use crate::config::{Config, EmailTransport, SmtpTls};
 
-/// A mail that did not go out. The texts name no address.
+/// Why a mail could not be sent. The texts never include an address.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MailError {
-    /// The address is not one that a mail can go to.
-    #[error("the address cannot be written to")]
+    /// The recipient is not a valid mail address.
+    #[error("mail cannot be sent to this address")]
     Address,
-    /// The mail could not be put together.
-    #[error("the mail could not be put together")]
+    /// The message could not be built.
+    #[error("the mail could not be built")]
     Message(#[from] lettre::error::Error),
-    /// The mail server could not be reached, or refused.
-    #[error("the mail server did not take the mail{}", reason(.0))]
+    /// The mail server could not be reached, or refused the mail.
+    #[error("the mail server did not accept the mail{}", reason(.0))]
     Smtp(Box<lettre::transport::smtp::Error>),
-    /// The mail server was too slow, or too many mails are under way.
+    /// The mail server was too slow, or no connection slot became free in time.
     #[error("the mail was not sent within {0} seconds")]
     Timeout(u64),
-    /// The mail could not be written to the folder.
-    #[error("the mail could not be written")]
+    /// The mail could not be written to `email.folder`.
+    #[error("the mail could not be written to its folder")]
     Folder(#[from] io::Error),
 }
 
 impl MailError {
-    /// Whether no other mail would have gone out either, as far as one can tell.
+    /// Whether the server is to blame, so that any other mail would most likely have failed too.
     fn is_of_the_server(&self) -> bool {
         match self {
             Self::Address | Self::Message(_) => false,
-            // What it refuses for good it refuses for the recipient.
+            // A permanent refusal (5xx) is about this recipient or message.
             Self::Smtp(error) => !error.is_permanent(),
             Self::Timeout(_) | Self::Folder(_) => true,
         }
     }
 }
 
-/// What the operator can be told. The mail server's sentences often quote the recipient, so of those only the status is;
-/// what this side says about the connection and its TLS names nobody.
+/// The reason to report to the operator. Replies often quote the recipient, so only their status code is reported;
+/// local connection and TLS errors contain no address.
 fn reason(error: &lettre::transport::smtp::Error) -> String {
     match error.status() {
         Some(code) => format!(" (SMTP status {code})"),
         None if error.is_timeout() => " (no answer in time)".to_owned(),
-        None if error.is_response() => " (its answer is not SMTP)".to_owned(),
+        None if error.is_response() => " (its reply is not valid SMTP)".to_owned(),
         None => format!(" ({error})"),
     }
 }
@@ -71,33 +71,33 @@ fn reason(error: &lettre::transport::smtp::Error) -> String {
 /// A mail configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MailerError {
-    /// The sender.
+    /// The sender address is invalid.
     #[error("email.from: {0}")]
     From(#[from] lettre::address::AddressError),
-    /// TLS.
-    #[error("the mail server's TLS cannot be set up: {0}")]
+    /// TLS to the mail server cannot be set up.
+    #[error("cannot set up TLS for the mail server: {0}")]
     Tls(#[from] lettre::transport::smtp::Error),
-    /// The password.
+    /// The password cannot be read.
     #[error("email.smtp_password: {0}")]
     Password(#[from] SecretError),
-    /// The additional roots or the folder.
+    /// The extra CA file or the mail folder cannot be used.
     #[error("{path}: {source}")]
     File {
-        /// Which.
+        /// The file or folder.
         path: String,
-        /// What the operating system said.
+        /// The I/O error.
         source: io::Error,
     },
 }
 
-/// What a mail says.
+/// The content of a mail.
 #[derive(Debug)]
 pub(crate) struct Mail {
-    /// The subject, without line ends.
+    /// The subject, a single line.
     pub(crate) subject: String,
-    /// For readers of plain text.
+    /// The plain text alternative.
     pub(crate) text: String,
-    /// For everybody else.
+    /// The HTML alternative.
     pub(crate) html: String,
 }
 
@@ -107,7 +107,7 @@ pub(crate) struct Mailer {
     from: Mailbox,
     timeout_secs: u64,
     transport: Transport,
-    /// Whether the mail server took what it was last given.
+    /// Whether the mail server is up, judged by the latest mail.
     pub(crate) probe: HealthProbe,
 }
 
@@ -122,11 +122,7 @@ enum Transport {
 }
 
 impl Mailer {
-    /// Sets up the configured way to send; nothing is sent or connected to yet.
-    ///
-    /// # Errors
-    ///
-    /// [`MailerError`].
+    /// Sets up the configured transport. Does not connect yet.
     pub(crate) fn new(config: &Config, clock: Clock) -> Result<Self, MailerError> {
         let email = &config.email;
         let transport = match email.transport {
@@ -147,13 +143,9 @@ impl Mailer {
         Ok(Self { from, timeout_secs: email.smtp_timeout_secs, transport, probe: HealthProbe::new(clock) })
     }
 
-    /// Sends a mail to one address; returns when the mail server has taken it.
+    /// Sends a mail to one address; returns once the mail server has accepted it.
     ///
-    /// `link` is what the mail is about. The folder transport writes it to the log, because then nobody reads a mailbox.
-    ///
-    /// # Errors
-    ///
-    /// [`MailError`].
+    /// `link` is the link in the mail. The folder transport logs it, since no mailbox receives the mail.
     pub(crate) async fn send(&self, to: &str, mail: Mail, link: &str) -> Result<(), MailError> {
         let to: Address = to.parse().map_err(|_| MailError::Address)?;
         let message = self.message(to, mail)?;
@@ -173,7 +165,7 @@ impl Mailer {
     async fn hand_over(&self, message: Message, link: &str) -> Result<(), MailError> {
         match &self.transport {
             Transport::Smtp { smtp, at_once } => {
-                // lettre's own time-out is for each command.
+                // lettre's own time-out applies to each SMTP command; this one covers the whole mail.
                 let sending = async {
                     let _one = at_once.acquire().await;
                     smtp.send(message).await.map_err(|error| MailError::Smtp(Box::new(error)))
@@ -186,9 +178,13 @@ impl Mailer {
                 let mut open = tokio::fs::OpenOptions::new();
                 let mut open = open.write(true).create_new(true).mode(0o600).open(&file).await?;
                 open.write_all(&message.formatted()).await?;
-                // tokio writes files in the background; only this says whether it could.
+                // tokio writes files in the background; only the flush reports a failed write.
                 open.flush().await?;
-                tracing::info!(file = %file.display(), link, "mail written to a file, since email.transport is \"folder\"");
+                tracing::info!(
+                    file = %file.display(),
+                    link,
+                    "mail written to a file, not sent: email.transport is \"folder\""
+                );
             }
         }
         Ok(())
@@ -196,7 +192,7 @@ impl Mailer {
 
     fn message(&self, to: Address, mail: Mail) -> Result<Message, lettre::error::Error> {
         let domain = self.from.email.domain();
-        // RFC 3834: what writes mail by itself says so, and holiday notices stay away.
+        // RFC 3834: marks automatic mail, so that out-of-office responders do not reply.
         let auto_submitted =
             HeaderValue::new(HeaderName::new_from_ascii_str("Auto-Submitted"), "auto-generated".to_owned());
         Message::builder()
@@ -228,11 +224,7 @@ fn smtp(config: &Config) -> Result<AsyncSmtpTransport<Tokio1Executor>, MailerErr
     Ok(builder.build())
 }
 
-/// Whom to log in as at the mail server, if at all.
-///
-/// # Errors
-///
-/// [`MailerError::Password`].
+/// The SMTP credentials, or none if no user is configured.
 pub(crate) fn credentials(config: &Config) -> Result<Option<Credentials>, MailerError> {
     let Some(username) = &config.email.smtp_username else { return Ok(None) };
     let password = config.smtp_password()?;
@@ -240,11 +232,7 @@ pub(crate) fn credentials(config: &Config) -> Result<Option<Credentials>, Mailer
     Ok(Some(Credentials::new(username.clone(), password.to_owned())))
 }
 
-/// How TLS is spoken with the mail server.
-///
-/// # Errors
-///
-/// [`MailerError`]: the additional roots.
+/// The TLS parameters for the mail server, including the roots in `outbound.extra_ca_file`.
 pub(crate) fn tls_parameters(config: &Config) -> Result<TlsParameters, MailerError> {
     let mut parameters = TlsParameters::builder(config.email.smtp_host.clone());
     if let Some(file) = &config.outbound.extra_ca_file {
@@ -276,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mail_has_the_headers_that_it_should() {
+    fn a_mail_has_each_expected_header_once() {
         let mail = formatted("Confirm");
         let (head, _) = mail.split_once("\r\n\r\n").unwrap();
         for start in [
@@ -295,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn a_line_end_in_a_subject_makes_no_header() {
+    fn a_line_break_in_a_subject_cannot_inject_a_header() {
         let mail = formatted("Hello\r\nBcc: eve@evil.test");
         assert!(!mail.split("\r\n").any(|line| line.starts_with("Bcc")), "{mail}");
     }

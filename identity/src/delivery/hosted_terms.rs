@@ -1,4 +1,4 @@
-//! Policies that this server shows itself, from Markdown files that are read at the start.
+//! Policies hosted by this server, rendered from Markdown files at startup.
 
 use std::{collections::BTreeMap, fs, io};
 
@@ -6,28 +6,28 @@ use url::Url;
 
 use crate::domain::{markdown, terms::Policy};
 
-/// A policy's file that cannot be shown.
+/// Why a policy cannot be hosted.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HostedTermsError {
-    /// It is not there, or is no text.
+    /// The file is missing, unreadable or not UTF-8.
     #[error("cannot read the policy {path}: {source}")]
     Unreadable {
         /// The file.
         path: String,
-        /// What the operating system said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// There is no address to show it at.
-    #[error("identity.public_base_url cannot be the beginning of a policy's address")]
+    /// No URL can be made for the page.
+    #[error("identity.public_base_url cannot be used as the base of a policy's URL")]
     NoAddress,
 }
 
 /// One policy in one language.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct TermsPage {
-    /// Its name.
+    /// The policy's name in this language.
     pub(crate) title: String,
-    /// Its text in HTML.
+    /// The text, as an HTML fragment.
     pub(crate) html: String,
 }
 
@@ -36,12 +36,8 @@ pub(crate) struct TermsPage {
 pub(crate) struct HostedTerms(BTreeMap<[String; 3], TermsPage>);
 
 impl HostedTerms {
-    /// Reads the files that `policies` name, and gives those without an address of their own the one that they get
-    /// here: `{base_url}/_waypost/terms/{policy}/{version}/{language}`.
-    ///
-    /// # Errors
-    ///
-    /// [`HostedTermsError`] that names the file.
+    /// Renders the files named in `policies`. A policy without a URL of its own gets the one it is hosted at:
+    /// `{base_url}/_waypost/terms/{policy}/{version}/{language}`.
     pub(crate) fn load(policies: &mut BTreeMap<String, Policy>, base_url: &str) -> Result<Self, HostedTermsError> {
         let mut pages = BTreeMap::new();
         for (id, policy) in policies {
@@ -60,7 +56,7 @@ impl HostedTerms {
         Ok(Self(pages))
     }
 
-    /// A page, if there is one.
+    /// Looks up a page.
     pub(crate) fn page(&self, policy: &str, version: &str, language: &str) -> Option<&TermsPage> {
         self.0.get(&[policy, version, language].map(str::to_owned))
     }
@@ -87,7 +83,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gets_an_address_unless_it_has_one() {
+    fn a_hosted_policy_gets_a_url_unless_it_has_one() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("privacy.md");
         fs::write(&file, "# We keep nothing").unwrap();

@@ -1,4 +1,4 @@
-//! What reaches people: mails, text messages and pages.
+//! Everything people receive: mails, text messages and pages.
 
 pub(crate) mod email;
 pub(crate) mod hosted_terms;

@@ -1,8 +1,10 @@
-//! The texts of mails, messages and pages: built in, and each replaceable by an operator's file of the same name.
+//! The templates of mails, text messages and pages: built in, and each replaceable by an operator's file of the same
+//! name.
 //!
-//! `NAME.de.html` is the German of `NAME.html`. A sub-folder of the operator's folder is a brand, which requests choose by
-//! name. A template is looked for in the brand's folder, in the operator's, and among those that are built in; in each
-//! first in the reader's language. So what an operator wrote comes before what is built in, in whatever language.
+//! `NAME.de.html` is the German translation of `NAME.html`. A sub-folder of the operator's folder is a brand, which
+//! requests select by name. A template is looked up in the brand's folder, then in the operator's, then among the
+//! built-in ones, in each place first in the reader's language. An operator's template therefore always wins over a
+//! built-in one, whatever its language.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +17,7 @@ use serde::Serialize;
 
 use crate::domain::language::{self, ENGLISH};
 
-/// Names and texts of all templates. Those that end in `.html` are escaped.
+/// Names and texts of all templates. Values in `.html` templates are escaped.
 const BUILT_IN: &[(&str, &str)] = &[
     ("mail_layout.html", include_str!("../../templates/mail_layout.html")),
     ("verification_subject.txt", include_str!("../../templates/verification_subject.txt")),
@@ -46,47 +48,48 @@ const BUILT_IN: &[(&str, &str)] = &[
     ("page_terms.html", include_str!("../../templates/page_terms.html")),
 ];
 
-/// How much work one rendering may do: an operator's endless loop must not hold up the server.
+/// Template instructions that one rendering may execute, so that an endless loop in an operator's template cannot block
+/// the server.
 const FUEL: u64 = 100_000;
 
 /// A template folder that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum TemplateError {
-    /// A file or folder in it cannot be read.
+    /// A file or folder cannot be read.
     #[error("cannot read the template {path}: {source}")]
     Unreadable {
-        /// The file.
+        /// The file or folder.
         path: String,
-        /// What the operating system said.
+        /// The I/O error.
         source: io::Error,
     },
-    /// A template has a mistake. The text names the template and the line.
+    /// A template has an error. The text names the template and the line.
     #[error("the template cannot be used: {0}")]
     Mistake(#[from] minijinja::Error),
 }
 
-/// In whose name and in which language somebody is spoken to; one that there are templates for.
+/// The brand and language to render in, as [`Templates::look`] chooses them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Look {
-    /// The operator's sub-folder; none is the folder itself.
+    /// The sub-folder of the operator's folder; none means no brand.
     pub(crate) brand: Option<String>,
-    /// A language tag in lower case.
+    /// The language tag, in lower case.
     pub(crate) language: String,
 }
 
-/// The templates, read once.
+/// All templates, read once at startup.
 #[derive(Debug)]
 pub(crate) struct Templates {
-    /// By brand; the empty name is none.
+    /// By brand; the empty name stands for no brand.
     brands: BTreeMap<String, Brand>,
     default_language: String,
 }
 
-/// The templates of one brand, complete: `de/page_done.html` is whichever text serves German readers best.
+/// The complete templates of one brand: `de/page_done.html` is the best text there is for German readers.
 #[derive(Debug)]
 struct Brand {
     environment: Environment<'static>,
-    /// The languages that there are templates in, and for each template and language the one that it is written in.
+    /// By language and template name: the language that the chosen template is actually written in.
     written_in: BTreeMap<String, BTreeMap<String, String>>,
 }
 
@@ -94,12 +97,8 @@ struct Brand {
 type Texts = BTreeMap<String, String>;
 
 impl Templates {
-    /// Reads the built-in templates, and over them those of `folder` and its sub-folders. Who reads no language that
-    /// there are templates in gets `default_language`.
-    ///
-    /// # Errors
-    ///
-    /// [`TemplateError`] that names the file.
+    /// Loads the built-in templates, overridden by those in `folder` and its sub-folders. Readers of none of the
+    /// available languages get `default_language`.
     pub(crate) fn load(folder: Option<&Path>, default_language: &str) -> Result<Self, TemplateError> {
         let built_in: Texts = BUILT_IN.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned())).collect();
         let own = folder.map(texts).transpose()?.unwrap_or_default();
@@ -111,10 +110,9 @@ impl Templates {
         Ok(Self { brands, default_language: default_language.to_owned() })
     }
 
-    /// The look for a request: `brand` if there is such a one, and the first of the languages that there are templates
-    /// in.
+    /// The look for a request: `brand` if it exists, and the first of the `preferred` languages with any templates.
     pub(crate) fn look(&self, brand: Option<&str>, preferred: &[String]) -> Look {
-        // A name out of a request is only compared with those that were found at the start, never made a path of.
+        // The name comes from a request: it is only compared with the brands found at startup and never becomes a path.
         let brand = brand.filter(|brand| !brand.is_empty() && self.brands.contains_key(*brand)).map(str::to_owned);
         let known = self.brand(brand.as_deref()).map(|brand| &brand.written_in);
         let language = language::choose(preferred, |language| {
@@ -123,15 +121,15 @@ impl Templates {
         Look { brand, language: language.unwrap_or(&self.default_language).to_owned() }
     }
 
-    /// Fills in a template. It can also use `lang`, the language that it is written in.
+    /// Renders a template. Besides `values` it can use `lang`, the language it is written in.
     ///
     /// # Errors
     ///
-    /// A mistake in an operator's template that shows only now: an unknown variable, too much work.
+    /// An error in an operator's template that only rendering reveals: an unknown variable, or running out of fuel.
     pub(crate) fn render(&self, look: &Look, name: &str, values: &impl Serialize) -> Result<String, minijinja::Error> {
         let unknown = || minijinja::Error::new(minijinja::ErrorKind::TemplateNotFound, "there is no such brand");
         let brand = self.brand(look.brand.as_deref()).ok_or_else(unknown)?;
-        // An operator's default language may be one that there is nothing in yet.
+        // The configured default language may have no templates yet.
         let (language, written_in) = brand
             .written_in
             .get_key_value(&look.language)
@@ -148,8 +146,8 @@ impl Templates {
 }
 
 impl Brand {
-    /// Puts together what a brand's own texts, the operator's and the built-in ones make of each template, in each
-    /// language of any of them.
+    /// Resolves each template in every language found anywhere, from the brand's own texts, the operator's and the
+    /// built-in ones.
     fn build(brand: &Texts, own: &Texts, built_in: &Texts) -> Result<Self, TemplateError> {
         let mut environment = Environment::new();
         environment.set_fuel(Some(FUEL));
@@ -157,7 +155,7 @@ impl Brand {
         environment
             .set_auto_escape_callback(|name| if name.ends_with(".html") { AutoEscape::Html } else { AutoEscape::None });
         environment.set_formatter(write_value);
-        // What a template extends or includes is of its own language.
+        // Templates extend and include others in their own language.
         environment.set_path_join_callback(|name, parent| match parent.split_once('/') {
             Some((language, _)) => format!("{language}/{name}").into(),
             None => name.into(),
@@ -209,7 +207,7 @@ fn translated(name: &str, language: &str) -> String {
     format!("{stem}.{language}.{extension}")
 }
 
-/// The templates that stand in a folder; other files are let be.
+/// The templates in a folder; other files are ignored.
 fn texts(folder: &Path) -> Result<Texts, TemplateError> {
     let mut texts = Texts::new();
     for (name, path) in entries(folder)? {
@@ -222,7 +220,7 @@ fn texts(folder: &Path) -> Result<Texts, TemplateError> {
     Ok(texts)
 }
 
-/// The sub-folders whose names a brand may have. Others, such as the `..data` of a Kubernetes volume, are let be.
+/// The sub-folders with valid brand names. Others, such as `..data` in a Kubernetes volume, are ignored.
 fn brand_folders(folder: &Path) -> Result<Vec<(String, PathBuf)>, TemplateError> {
     let mut brands = entries(folder)?;
     brands.retain(|(name, path)| is_brand_name(name) && path.is_dir());
@@ -246,7 +244,7 @@ fn unreadable(path: &Path, source: io::Error) -> TemplateError {
     TemplateError::Unreadable { path: path.display().to_string(), source }
 }
 
-/// Escapes what HTML needs escaped and nothing else: the engine's own way turns each slash of a link into `&#x2f;`.
+/// Escapes only what HTML requires: the engine's own escaping turns each slash of a link into `&#x2f;`.
 fn write_value(output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value) -> Result<(), minijinja::Error> {
     if !matches!(state.auto_escape(), AutoEscape::Html) || value.is_safe() {
         return minijinja::escape_formatter(output, state, &Value::from_safe_string(value.to_string()));

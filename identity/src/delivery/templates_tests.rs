@@ -20,7 +20,7 @@ fn english() -> Look {
     Look { brand: None, language: "en".to_owned() }
 }
 
-/// A folder with these files, which is removed at the end.
+/// A temporary folder with the given files, removed on drop.
 struct Folder(TempDir);
 
 impl Folder {
@@ -48,11 +48,11 @@ fn html_is_escaped_and_text_is_not() {
 }
 
 #[test]
-fn everything_built_in_is_there_in_both_languages_and_says_so() {
+fn every_built_in_template_exists_in_both_languages_and_declares_its_own() {
     let templates = Templates::load(None, "en").unwrap();
     for (file, _) in BUILT_IN {
         let (name, _) = split(file);
-        // A policy is written in its own language, whatever the reader's.
+        // A policy has a language of its own, whatever the reader's.
         if name.ends_with("_layout.html") || name == "page_terms.html" {
             continue;
         }
@@ -71,7 +71,7 @@ fn everything_built_in_is_there_in_both_languages_and_says_so() {
 }
 
 #[test]
-fn an_operators_template_takes_the_place_of_a_built_in_one() {
+fn an_operators_template_replaces_the_built_in_one() {
     let render = |text: &str| {
         let folder = Folder::new(&[("verification_subject.txt", text)]);
         Templates::load(Some(folder.0.path()), "en")
@@ -84,7 +84,7 @@ fn an_operators_template_takes_the_place_of_a_built_in_one() {
 }
 
 #[test]
-fn brand_and_language_are_looked_for_in_their_order() {
+fn templates_are_looked_up_by_brand_first_then_by_language() {
     let name = "verification_subject.txt";
     let subject = |files: &[(&str, &str)], brand: Option<&str>, language: &str| {
         let folder = Folder::new(files);
@@ -111,7 +111,7 @@ fn brand_and_language_are_looked_for_in_their_order() {
 }
 
 #[test]
-fn a_brands_layout_is_around_the_built_in_texts() {
+fn a_brands_layout_wraps_the_built_in_templates() {
     let layout = "<html lang=\"{{ lang }}\">ACME {% block title %}{% endblock %}{% block content %}{% endblock %}";
     let folder = Folder::new(&[("acme/page_layout.html", layout)]);
     let templates = Templates::load(Some(folder.0.path()), "en").unwrap();
@@ -123,7 +123,7 @@ fn a_brands_layout_is_around_the_built_in_texts() {
 }
 
 #[test]
-fn a_brand_is_a_name_and_never_a_path() {
+fn a_brand_is_a_name_never_a_path() {
     let folder = Folder::new(&[("acme/a.txt", ""), (".hidden/a.txt", ""), ("a b/a.txt", "")]);
     let templates = Templates::load(Some(folder.0.path()), "en").unwrap();
     assert_eq!(templates.look(Some("acme"), &[]).brand.as_deref(), Some("acme"));
@@ -133,11 +133,11 @@ fn a_brand_is_a_name_and_never_a_path() {
 }
 
 #[test]
-fn who_reads_no_known_language_gets_the_default_one() {
+fn readers_of_no_available_language_get_the_default() {
     let templates = Templates::load(None, "de").unwrap();
     assert_eq!(templates.look(None, &["fr".to_owned()]).language, "de");
     assert_eq!(templates.look(None, &["en".to_owned()]).language, "en");
-    // Nothing is written in it: English is.
+    // There are no templates in French, so English is used.
     let templates = Templates::load(None, "fr").unwrap();
     let page = templates.render(&templates.look(None, &[]), "page_done.html", &values()).unwrap();
     assert!(page.contains("<html lang=\"en\">"), "{page}");

@@ -1,53 +1,53 @@
-//! How sending a text message fails.
+//! Errors of text messages.
 
 use http::StatusCode;
 use waypost_shared::{client::HttpClientError, config::secret::SecretError};
 
-/// A message that did not go out. The texts name no number.
+/// Why a text message could not be sent. The texts never include a phone number.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SmsError {
-    /// The operator has no gateway.
+    /// No gateway is configured.
     #[error("sms.transport is \"off\"")]
     Off,
-    /// The request could not be put together.
-    #[error("the request to the SMS gateway could not be put together")]
+    /// A template failed to render.
+    #[error("the request to the SMS gateway could not be built")]
     Template(#[from] minijinja::Error),
-    /// The same: what was filled in is no URL or no header.
-    #[error("the request to the SMS gateway could not be put together")]
+    /// The rendered URL or a header is invalid.
+    #[error("the request to the SMS gateway could not be built")]
     Request(#[from] http::Error),
-    /// The gateway could not be reached.
+    /// The gateway could not be reached, or did not answer in time.
     #[error("the SMS gateway did not answer")]
     Unreachable(#[from] HttpClientError),
-    /// The gateway said no. Its sentence often quotes the number, so only its status is told.
+    /// The gateway refused. Its answer often quotes the number, so only the status is reported.
     #[error("the SMS gateway refused with status {0}")]
     Refused(StatusCode),
     /// The gateway's answer does not contain `sms.http.success_contains`.
-    #[error("the SMS gateway's answer is not the one that sms.http.success_contains describes")]
+    #[error("the SMS gateway's answer does not contain the text of sms.http.success_contains")]
     NotSuccess,
 }
 
 /// An SMS configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SmsSetupError {
-    /// The password, or a header's value.
+    /// The password or a header's value cannot be read.
     #[error("{key}: {source}")]
     Secret {
-        /// The configuration's key.
+        /// The configuration key.
         key: String,
-        /// What is wrong with it.
+        /// Why it cannot be read.
         source: SecretError,
     },
-    /// Anything else; found when the configuration is checked, too.
+    /// Any other problem; the configuration check reports these too.
     #[error("sms.{key}: {problem}")]
     Problem {
-        /// The configuration's key, below `sms`.
+        /// The configuration key, below `sms`.
         key: String,
         /// What is wrong with it.
         problem: String,
     },
 }
 
-/// The first of `problems` as an error: whoever skipped the check ends here.
+/// Fails with the first of `problems`, in case the configuration was not checked before.
 pub(super) fn refuse(problems: Vec<(String, String)>) -> Result<(), SmsSetupError> {
     match problems.into_iter().next() {
         Some((key, problem)) => Err(SmsSetupError::Problem { key, problem }),

@@ -1,4 +1,4 @@
-//! Any gateway that takes an HTTP request: URL, headers and body as the operator writes them.
+//! Any gateway with an HTTP API: URL, headers and body are templates that the operator writes.
 
 use std::fmt::Write as _;
 
@@ -17,24 +17,24 @@ use super::{
 };
 use crate::config::sms::{SmsConfig, SmsHttpConfig, SmsMethod};
 
-/// How much work one rendering may do.
+/// Template instructions that one rendering may execute.
 const FUEL: u64 = 10_000;
 
-/// How what is filled in is made harmless.
+/// How values are escaped in a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Escape {
-    /// The inside of a JSON string; the template has the quotes.
+    /// For the inside of a JSON string; the template supplies the quotes.
     Json,
-    /// Percent-encoded: a form, and every URL.
+    /// Percent-encoding, for forms and URLs.
     Form,
-    /// XML's five characters.
+    /// XML's five predefined entities.
     Xml,
-    /// As it is.
+    /// No escaping.
     Plain,
 }
 
 impl Escape {
-    /// What a content type needs; none for a type that is not known.
+    /// The escaping for a content type; none if the type is unknown.
     fn for_content_type(content_type: &str) -> Option<Self> {
         let kind = content_type.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
         match kind.as_str() {
@@ -53,7 +53,7 @@ impl Escape {
                 let quoted = serde_json::Value::from(text).to_string();
                 output.write_str(quoted.get(1..quoted.len() - 1).unwrap_or_default())
             }
-            // `%20` is a space everywhere, `+` only in forms.
+            // `%20` means a space everywhere, `+` only in forms.
             Self::Form => url::form_urlencoded::byte_serialize(text.as_bytes())
                 .try_for_each(|part| output.write_str(if part == "+" { "%20" } else { part })),
             Self::Xml => text.chars().try_for_each(|c| match c {
@@ -81,11 +81,7 @@ pub(super) struct Gateway {
 }
 
 impl Gateway {
-    /// Reads templates and secrets.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsSetupError`].
+    /// Compiles the templates and reads the secrets.
     pub(super) fn new(config: &SmsConfig) -> Result<Self, SmsSetupError> {
         let http = &config.http;
         refuse(problems(http))?;
@@ -106,7 +102,7 @@ impl Gateway {
             named.push((name, secret::from_file(file).map_err(|source| SmsSetupError::Secret { key, source })?));
         }
         for (name, value) in named {
-            let unfit = || problem(&format!("headers.{name}"), "is no header".to_owned());
+            let unfit = || problem(&format!("headers.{name}"), "is not a valid header".to_owned());
             let name = HeaderName::try_from(name.as_str()).map_err(|_| unfit())?;
             let mut value = HeaderValue::from_str(value.expose_secret()).map_err(|_| unfit())?;
             value.set_sensitive(true);
@@ -127,16 +123,12 @@ impl Gateway {
         })
     }
 
-    /// What a good answer contains.
+    /// The text that an answer must contain to count as a success.
     pub(super) fn success_contains(&self) -> &str {
         &self.success_contains
     }
 
-    /// The request that sends `text` to the number with these digits.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsError::Template`] or [`SmsError::Request`].
+    /// Builds the request that sends `text`, which contains `code`, to the number `digits` (E.164 without the plus).
     pub(super) fn request(&self, digits: &str, text: &str, code: &str) -> Result<Request<Bytes>, SmsError> {
         let values = context! {
             to => format!("+{digits}"),
@@ -164,7 +156,7 @@ fn template(text: &str, escape: Escape) -> Result<Environment<'static>, Error> {
     let mut environment = Environment::new();
     environment.set_fuel(Some(FUEL));
     environment.set_undefined_behavior(UndefinedBehavior::Strict);
-    // Everything that is filled in passes the formatter; what it does is not HTML's business.
+    // The formatter below escapes every value, so minijinja's HTML escaping stays off.
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_formatter(move |output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value| {
         if value.is_undefined() {
@@ -178,7 +170,7 @@ fn template(text: &str, escape: Escape) -> Result<Environment<'static>, Error> {
     Ok(environment)
 }
 
-/// Fills a template in with an example, so that a name which stands for nothing is seen before the first message.
+/// Renders a template with example values, so that an unknown variable is found before the first message.
 fn try_out(text: &str, escape: Escape) -> Result<(), Error> {
     let values = context! {
         to => "+447700900001",
@@ -194,14 +186,14 @@ fn try_out(text: &str, escape: Escape) -> Result<(), Error> {
 }
 
 fn explain(error: &Error) -> String {
-    format!("is no template: {error}")
+    format!("is not a valid template: {error}")
 }
 
-/// What is wrong with `[sms.http]`: keys below `sms`, and why.
+/// The problems in `[sms.http]`, each as a key below `sms` and a reason.
 pub(super) fn problems(http: &SmsHttpConfig) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     let mut problem = |key: &str, text: String| problems.push((format!("http.{key}"), text));
-    // Whoever fills in the host sends the operator's secrets to it.
+    // The host must be fixed: a placeholder in it could send the operator's secrets anywhere.
     let origin = http.url.split("{{").next().unwrap_or_default();
     let path_began = origin.len() == http.url.len() || origin.splitn(4, '/').count() == 4 || origin.contains('?');
     let known = Url::parse(origin).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
@@ -214,7 +206,7 @@ pub(super) fn problems(http: &SmsHttpConfig) -> Vec<(String, String)> {
         problem("content_type", "must be JSON, application/x-www-form-urlencoded, XML or text/plain".to_owned());
     }
     if http.body.is_empty() && http.method != SmsMethod::Get {
-        problem("body", "is needed: what the gateway wants to be sent".to_owned());
+        problem("body", "is required: the request body that the gateway expects".to_owned());
     }
     if let Err(error) = try_out(&http.body, Escape::Plain) {
         problem("body", explain(&error));
@@ -225,7 +217,7 @@ pub(super) fn problems(http: &SmsHttpConfig) -> Vec<(String, String)> {
     ] {
         for name in names {
             if HeaderName::try_from(name.as_str()).is_err() {
-                problem(&format!("{table}.{name}"), "is no header's name".to_owned());
+                problem(&format!("{table}.{name}"), "is not a valid header name".to_owned());
             }
         }
     }
@@ -239,7 +231,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_name_that_stands_for_nothing_is_found_before_the_first_message() {
+    fn an_unknown_variable_is_found_before_the_first_message() {
         for (url, body, found) in [
             ("https://gateway.test/{{ to }}", "{{ digits }} {{ text }} {{ code }} {{ username }} {{ password }}", None),
             ("https://gateway.test/{{ too }}", "{{ text }}", Some("http.url")),
@@ -265,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_filled_in_is_escaped_for_the_body() {
+    fn values_are_escaped_for_the_content_type() {
         let text = "\"Ä\" & <b>\n{{ x }}";
         for (content_type, body, expected) in [
             ("application/json", r#"{"text":"{{ text }}"}"#, r#"{"text":"\"Ä\" & <b>\n{{ x }}"}"#),

@@ -21,7 +21,7 @@ use crate::{
     domain::phone::Phone,
 };
 
-/// Bytes of a gateway's answer at the most.
+/// The most bytes read of a gateway's answer.
 const MAX_ANSWER: usize = 64 * 1024;
 
 /// Sends text messages.
@@ -29,11 +29,10 @@ const MAX_ANSWER: usize = 64 * 1024;
 pub(crate) struct Sms {
     transport: Transport,
     limits: CallLimits,
-    /// Whether the gateway took what it was last given.
+    /// Whether the gateway is up, judged by the latest message.
     pub(crate) probe: HealthProbe,
 }
 
-/// A closed set, so an enum.
 #[derive(Debug)]
 enum Transport {
     Off,
@@ -43,11 +42,7 @@ enum Transport {
 }
 
 impl Sms {
-    /// Sets up the configured way to send; nothing is sent or connected to yet.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsSetupError`].
+    /// Sets up the configured transport. Does not connect yet.
     pub(crate) fn new(config: &SmsConfig, outbound: &Outbound, clock: Clock) -> Result<Self, SmsSetupError> {
         let client = || outbound.client(Reach::Anywhere);
         let transport = match config.transport {
@@ -60,16 +55,12 @@ impl Sms {
         Ok(Self { transport, limits: CallLimits { timeout, max_body: MAX_ANSWER }, probe: HealthProbe::new(clock) })
     }
 
-    /// Whether there is a way to send at all.
+    /// Whether messages can be sent at all.
     pub(crate) fn is_on(&self) -> bool {
         !matches!(self.transport, Transport::Off)
     }
 
-    /// Sends `text`, which has `code` in it; returns when the gateway has taken it.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsError`].
+    /// Sends `text`, which contains `code`; returns once the gateway has accepted it.
     pub(crate) async fn send(&self, to: &Phone, text: &str, code: &str) -> Result<(), SmsError> {
         let sent = self.hand_over(to, text, code).await;
         match &sent {
@@ -86,7 +77,7 @@ impl Sms {
         match &self.transport {
             Transport::Off => Err(SmsError::Off),
             Transport::Log => {
-                tracing::info!(code, "SMS written to the log, since sms.transport is \"log\"");
+                tracing::info!(code, "SMS written to the log, not sent: sms.transport is \"log\"");
                 Ok(())
             }
             Transport::OpenMarket(client, openmarket) => {
@@ -109,8 +100,8 @@ impl Sms {
     }
 }
 
-/// What is wrong with the transport's configuration: keys below `sms`, and why. Secrets in files are read by the
-/// server itself: they may be another user's to read than the one's who checks.
+/// The problems in the transport's configuration, each as a key below `sms` and a reason. Does not read secrets from
+/// files: the user running the check may lack permission, unlike the server.
 pub(crate) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
     let mut problems = match config.transport {
         SmsTransport::Off | SmsTransport::Log => Vec::new(),
@@ -121,7 +112,8 @@ pub(crate) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
         problems.push(("timeout_secs".to_owned(), "must be at least 1".to_owned()));
     }
     if config.password.is_some() && config.password_file.is_some() {
-        problems.push(("password".to_owned(), "stands beside password_file; keep one of them".to_owned()));
+        problems
+            .push(("password".to_owned(), "is set together with sms.password_file; keep one of the two".to_owned()));
     }
     problems
 }

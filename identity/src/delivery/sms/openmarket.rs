@@ -1,4 +1,4 @@
-//! OpenMarket's gateway, version 4 of its "mobile terminate" call.
+//! OpenMarket's gateway: version 4 of its "mobile terminate" API.
 
 use bytes::Bytes;
 use http::{
@@ -14,26 +14,26 @@ use super::{
 };
 use crate::config::sms::SmsConfig;
 
-/// Who a message comes from.
+/// The sender of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Originator {
     kind: Kind,
     address: String,
 }
 
-/// What kind of sender it is, with OpenMarket's "type of number".
+/// The kind of sender; the values are OpenMarket's "type of number" (`ton`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
-    /// A whole phone number.
+    /// A full phone number.
     Long = 1,
     /// A short code.
     Short = 3,
-    /// A name.
+    /// An alphanumeric name.
     Alpha = 5,
 }
 
 impl Originator {
-    /// Reads `long:447700900000`, `short:12345` or `alpha:Matrix`.
+    /// Parses `long:447700900000`, `short:12345` or `alpha:Matrix`.
     fn parse(text: &str) -> Option<Self> {
         let (kind, address) = text.trim().split_once(':')?;
         let kind = match kind {
@@ -58,10 +58,6 @@ pub(super) struct OpenMarket {
 
 impl OpenMarket {
     /// Reads the password and the originators.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsSetupError`].
     pub(super) fn new(config: &SmsConfig) -> Result<Self, SmsSetupError> {
         refuse(problems(config))?;
         let password = password(config)?;
@@ -76,11 +72,7 @@ impl OpenMarket {
         })
     }
 
-    /// The request that sends `text` to the number with these digits.
-    ///
-    /// # Errors
-    ///
-    /// [`SmsError::Request`].
+    /// Builds the request that sends `text` to the number `digits` (E.164 without the plus).
     pub(super) fn request(&self, digits: &str, calling_code: i32, text: &str) -> Result<Request<Bytes>, SmsError> {
         let originator = self.originator(digits, calling_code);
         let body = json!({"mobileTerminate": {
@@ -96,7 +88,7 @@ impl OpenMarket {
         Ok(request)
     }
 
-    /// One of the country's senders, always the same one for a number: people recognise who wrote to them before.
+    /// One of the country's senders, always the same for a given number, so that people recognise it.
     fn originator(&self, digits: &str, calling_code: i32) -> Originator {
         let of = |key: &str| self.originators.iter().find(|(known, list)| known == key && !list.is_empty());
         let sum: usize = digits.bytes().filter(u8::is_ascii_digit).map(|digit| usize::from(digit - b'0')).sum();
@@ -107,7 +99,7 @@ impl OpenMarket {
     }
 }
 
-/// What is wrong with `[sms.openmarket]`: keys below `sms`, and why.
+/// The problems in `[sms.openmarket]`, each as a key below `sms` and a reason.
 pub(super) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
     let mut problems = Vec::new();
     let openmarket = &config.openmarket;
@@ -115,7 +107,7 @@ pub(super) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
         problems.push(("openmarket.url".to_owned(), "must be an http or https URL".to_owned()));
     }
     if config.username.is_none() {
-        problems.push(("username".to_owned(), "is needed for OpenMarket".to_owned()));
+        problems.push(("username".to_owned(), "is required for OpenMarket".to_owned()));
     }
     for (country, list) in &openmarket.originators {
         let key = format!("openmarket.originators.{country}");
@@ -124,7 +116,7 @@ pub(super) fn problems(config: &SmsConfig) -> Vec<(String, String)> {
         }
         for (number, text) in list.iter().enumerate() {
             if Originator::parse(text).is_none() {
-                let must = "must be \"long:\" or \"short:\" with digits, or \"alpha:\" with a name";
+                let must = "must be \"long:\" or \"short:\" and digits, or \"alpha:\" and a name";
                 problems.push((format!("{key}.{number}"), must.to_owned()));
             }
         }
@@ -146,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn each_number_has_its_own_sender() {
+    fn a_number_always_gets_the_same_sender() {
         let two: &[(&str, &[&str])] = &[("44", &["long:1", "short:2"]), ("default", &["alpha:Other"])];
         // 4+4+7+7+0+0+9+0+0+0+0+1 = 32, even; one more is odd.
         assert_eq!(sender(two, "447700900001"), (1, "1".to_owned()));
@@ -159,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_originator_is_refused() {
+    fn invalid_originators_are_refused() {
         for text in ["", "Matrix", "long:", "long:+44", "short:a", "other:1"] {
             assert_eq!(Originator::parse(text), None, "{text}");
         }
