@@ -7,6 +7,7 @@
 
 mod command_line;
 mod identity;
+mod logs;
 mod push;
 mod reload;
 mod rolling;

@@ -1,0 +1,88 @@
+//! Log lines are a contract: docs/logs.md names each event of a running service that an operator sees by default.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// An event in the sources.
+#[derive(Debug, PartialEq, Eq)]
+struct Event {
+    level: &'static str,
+    message: String,
+}
+
+/// The source files below a folder.
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(sources(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            found.push(path);
+        }
+    }
+    found
+}
+
+/// The arguments of a macro, from behind its opening bracket to the closing one.
+fn arguments(text: &str) -> &str {
+    let (mut depth, mut in_text, mut escaped) = (1, false, false);
+    for (at, c) in text.char_indices() {
+        match c {
+            _ if escaped => escaped = false,
+            '\\' if in_text => escaped = true,
+            '"' => in_text = !in_text,
+            '(' | '{' | '[' if !in_text => depth += 1,
+            ')' | '}' | ']' if !in_text => depth -= 1,
+            _ => {}
+        }
+        if depth == 0 {
+            return &text[..at];
+        }
+    }
+    panic!("a macro without an end");
+}
+
+/// The last string literal of a macro's arguments, which is its message, as it is logged.
+fn message(arguments: &str) -> String {
+    let end = arguments.rfind('"').expect("an event has a message");
+    let begin = arguments[..end].rfind('"').expect("a literal begins with a quotation mark");
+    // A line that ends with a backslash goes on with the first letter of the next.
+    let mut lines = arguments[begin + 1..end].split("\\\n");
+    let mut text = lines.next().unwrap_or_default().to_owned();
+    lines.for_each(|line| text.push_str(line.trim_start()));
+    text
+}
+
+fn events() -> Vec<Event> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let mut events = Vec::new();
+    for file in ["shared", "identity", "push-gateway"].iter().flat_map(|package| sources(&root.join(package).join("src"))) {
+        let source = fs::read_to_string(&file).unwrap();
+        for level in ["error", "warn", "info"] {
+            for call in source.split(&format!("tracing::{level}!(")).skip(1) {
+                events.push(Event { level, message: message(arguments(call)) });
+            }
+        }
+    }
+    events
+}
+
+#[test]
+fn every_event_is_in_the_manual() {
+    let manual = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/logs.md")).unwrap();
+    let rows: Vec<Event> = manual
+        .lines()
+        .filter_map(|line| {
+            let (message, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+            let level = ["error", "warn", "info"].into_iter().find(|level| rest.starts_with(level))?;
+            Some(Event { level, message: message.to_owned() })
+        })
+        .collect();
+    let events = events();
+    assert!(events.len() > 40, "the sources were read");
+    let missing: Vec<_> = events.iter().filter(|event| !rows.contains(event)).collect();
+    assert!(missing.is_empty(), "not in docs/logs.md: {missing:#?}");
+    let stale: Vec<_> = rows.iter().filter(|row| !events.contains(row)).collect();
+    assert!(stale.is_empty(), "in docs/logs.md, and logged nowhere: {stale:#?}");
+}
