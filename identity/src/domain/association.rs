@@ -1,4 +1,4 @@
-//! Associations: an address and the Matrix id that it is bound to.
+//! Associations: an address and the Matrix id it is bound to.
 //!
 //! Source: Identity Service API, "Establishing associations".
 
@@ -7,15 +7,15 @@ use ruma_common::{CanonicalJsonObject, CanonicalJsonValue};
 
 use super::{mxid::Mxid, threepid::Threepid};
 
-/// How long an association is valid: 100 years, as clients have always been told.
+/// How long an association is valid: 100 years, as in Sydent.
 const LIFETIME_MS: i64 = 100 * 365 * 24 * 60 * 60 * 1000;
 
-/// An address that belongs to a Matrix id.
+/// An address bound to a Matrix id.
 #[derive(Clone, Debug)]
 pub(crate) struct Association {
     /// The address.
     pub(crate) threepid: Threepid,
-    /// Its owner.
+    /// The owner.
     pub(crate) mxid: Mxid,
     /// When it was bound, in milliseconds since the epoch.
     pub(crate) bound_ms: i64,

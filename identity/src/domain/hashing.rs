@@ -1,4 +1,4 @@
-//! Peppered hashes, by which contacts are found without telling their addresses.
+//! Peppered hashes, with which clients look up contacts without revealing their addresses.
 //!
 //! Source: Identity Service API, "Association lookup".
 
@@ -22,20 +22,20 @@ pub(crate) fn lookup_hash(threepid: &Threepid, pepper: &str) -> LookupHash {
     hash.finalize().into()
 }
 
-/// Reads a hash as clients send it: URL-safe base64 without padding. Anything else matches no address.
+/// Parses a hash as clients send it: URL-safe base64 without padding. Anything else matches no address.
 pub(crate) fn parse(text: &str) -> Option<LookupHash> {
-    // decode_slice wants room for what the length could hold at the most: 33 bytes for 43 characters.
+    // decode_slice demands room for the longest possible result: 33 bytes for 43 characters.
     let mut bytes = [0; 33];
     let length = URL_SAFE_NO_PAD.decode_slice(text, &mut bytes).ok()?;
     bytes[..length].try_into().ok()
 }
 
-/// The first bytes of a hash as a number, to sort by.
+/// The first 8 bytes of a hash as a number, for sorting.
 pub(crate) fn prefix(hash: &LookupHash) -> u64 {
     hash.first_chunk().map_or(0, |first| u64::from_be_bytes(*first))
 }
 
-/// A new pepper of 192 bits. It holds no character that a query or a shell would change.
+/// Generates a pepper of 192 bits, free of characters that are special in a query or a shell.
 pub(crate) fn new_pepper() -> String {
     URL_SAFE_NO_PAD.encode(random::bytes::<24>()).replace(['-', '_'], "0")
 }
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_hash_is_none() {
+    fn malformed_hashes_are_rejected() {
         for text in [
             "",
             "a",

@@ -1,4 +1,4 @@
-//! Invitations by email: what of them is shown to whom, and which are refused.
+//! Invitations by email: what is shown to whom, and which are refused.
 //!
 //! Source: Identity Service API, "Invitation storage".
 
@@ -10,33 +10,33 @@ use waypost_shared::owner::Owners;
 
 use super::{association::Association, mxid::Mxid};
 
-/// The longest name of a sender that a mail shows, in characters: room for a name, not for a message.
+/// The longest sender name shown in a mail, in characters: room for a name, not for a message.
 pub(crate) const MAX_SENDER_NAME: usize = 20;
-/// The longest name of a room that a mail shows, in characters.
+/// The longest room name shown in a mail, in characters.
 pub(crate) const MAX_ROOM_NAME: usize = 30;
-/// Stands for what was left out.
+/// Marks an omission.
 const LEFT_OUT: &str = "…";
 
-/// An invite that waits for its address to be bound.
+/// An invite waiting for its address to be bound.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingInvite {
-    /// Names the invite in the room's `m.room.third_party_invite`.
+    /// Identifies the invite in the room's `m.room.third_party_invite`.
     pub(crate) token: String,
     /// The room.
     pub(crate) room_id: String,
-    /// Who invites.
+    /// The inviting user.
     pub(crate) sender: Mxid,
-    /// The id of the signing key whose public half went into the room.
+    /// The id of the signing key whose public key was put into the room.
     pub(crate) key_id: String,
 }
 
 impl PendingInvite {
-    /// What is signed for the room, so that it lets the user in.
+    /// The object to sign for `mxid`, with which the room admits the user.
     pub(crate) fn to_sign(&self, mxid: &Mxid) -> CanonicalJsonObject {
         texts([("mxid", mxid.as_str()), ("token", &self.token)])
     }
 
-    /// The invite as the new owner's homeserver gets it. `signed` is [`PendingInvite::to_sign`] with its signature.
+    /// The invite as sent to the new owner's homeserver. `signed` is the signed [`PendingInvite::to_sign`].
     pub(crate) fn to_json(&self, association: &Association, signed: CanonicalJsonObject) -> CanonicalJsonObject {
         let mut object = texts([
             ("medium", association.threepid.medium().as_str()),
@@ -51,7 +51,7 @@ impl PendingInvite {
     }
 }
 
-/// What the holder of an invite's key signs: that `mxid` accepts it.
+/// The object that the invite's ephemeral key signs: that `mxid` accepts the invite.
 pub(crate) fn acceptance(mxid: &Mxid, sender: &Mxid, token: &str) -> CanonicalJsonObject {
     texts([("mxid", mxid.as_str()), ("sender", sender.as_str()), ("token", token)])
 }
@@ -60,21 +60,21 @@ fn texts<const N: usize>(fields: [(&str, &str); N]) -> CanonicalJsonObject {
     fields.map(|(name, text)| (name.to_owned(), CanonicalJsonValue::String(text.to_owned()))).into()
 }
 
-/// Whose and what invites are not taken.
+/// The operator's block list for invites.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Blocked {
-    /// Server names, of senders and of rooms. Each stands for all servers of its owner.
+    /// Server names of senders and rooms. Each blocks all servers of the same owner.
     pub(crate) homeservers: Vec<String>,
     /// Room ids.
     pub(crate) rooms: Vec<String>,
-    /// Words that no text of an invite may hold, in upper or lower case.
+    /// Words that no text of an invite may contain, in any case.
     pub(crate) words: Vec<String>,
 }
 
 impl Blocked {
-    /// Whether an invite with these texts is refused. Homeservers are compared by their owners: whoever is blocked
-    /// could make up another port or sub-domain.
+    /// Whether to refuse an invite. `texts` are its parameters as name and value. Homeservers are compared by owner,
+    /// since a blocked one could switch to another port or sub-domain.
     pub(crate) fn refuses<'a>(
         &self,
         owners: &Owners,
@@ -82,7 +82,7 @@ impl Blocked {
         room_id: &str,
         mut texts: impl Iterator<Item = (&'a str, &'a str)>,
     ) -> bool {
-        // Rooms of version 12 and later have no server name.
+        // Since room version 12, room ids have no server name.
         let of_room = room_id.split_once(':').map(|(_, server)| owners.of(server));
         let of_sender = owners.of(sender.server_name());
         let listed = |name: &String| {
@@ -95,7 +95,7 @@ impl Blocked {
         let words: Vec<_> = self.words.iter().filter(|word| !word.is_empty()).map(|word| folded(word)).collect();
         !words.is_empty()
             && texts.any(|(name, text)| {
-                // Every address of a web client has a scheme, so a word such as "https" says nothing about it.
+                // Every web client URL has a scheme, so a blocked word such as "https" must not match it.
                 let text = match name {
                     WEB_CLIENT_LOCATION => text.split_once("://").map_or(text, |(_, rest)| rest),
                     _ => text,
@@ -106,15 +106,15 @@ impl Blocked {
     }
 }
 
-/// The parameter in which Synapse says which web client its users have.
+/// The parameter in which Synapse sends the URL of its users' web client.
 pub(crate) const WEB_CLIENT_LOCATION: &str = "org.matrix.web_client_location";
 
 fn folded(text: &str) -> String {
     UniCase::new(text).to_folded_case()
 }
 
-/// An address as everybody in the room may see it: the beginnings of both its sides, `most_local` and `most_domain`
-/// characters at the most, and never all of a side.
+/// An address as everybody in the room may see it: the beginning of each side of the `@`, at most `most_local` and
+/// `most_domain` characters, and never the whole side.
 pub(crate) fn redacted(address: &str, most_local: usize, most_domain: usize) -> String {
     let part = |text: &str, most: usize| {
         let kept = match text.chars().count() {
@@ -132,8 +132,8 @@ pub(crate) fn redacted(address: &str, most_local: usize, most_domain: usize) -> 
     }
 }
 
-/// A name that a stranger chose, as a mail may show it: one line, no longer than `most` characters, without what a
-/// mail program could turn into a link. None if nothing is left.
+/// A name chosen by a stranger, made safe for a mail: a single line of at most `most` characters, without anything a
+/// mail program might turn into a link. None if nothing is left.
 pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
     let visible = text.chars().filter(|c| !is_invisible(*c));
     let plain: String = visible.map(|c| if c.is_control() { ' ' } else { c }).collect();
@@ -149,15 +149,15 @@ pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
     Some(format!("{}{LEFT_OUT}", begin.trim_end()))
 }
 
-/// A Matrix id as a mail may show it. Its server is verified; what that server let somebody put before the colon is
-/// left out where it could be taken for something else.
+/// A Matrix id, made safe for a mail. The server name is verified; the localpart is whatever that server permits, so it
+/// is omitted if it could be mistaken for something else.
 pub(crate) fn shown_mxid(mxid: &Mxid) -> String {
     let text = mxid.as_str();
     let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(text);
     if plain { text.to_owned() } else { format!("@{LEFT_OUT}:{}", mxid.server_name()) }
 }
 
-/// What changes the direction of text or hides in it. (The joiners stay: Persian and emoji need them.)
+/// Invisible characters and those that change the direction of text. The joiners are kept: Persian and emoji need them.
 fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -173,13 +173,13 @@ fn is_invisible(c: char) -> bool {
     )
 }
 
-/// Whether a mail program might make a link of a word: it has a scheme, or a dot between a name and two letters.
+/// Whether a mail program might turn a word into a link: it has a scheme, or a dot followed by two letters.
 fn may_become_link(word: &str) -> bool {
     if may_start_link(word) {
         return true;
     }
     let chars: Vec<char> = word.chars().collect();
-    // Other scripts' full stops separate the labels of a domain too (RFC 3490, section 3.1).
+    // Full stops of other scripts also separate domain labels (RFC 3490, section 3.1).
     let is_dot = |c: char| matches!(c, '.' | '\u{2024}' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}');
     chars
         .windows(4)
@@ -191,8 +191,8 @@ fn may_start_link(text: &str) -> bool {
     ["://", "www.", "mailto:"].iter().any(|start| lower.contains(start))
 }
 
-/// The place of a room in a web client (`https://app.element.io/#/room/…`), with the parameters that the client reads
-/// from there; empty ones are left out.
+/// The URL of a room in a web client (`https://app.element.io/#/room/…`) with its non-empty `parameters`, which the
+/// client reads from the fragment.
 pub(crate) fn room_link(client: &str, room_id: &str, parameters: &[(&str, &str)]) -> String {
     let mut link = format!("{}/#/room/{}", client.trim_end_matches('/'), encoded(room_id));
     let filled = parameters.iter().filter(|(_, value)| !value.is_empty());
@@ -205,7 +205,7 @@ pub(crate) fn room_link(client: &str, room_id: &str, parameters: &[(&str, &str)]
     link
 }
 
-/// Percent-encoded, a space too: not every client reads a plus sign as one.
+/// Percent-encodes a text. A space becomes `%20`: not every client decodes a plus sign as a space.
 pub(crate) fn encoded(text: &str) -> String {
     byte_serialize(text.as_bytes()).collect::<String>().replace('+', "%20")
 }
@@ -216,7 +216,7 @@ mod tests {
 
     use super::*;
 
-    /// As Sydent has it (docs/compatibility.md, "Identity server").
+    /// As Sydent does it (docs/compatibility.md, "Identity server").
     #[test]
     fn an_address_is_redacted() {
         for (address, shown) in [
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn a_matrix_id_is_shown_unless_it_pretends() {
+    fn a_localpart_that_could_mislead_is_omitted() {
         for (mxid, shown) in [
             ("@bob:hs.test", "@bob:hs.test"),
             ("@b.o-b=:hs.test:8448", "@b.o-b=:hs.test:8448"),
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn a_room_link_is_one_that_clients_read() {
+    fn a_room_link_has_the_form_that_clients_parse() {
         let link = room_link(
             "https://app.test/",
             "!a:hs.test",

@@ -1,13 +1,13 @@
-//! Which language somebody reads: what the request asks for, against what there is.
+//! Language negotiation: the languages a request asks for, matched against the available ones.
 //!
 //! Source: RFC 9110, 12.5.4 (Accept-Language); RFC 4647, 3.4 (lookup).
 
-/// The language of everything that is built in.
+/// The language of all built-in texts.
 pub(crate) const ENGLISH: &str = "en";
-/// Languages that one request may name; browsers send five or so.
+/// The most languages read from one `Accept-Language` header; browsers send about five.
 const MOST: usize = 16;
 
-/// The languages that somebody reads, best first, in lower case: those of `lang`, then those of `Accept-Language`.
+/// The reader's languages in lower case, best first: that of `lang`, then those of `Accept-Language`.
 pub(crate) fn preferred(lang: Option<&str>, accept_language: Option<&str>) -> Vec<String> {
     let mut languages: Vec<String> = lang.and_then(tag).into_iter().collect();
     let mut accepted: Vec<(String, f32)> = accept_language
@@ -21,13 +21,13 @@ pub(crate) fn preferred(lang: Option<&str>, accept_language: Option<&str>) -> Ve
             (weight > 0.0).then_some((language, weight))
         })
         .collect();
-    // Stable: of equal weights the first one stays first.
+    // A stable sort: languages of equal weight keep their order.
     accepted.sort_by(|(_, one), (_, other)| other.total_cmp(one));
     languages.extend(accepted.into_iter().map(|(language, _)| language));
     languages
 }
 
-/// The first of `preferred` that `known` has, as it is or without its region: `de-AT` is served by `de`.
+/// The first of `preferred` that `known` has, either exactly or with trailing subtags removed: `de` serves `de-AT`.
 pub(crate) fn choose<'a>(preferred: &[String], known: impl Fn(&str) -> Option<&'a str>) -> Option<&'a str> {
     preferred.iter().find_map(|language| {
         let mut rest = language.as_str();
@@ -40,7 +40,8 @@ pub(crate) fn choose<'a>(preferred: &[String], known: impl Fn(&str) -> Option<&'
     })
 }
 
-/// A language tag in lower case: letters and digits in groups of at most eight, the first one of letters.
+/// Parses a language tag and lower-cases it: groups of at most eight letters and digits, the first one of two or three
+/// letters.
 pub(crate) fn tag(text: &str) -> Option<String> {
     let text = text.trim().replace('_', "-").to_ascii_lowercase();
     let mut groups = text.split('-');
@@ -61,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_found() {
+    fn the_best_available_language_is_chosen() {
         for (lang, accept, found) in [
             (None, None, None),
             (Some("de"), None, Some("de")),
@@ -80,7 +81,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_tag_is_none() {
+    fn malformed_tags_are_rejected() {
         for text in ["", "d", "e/n", "..", "de.", "en\r\n-x", "de-", "de-123456789", "1234"] {
             assert_eq!(tag(text), None, "{text:?}");
         }

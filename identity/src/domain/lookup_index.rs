@@ -1,8 +1,8 @@
-//! The index that answers lookups from memory: lookup hash to Matrix id.
+//! The in-memory index that answers lookups: lookup hash to Matrix id.
 //!
-//! 128 bits of each hash and a 32-bit number stand in hash tables: 24 to 48 bytes for an association, depending on how
-//! long ago its table grew (docs/decisions/0015). Each Matrix id stands once in one long text, as JSON, which is what a
-//! lookup answers.
+//! Hash tables hold 128 bits of each hash and a 32-bit Matrix id number. An association takes 24 to 48 bytes, depending
+//! on how full its table is (docs/decisions/0015). Each Matrix id is stored once, in one buffer, as the JSON that
+//! answers contain.
 
 use std::hash::{BuildHasher as _, RandomState};
 
@@ -11,14 +11,14 @@ use parking_lot::{RwLock, RwLockReadGuard};
 
 use super::hashing::LookupHash;
 
-/// Parts of the index, each with a lock of its own: a table that grows holds up a twelfth of what a single one would.
-/// Tables double when they are seven eighths full; with twelve, neither a million associations nor ten are just beyond
-/// that.
+/// Shards of the index, each with its own lock, so that a growing table blocks only a twelfth of the lookups. Tables
+/// double at a load of seven eighths; with twelve of them, neither one million nor ten million associations are just
+/// past that point.
 const SHARDS: usize = 12;
-/// Bytes of a hash that are kept. Finding another address with the same 128 bits is out of reach.
+/// Bytes kept of each hash. Finding another address with the same 128 bits is infeasible.
 const KEPT: usize = 16;
 
-/// An index for one pepper.
+/// The index for one pepper.
 #[derive(Debug)]
 pub(crate) struct LookupIndex {
     shards: [RwLock<HashTable<Slot>>; SHARDS],
@@ -26,18 +26,18 @@ pub(crate) struct LookupIndex {
 }
 
 impl LookupIndex {
-    /// An empty index.
+    /// Creates an empty index.
     pub(crate) fn new() -> Self {
         Self { shards: Default::default(), mxids: RwLock::default() }
     }
 
-    /// Says that the address with this hash belongs to `mxid`, and to nobody else.
+    /// Binds the address with this hash to `mxid`, replacing any previous owner.
     pub(crate) fn insert(&self, hash: &LookupHash, mxid: &str) {
         let mxid = self.mxids.write().number(mxid);
         self.put(hash, mxid);
     }
 
-    /// The same for many: the lock that all threads want is taken once.
+    /// Inserts many at once, taking the contended lock on the Matrix ids only once.
     pub(crate) fn extend(&self, associations: &[(LookupHash, &str)]) {
         let numbers: Vec<_> = {
             let mut mxids = self.mxids.write();
@@ -48,10 +48,10 @@ impl LookupIndex {
         }
     }
 
-    /// Makes room for so many addresses, so that filling does not move what is there again and again.
+    /// Reserves room for `addresses`, so that filling does not rehash again and again.
     pub(crate) fn reserve(&self, addresses: usize) {
         for shard in &self.shards {
-            // Chance puts a little more into some than into others.
+            // 5 % more than the average, since the hashes do not fill all shards equally.
             let mut shard = shard.write();
             shard.reserve(addresses / SHARDS * 21 / 20, Slot::key);
         }
@@ -67,7 +67,7 @@ impl LookupIndex {
         }
     }
 
-    /// Forgets the address with this hash. Its Matrix id stays: others may have it, and it may come back.
+    /// Removes the address with this hash. Its Matrix id stays: other addresses may refer to it.
     pub(crate) fn remove(&self, hash: &LookupHash) {
         let mut shard = self.shards[shard(hash)].write();
         let hash = kept(hash);
@@ -76,24 +76,24 @@ impl LookupIndex {
         }
     }
 
-    /// A view that stands still: no association changes while it is held, so hold it for one request and no wait.
+    /// A consistent view. It blocks all changes while held, so hold it for a single request and never across an await.
     pub(crate) fn read(&self) -> View<'_> {
         View { shards: self.shards.each_ref().map(|shard| shard.read()), mxids: self.mxids.read() }
     }
 
-    /// How many addresses it knows.
+    /// The number of addresses.
     pub(crate) fn len(&self) -> usize {
         let shards = self.shards.iter();
         shards.map(|shard| shard.read().len()).sum()
     }
 }
 
-/// Whether the names in an answer have to be escaped.
+/// Whether the names in an answer need JSON escaping.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Escaping {
-    /// They hold nothing that JSON would escape.
+    /// They contain nothing that JSON would escape.
     None,
-    /// They may hold anything.
+    /// They may contain anything.
     Json,
 }
 
@@ -104,7 +104,7 @@ pub(crate) struct View<'a> {
 }
 
 impl View<'_> {
-    /// Gives `found` the number of each hash in the list that is known, and the number of its Matrix id.
+    /// Calls `found` for each known hash, with its position in `hashes` and the number of its Matrix id.
     pub(crate) fn find_all(&self, hashes: &[Option<LookupHash>], mut found: impl FnMut(usize, u32)) {
         for (at, hash) in hashes.iter().enumerate() {
             let Some(hash) = hash else { continue };
@@ -115,10 +115,10 @@ impl View<'_> {
         }
     }
 
-    /// The answer to a lookup, `{"mappings":{…}}`: each name with the Matrix id of the number that [`View::find_all`]
-    /// gave.
+    /// The answer to a lookup, `{"mappings":{…}}`: maps each name to a Matrix id, given by its number from
+    /// [`View::find_all`].
     pub(crate) fn mappings(&self, found: &[(&str, u32)], escaping: Escaping) -> Vec<u8> {
-        // Reading all lengths before anything is copied lets the processor fetch the Matrix ids at the same time.
+        // Reading all lengths before copying anything lets the processor fetch the Matrix ids in parallel.
         let length: usize = found.iter().map(|(name, mxid)| name.len() + self.mxids.json(*mxid).len() + 4).sum();
         let mut body = Vec::with_capacity(length + 16);
         body.extend_from_slice(br#"{"mappings":{"#);
@@ -143,7 +143,7 @@ impl View<'_> {
         body
     }
 
-    /// The Matrix id that the address with this hash belongs to.
+    /// The owner of the address with this hash.
     #[cfg(test)]
     pub(crate) fn get(&self, hash: &LookupHash) -> Option<String> {
         let mut known = None;
@@ -160,17 +160,17 @@ fn kept(hash: &LookupHash) -> Kept {
     kept
 }
 
-/// The shard of a hash, by bytes that are not kept, so that it is independent of the place in its table.
+/// The shard of a hash, taken from bytes that are not kept, so that it is independent of the position within the table.
 fn shard(hash: &LookupHash) -> usize {
     usize::from(u16::from_le_bytes([hash[KEPT], hash[KEPT + 1]])) % SHARDS
 }
 
-/// What a table places a hash by. A SHA-256 needs no further hashing.
+/// The table's hash of a key. SHA-256 output needs no further hashing.
 fn key(hash: &Kept) -> u64 {
     hash.first_chunk().map_or(0, |first| u64::from_le_bytes(*first))
 }
 
-/// An address and its owner.
+/// An entry: an address and its owner.
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     hash: Kept,
@@ -183,8 +183,8 @@ impl Slot {
     }
 }
 
-/// Matrix ids as JSON, each once, one after the other, each behind its length. Their numbers are where they begin, in
-/// steps of four bytes, so that 16 GiB of them fit.
+/// The Matrix ids: each stored once, as JSON preceded by its length. The number of a Matrix id is its offset in units
+/// of [`STEP`] bytes, so 32 bits address 16 GiB.
 #[derive(Debug)]
 struct Mxids {
     text: Vec<u8>,
@@ -196,7 +196,7 @@ const STEP: usize = 4;
 
 impl Default for Mxids {
     fn default() -> Self {
-        // Number 0 is nobody.
+        // Number 0 stays unused.
         Self { text: vec![0; STEP], numbers: HashTable::new(), hasher: RandomState::new() }
     }
 }
@@ -272,7 +272,7 @@ mod tests {
     }
 
     #[test]
-    fn a_hash_that_differs_late_is_another_one() {
+    fn hashes_that_differ_in_the_last_kept_byte_are_told_apart() {
         let index = LookupIndex::new();
         let known = hash(1);
         let mut other = known;
@@ -282,7 +282,7 @@ mod tests {
     }
 
     #[test]
-    fn many_at_once_are_as_one_by_one() {
+    fn extending_equals_inserting_one_by_one() {
         let index = LookupIndex::new();
         index.reserve(100);
         index.insert(&hash(1), "@before:hs.test");
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_found_is_told_with_its_place_in_the_list() {
+    fn hits_are_reported_with_their_position_in_the_list() {
         let index = LookupIndex::new();
         for number in (0..100).step_by(3) {
             index.insert(&hash(number), &format!("@user{number}:hs.test"));
@@ -316,10 +316,10 @@ mod tests {
         assert_eq!(found, expected);
     }
 
-    /// Against a map that is surely right: binds, moves and unbinds of few addresses in one small table, so that they
-    /// collide all the time.
+    /// Compares with the standard library's map: binds, moves and unbinds of a few addresses in one small table, so
+    /// that they collide all the time.
     #[test]
-    fn any_order_of_changes_leaves_what_a_map_would_have() {
+    fn any_order_of_changes_gives_the_same_result_as_a_map() {
         let mut seed = 1_u64;
         let mut random = |below: u64| {
             seed ^= seed << 13;
@@ -332,7 +332,7 @@ mod tests {
             let mut map = std::collections::HashMap::new();
             for _ in 0..1500 {
                 let address = random(300);
-                // All are in one shard and begin alike.
+                // All fall into one shard and share their first bytes.
                 let mut hash = hash(address);
                 hash[..7].fill(if address % 2 == 0 { 0xff } else { 0 });
                 hash[KEPT..].fill(0);

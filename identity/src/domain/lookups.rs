@@ -1,15 +1,14 @@
-//! Lookups under every pepper that is answered: the one that is handed out, those before it for a grace time, and one
-//! that is being prepared.
+//! Lookups under every live pepper: the current one, its predecessors during a grace period, and the next one while it
+//! is being prepared.
 //!
 //! A rotation has no gap:
-//! - A new pepper is stored with the time from which it is handed out, so every replica prepares for it before any
-//!   client hears of it.
-//! - A replica hands out a pepper only when its own index for it is complete, and until then the one before.
-//! - A lookup with a pepper whose index is not complete is told apart from one with an unknown pepper ([`Found`]), so
-//!   it can wait: another replica may have been faster.
-//! - A pepper is forgotten only when a later one, complete here, has been handed out for the grace time.
-//! - What is bound and unbound reaches all indexes; one that is being filled takes it in when it is complete, since
-//!   the rows that fill it may be older.
+//! - A new pepper is stored with an activation time, so every replica prepares for it before any client learns of it.
+//! - A replica hands out a pepper only once its own index for it is complete; until then it hands out the previous one.
+//! - A lookup with a pepper whose index is still filling is distinguished from one with an unknown pepper ([`Found`]),
+//!   so it can wait: another replica may have been faster and handed the pepper out.
+//! - A pepper is dropped only once a later one, complete here, has been active for the grace period.
+//! - Binds and unbinds reach all indexes. An index that is being filled applies them on completion, since the rows that
+//!   fill it may be older.
 
 use std::sync::{
     Arc,
@@ -30,21 +29,21 @@ use super::{
 pub(crate) struct Pepper {
     /// The pepper itself.
     pub(crate) text: String,
-    /// When it was made, in milliseconds since the epoch.
+    /// When it was generated, in milliseconds since the epoch.
     pub(crate) created_ms: i64,
-    /// From when on it is handed out, likewise.
+    /// When it becomes the one handed out, in milliseconds since the epoch.
     pub(crate) active_ms: i64,
 }
 
-/// A change that came while an index was being filled.
+/// A change that arrived while an index was being filled.
 type Waiting = (LookupHash, Option<Mxid>);
 
-/// A pepper and the index of the hashes that are made with it.
+/// A pepper and its index.
 #[derive(Debug)]
 pub(crate) struct PepperIndex {
     pepper: Pepper,
     index: LookupIndex,
-    /// What was bound and unbound since filling began, in its order; none when the index is complete.
+    /// Binds and unbinds since filling began, in order; none once the index is complete.
     waiting: Mutex<Option<Vec<Waiting>>>,
     complete: AtomicBool,
 }
@@ -64,17 +63,17 @@ impl PepperIndex {
         &self.pepper.text
     }
 
-    /// From when on it is handed out, in milliseconds since the epoch.
+    /// When the pepper becomes the one handed out, in milliseconds since the epoch.
     pub(crate) fn active_ms(&self) -> i64 {
         self.pepper.active_ms
     }
 
-    /// The index of hashes made with it.
+    /// The index of hashes made with this pepper.
     pub(crate) fn index(&self) -> &LookupIndex {
         &self.index
     }
 
-    /// Fills in associations as they were stored when filling began or later.
+    /// Adds stored associations, read when filling began or later.
     pub(crate) fn fill<'a>(&self, associations: impl Iterator<Item = (&'a Threepid, &'a Mxid)>) {
         let hashed: Vec<_> = associations
             .map(|(threepid, mxid)| (hashing::lookup_hash(threepid, &self.pepper.text), mxid.as_str()))
@@ -82,13 +81,13 @@ impl PepperIndex {
         self.index.extend(&hashed);
     }
 
-    /// Takes in what waited; from now on the index is answered from.
+    /// Applies the waiting changes and makes the index available to lookups.
     pub(crate) fn complete(&self) {
         let mut waiting = self.waiting.lock();
         for (hash, mxid) in waiting.take().unwrap_or_default() {
             self.change(&hash, mxid.as_ref());
         }
-        // While the lock is held, so that no later change is overtaken by one that waited.
+        // Under the lock, so that no waiting change can overtake a later one.
         self.complete.store(true, Ordering::Release);
     }
 
@@ -116,28 +115,28 @@ impl PepperIndex {
     }
 }
 
-/// What there is for a pepper that a client hashed with.
+/// The result of looking up a pepper that a client hashed with.
 #[derive(Debug)]
 pub(crate) enum Found {
-    /// It is answered.
+    /// Its index is ready.
     Complete(Arc<PepperIndex>),
-    /// It will be answered in a moment.
+    /// Its index will be ready in a moment.
     Filling,
-    /// It was never handed out here, or too long ago.
+    /// It was never handed out, or its grace period has ended.
     Unknown,
 }
 
-/// All peppers that there are, each with its index.
+/// All live peppers with their indexes.
 #[derive(Debug)]
 pub(crate) struct Lookups {
-    /// How long a pepper is answered after the next one is handed out.
+    /// How long a pepper is still answered after its successor became active.
     grace_ms: i64,
-    /// The one that is handed out first comes first.
+    /// Ordered by activation time, earliest first.
     all: RwLock<Arc<[Arc<PepperIndex>]>>,
 }
 
 impl Lookups {
-    /// No pepper yet.
+    /// Creates a set without peppers.
     pub(crate) fn new(grace_ms: i64) -> Self {
         Self { grace_ms, all: RwLock::new(Vec::new().into()) }
     }
@@ -146,8 +145,8 @@ impl Lookups {
         self.all.read().clone()
     }
 
-    /// The pepper to hand out: the latest whose time has come, of those that are complete. None before the first
-    /// index is.
+    /// The pepper to hand out: the latest active one with a complete index, or else the earliest complete one. None
+    /// before the first index is complete.
     pub(crate) fn current(&self, now_ms: i64) -> Option<Arc<PepperIndex>> {
         let all = self.all();
         let active =
@@ -155,7 +154,7 @@ impl Lookups {
         all.iter().rev().find(active).or_else(|| all.iter().find(|pepper_index| pepper_index.is_complete())).cloned()
     }
 
-    /// The index for a pepper that a client hashed with.
+    /// Finds the index for a pepper that a client hashed with.
     pub(crate) fn find(&self, pepper: &str, now_ms: i64) -> Found {
         let all = self.all();
         let Some(at) = all.iter().position(|pepper_index| pepper_index.pepper.text == pepper) else {
@@ -170,37 +169,37 @@ impl Lookups {
         }
     }
 
-    /// Whether a pepper has been handed out for so long that those before it are forgotten.
+    /// Whether a pepper has been active for the whole grace period, so that its predecessors are dropped.
     fn ends_others(&self, pepper: &Pepper, now_ms: i64) -> bool {
         pepper.active_ms.saturating_add(self.grace_ms) <= now_ms
     }
 
-    /// When the latest pepper is or was handed out first.
+    /// The activation time of the newest pepper, in milliseconds since the epoch.
     pub(crate) fn newest_ms(&self) -> Option<i64> {
         self.all().last().map(|pepper_index| pepper_index.pepper.active_ms)
     }
 
-    /// Says that an address belongs to `mxid`, and to nobody else.
+    /// Binds an address to `mxid`, replacing any previous owner.
     pub(crate) fn insert(&self, threepid: &Threepid, mxid: &Mxid) {
         self.set(threepid, Some(mxid));
     }
 
-    /// Says whose an address is now, if anybody's.
+    /// Sets the owner of an address, or removes it.
     pub(crate) fn set(&self, threepid: &Threepid, mxid: Option<&Mxid>) {
         for pepper_index in self.all().iter() {
             pepper_index.set(threepid, mxid);
         }
     }
 
-    /// Takes the stored peppers for all that there are, but for those whose time is over. Returns those that have to
-    /// be filled: whatever is bound from now on reaches them.
+    /// Replaces the set with the stored peppers, except for expired ones. Returns the indexes that have to be filled;
+    /// they receive all changes from now on.
     pub(crate) fn keep(&self, mut stored: Vec<Pepper>, now_ms: i64) -> Vec<Arc<PepperIndex>> {
         stored.sort_by(|a, b| (a.active_ms, a.created_ms, &a.text).cmp(&(b.active_ms, b.created_ms, &b.text)));
         let mut all = self.all.write();
         let before = all.clone();
         let complete = |pepper: &Pepper| before.iter().find(|known| known.is_complete() && known.pepper == *pepper);
         let over = |at: usize| {
-            // What is answered stays until its successor is answered too, however late that is.
+            // A complete index stays until its successor is complete too, however late that is.
             let answered = complete(&stored[at]).is_some();
             stored[at + 1..]
                 .iter()
@@ -219,7 +218,7 @@ impl Lookups {
             }));
         }
         if !kept.iter().any(|pepper_index| pepper_index.is_complete()) {
-            // Others were put into the table in place of these.
+            // The peppers in the database were replaced: keep answering with the old ones until the new are filled.
             kept.extend(before.iter().filter(|known| known.is_complete()).cloned());
             kept.sort_by_key(|pepper_index| (pepper_index.pepper.active_ms, pepper_index.pepper.created_ms));
         }
@@ -227,23 +226,23 @@ impl Lookups {
         filling
     }
 
-    /// New indexes for all peppers, to be filled and then given to [`Lookups::replace`]; the old ones answer meanwhile.
-    /// Nobody may call [`Lookups::keep`] in between.
+    /// Creates new indexes for all peppers, to be filled and passed to [`Lookups::replace`]; the old ones answer
+    /// meanwhile. [`Lookups::keep`] must not be called in between.
     pub(crate) fn renew(&self) -> Vec<Arc<PepperIndex>> {
         let mut all = self.all.write();
         let new: Vec<_> =
             all.iter().map(|pepper_index| Arc::new(PepperIndex::new(pepper_index.pepper.clone()))).collect();
-        // Behind the old ones, so that those are found; both are told of changes.
+        // Behind the old ones, so that lookups find the old ones first; changes reach both.
         *all = all.iter().filter(|known| known.is_complete()).chain(&new).cloned().collect();
         new
     }
 
-    /// Puts complete indexes in the place of those before.
+    /// Replaces all indexes with `new`, which must be complete.
     pub(crate) fn replace(&self, new: Vec<Arc<PepperIndex>>) {
         *self.all.write() = new.into();
     }
 
-    /// How many addresses are known.
+    /// The number of addresses in the newest complete index.
     pub(crate) fn len(&self) -> usize {
         self.all()
             .iter()
@@ -252,7 +251,7 @@ impl Lookups {
             .map_or(0, |pepper_index| pepper_index.index.len())
     }
 
-    /// Whose an address is.
+    /// The owner of an address.
     #[cfg(test)]
     fn owner(&self, pepper: &str, threepid: &Threepid, now_ms: i64) -> Option<String> {
         match self.find(pepper, now_ms) {
@@ -289,7 +288,7 @@ mod tests {
         lookups.current(now_ms).unwrap().pepper().to_owned()
     }
 
-    /// `old` is in force, `new` will be from 5000 on.
+    /// `old` is active; `new` becomes active at 5000.
     fn rotating() -> (Lookups, Arc<PepperIndex>) {
         let lookups = Lookups::new(GRACE_MS);
         for old in lookups.keep(vec![pepper("old", 0)], 0) {
@@ -301,7 +300,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pepper_is_handed_out_from_its_time_on_and_never_before_its_index_is_complete() {
+    fn a_pepper_is_handed_out_once_it_is_active_and_its_index_complete() {
         let (lookups, new) = rotating();
         assert_eq!(handed_out(&lookups, 6000), "old");
         assert!(matches!(lookups.find("new", 6000), Found::Filling));
@@ -313,9 +312,9 @@ mod tests {
     }
 
     #[test]
-    fn the_one_before_is_answered_for_the_grace_time() {
+    fn the_previous_pepper_is_answered_during_the_grace_period() {
         let (lookups, new) = rotating();
-        // However late it is, what is handed out is answered.
+        // However late it is, the pepper that is handed out is answered.
         assert!(matches!(lookups.find("old", 9000), Found::Complete(_)));
         assert_eq!(lookups.keep(vec![pepper("old", 0), pepper("new", 5000)], 9000).len(), 1);
         assert_eq!(handed_out(&lookups, 9000), "old");
@@ -330,13 +329,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_bound_while_an_index_is_filled_is_newer_than_what_fills_it() {
+    fn changes_during_filling_win_over_the_rows_that_fill_the_index() {
         let (lookups, new) = rotating();
         let bob = Threepid::email("bob@example.com").unwrap();
         lookups.insert(&alice(), &mxid("@new:hs.test"));
         lookups.insert(&bob, &mxid("@bob:hs.test"));
         lookups.set(&bob, None);
-        // Rows as they were before.
+        // The rows as they were before the changes.
         new.fill([(&alice(), &mxid("@old:hs.test")), (&bob, &mxid("@bob:hs.test"))].into_iter());
         new.complete();
         lookups.insert(&Threepid::email("carol@example.com").unwrap(), &mxid("@carol:hs.test"));
@@ -348,7 +347,7 @@ mod tests {
     }
 
     #[test]
-    fn an_index_that_could_not_be_filled_is_begun_anew() {
+    fn filling_an_index_that_failed_starts_over() {
         let (lookups, _) = rotating();
         let again = lookups.keep(vec![pepper("old", 0), pepper("new", 5000)], 4000);
         assert_eq!(again.len(), 1);
@@ -357,7 +356,7 @@ mod tests {
     }
 
     #[test]
-    fn renewed_indexes_take_the_place_of_the_old_ones() {
+    fn renewed_indexes_replace_the_old_ones() {
         let lookups = Lookups::new(GRACE_MS);
         for old in lookups.keep(vec![pepper("a", 0)], 0) {
             old.complete();

@@ -1,8 +1,9 @@
-//! Markdown to HTML, for policies that this server shows itself.
+//! Markdown to HTML, for policies hosted by this server.
 
 use pulldown_cmark::{CowStr, Event, Options, Parser, Tag, TagEnd, html};
 
-/// Where links may lead. The texts are the operator's own, but a page that people are asked to trust runs nothing.
+/// Allowed schemes of links. The texts are the operator's own, but a page people are asked to trust must not run
+/// scripts.
 const SCHEMES: [&str; 4] = ["http", "https", "mailto", "tel"];
 
 /// Renders CommonMark with tables, footnotes and strikethrough. HTML in it is shown as text.
@@ -16,7 +17,7 @@ pub(crate) fn to_html(text: &str) -> String {
             let dest_url = if is_harmless(&dest_url) { dest_url } else { CowStr::Borrowed("#") };
             Event::Start(Tag::Link { link_type, dest_url, title, id })
         }
-        // The page loads nothing from anywhere, so an image is its description.
+        // The page loads no external content, so an image is replaced by its description.
         Event::Start(Tag::Image { .. }) => Event::Start(Tag::Emphasis),
         Event::End(TagEnd::Image) => Event::End(TagEnd::Emphasis),
         event => event,
@@ -26,7 +27,7 @@ pub(crate) fn to_html(text: &str) -> String {
     page
 }
 
-/// An address of one of the [`SCHEMES`], or one without a scheme. Mail addresses in angle brackets come without one.
+/// Whether a URL has one of the [`SCHEMES`] or none. Mail addresses in angle brackets arrive without one.
 fn is_harmless(url: &str) -> bool {
     let before = url.split(['/', '?', '#']).next().unwrap_or_default();
     match before.split_once(':') {
@@ -54,7 +55,7 @@ mod tests {
     }
 
     #[test]
-    fn html_and_scripts_in_it_are_text() {
+    fn embedded_html_and_scripts_become_text() {
         for text in [
             "<script>alert(1)</script>",
             "a <img src=x onerror=alert(1)> b",

@@ -1,4 +1,4 @@
-//! The rules: pure functions and types, no I/O, no async, no database.
+//! Domain rules: pure functions and types; no I/O, no async, no database.
 
 pub(crate) mod association;
 pub(crate) mod hashing;

@@ -9,15 +9,15 @@ use super::server_name::ServerName;
 /// The longest user id in bytes, sigil and server name included.
 const MAX_BYTES: usize = 255;
 
-/// A text that is no Matrix user id.
+/// A text is not a Matrix user id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a Matrix user id")]
 pub(crate) struct InvalidMxid;
 
-/// `@localpart:server_name`. Copies are cheap.
+/// `@localpart:server_name`. Cheap to clone.
 ///
-/// The localpart is whatever the specification's historical user ids may have: any code points but `:` and NUL, or
-/// none at all. That includes line breaks, quotes and terminal escapes, so `Display` and `Debug`, which are for logs
+/// The localpart is anything that the specification allows in historical user ids: any code points except `:` and NUL,
+/// or none at all. That includes line breaks, quotes and terminal escapes, so `Display` and `Debug`, which are for logs
 /// and terminals, escape it. [`Mxid::as_str`] is the id itself.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Mxid {
@@ -28,10 +28,6 @@ pub(crate) struct Mxid {
 
 impl Mxid {
     /// Parses a user id of any server.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidMxid`]
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidMxid> {
         let (localpart, server_name) =
             text.strip_prefix('@').and_then(|rest| rest.split_once(':')).ok_or(InvalidMxid)?;
@@ -41,17 +37,17 @@ impl Mxid {
         Ok(Self { text: text.into(), server_at: text.len() - server_name.len() })
     }
 
-    /// Takes a user id that was parsed before it was stored.
+    /// Reads back a stored user id, which was parsed before it was stored.
     ///
     /// # Errors
     ///
-    /// [`InvalidMxid`] without a colon: it was not stored by this program.
+    /// [`InvalidMxid`] if there is no colon: then this program did not store it.
     pub(crate) fn stored(text: &str) -> Result<Self, InvalidMxid> {
         let colon = text.find(':').ok_or(InvalidMxid)?;
         Ok(Self { text: text.into(), server_at: colon + 1 })
     }
 
-    /// The whole id, for storage, JSON and comparison. It may hold control characters: do not log or print it.
+    /// The whole id, for storage, JSON and comparison. It may contain control characters: do not log or print it.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
@@ -66,7 +62,7 @@ impl fmt::Display for Mxid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for c in self.text.chars() {
             match c {
-                // Fields of log lines end at spaces.
+                // A space would end the field in a log line.
                 ' ' => write!(f, "{}", c.escape_unicode())?,
                 c => write!(f, "{}", c.escape_default())?,
             }
@@ -102,9 +98,10 @@ mod tests {
         }
     }
 
-    /// Appendices, "Historical User IDs": any code point but `:` and NUL, control characters and the empty string too.
+    /// Appendices, "Historical User IDs": any code point except `:` and NUL, so control characters and the empty string
+    /// too.
     #[test]
-    fn historical_localparts_are_taken() {
+    fn historical_localparts_are_accepted() {
         for text in ["@:hs.test", "@Ärzte 😀:hs.test", "@a\r\nb\t\u{1b}[31m:hs.test", "@\"quoted\" @ 'a\\b':hs.test"]
         {
             assert_eq!(Mxid::parse(text).unwrap().server_name(), "hs.test", "{text:?}");
@@ -112,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_user_id_is_refused() {
+    fn malformed_user_ids_are_refused() {
         for text in [
             "",
             "@",
@@ -140,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_cannot_be_taken_for_anything_else() {
+    fn formatted_ids_are_escaped_and_unambiguous() {
         for (text, shown) in [
             ("@alice+tag/a=b:hs.test:8448", "@alice+tag/a=b:hs.test:8448"),
             ("@a\nlevel=ERROR b:hs.test", r"@a\nlevel=ERROR\u{20}b:hs.test"),

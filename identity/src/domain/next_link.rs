@@ -1,20 +1,19 @@
-//! Where `next_link` may lead: an allow-list, since an open redirect on a page that people trust is a gift to
-//! phishers.
+//! The allow-list for `next_link`: an open redirect on a page people trust would be a gift to phishers.
 
 use url::Url;
 
-/// An allowed origin, perhaps with the beginning of a path.
+/// An allowed origin, optionally with a path prefix.
 #[derive(Clone, Debug)]
 pub(crate) struct Pattern {
     scheme: String,
-    /// With at most one `*`, which stands for one character or more.
+    /// May contain one `*`, which matches one or more characters.
     host: String,
     port: u16,
     path: String,
 }
 
 impl Pattern {
-    /// Reads `https://app.example.com`, `https://*.example.com:8443` or `https://app.example.com/done/*`.
+    /// Parses `https://app.example.com`, `https://*.example.com:8443` or `https://app.example.com/done/*`.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let (scheme, rest) = text.split_once("://")?;
         let (authority, path) = rest.split_once('/').unwrap_or((rest, "*"));
@@ -50,7 +49,7 @@ impl Pattern {
     }
 }
 
-/// The link as it may be used, if one of the patterns allows it.
+/// The parsed link, if one of the patterns allows it.
 pub(crate) fn allowed(patterns: &[Pattern], link: &str) -> Option<Url> {
     let url = Url::parse(link).ok()?;
     patterns.iter().any(|pattern| pattern.allows(&url)).then_some(url)
@@ -61,7 +60,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_is_listed_is_allowed() {
+    fn only_listed_links_are_allowed() {
         let patterns: Vec<_> = ["https://app.example.com", "https://*.wild.example/*", "https://path.example/done/*"]
             .into_iter()
             .filter_map(Pattern::parse)
@@ -100,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_pattern_is_refused() {
+    fn malformed_patterns_are_refused() {
         for text in [
             "",
             "app.example.com",

@@ -1,4 +1,4 @@
-//! Phone numbers: parsed by the tables of libphonenumber, kept as the digits of E.164.
+//! Phone numbers: parsed with libphonenumber's metadata, kept as E.164 digits.
 //!
 //! Source: Identity Service API, "Phone number associations"; Appendices, "3PID Types".
 
@@ -6,33 +6,33 @@ use rlibphonenumber::{NumberLengthType, PHONE_NUMBER_UTIL, PhoneNumber, PhoneNum
 
 use super::threepid::{InvalidAddress, Medium, Threepid};
 
-/// The longest text that is tried, in characters: 15 digits and all that people write between them.
+/// The longest input to parse, in characters: 15 digits and everything people write between them.
 const MAX_CHARS: usize = 60;
 
-/// A phone number that could exist: its length is one that its country has.
+/// A phone number that could exist: its length is valid for its country.
 ///
-/// Whether its range is in use is not asked. The tables of that age, and fictional numbers such as the specification's
-/// own `07700900001` are never in them. It has no `Debug`: debug output ends up in logs.
+/// It need not be in an assigned range: that metadata goes stale, and never includes fictional numbers such as the
+/// specification's own `07700900001`. There is no `Debug`, since debug output ends up in logs.
 pub(crate) struct Phone {
-    /// As it is bound and looked up.
+    /// The form that is bound and looked up.
     pub(crate) threepid: Threepid,
-    /// For people: `+44 7700 900001`.
+    /// The form shown to people: `+44 7700 900001`.
     pub(crate) international: String,
     /// The country's calling code: 44.
     pub(crate) calling_code: i32,
-    /// Whether it is a premium-rate number: messages to it make somebody else money.
+    /// Whether it is a premium-rate number: somebody earns money with each message to it.
     pub(crate) premium: bool,
-    /// Where it is; the main country of its calling code where several share one and the number does not tell.
+    /// The country; the main one of the calling code if several share it and the number does not determine which.
     region: Option<Region>,
 }
 
 impl Phone {
-    /// Parses `raw` as if it were dialled in `country` (ISO 3166-1 alpha-2). An empty country is none, as iOS sends it;
-    /// then the number is international, with its plus or, as some clients have it, without.
+    /// Parses `raw` as dialled in `country` (ISO 3166-1 alpha-2). If `country` is empty, which is what iOS sends, the
+    /// number must be international; some clients omit its plus.
     ///
     /// # Errors
     ///
-    /// [`InvalidAddress`]: it is no number, or has an extension, or more or fewer digits than its country has.
+    /// [`InvalidAddress`] if it is not a number, has an extension, or is too long or too short for its country.
     pub(crate) fn parse(raw: &str, country: &str) -> Result<Self, InvalidAddress> {
         let invalid = InvalidAddress(Medium::Msisdn);
         let (raw, country) = (raw.trim(), country.trim());
@@ -63,7 +63,7 @@ impl Phone {
         })
     }
 
-    /// Whether it lies in one of `countries`.
+    /// Whether the number belongs to one of `countries`.
     pub(crate) fn is_in(&self, countries: &[Country]) -> bool {
         countries.iter().any(|country| match country {
             Country::Region(region) => self.region == Some(*region),
@@ -71,23 +71,23 @@ impl Phone {
         })
     }
 
-    /// The country, for counting: `GB`, or the calling code of a number that is in none.
+    /// The country, as a metric label: `GB`, or the calling code if the number belongs to no country.
     pub(crate) fn country(&self) -> String {
         self.region.map_or_else(|| self.calling_code.to_string(), |region| region.as_region_str().to_string())
     }
 }
 
-/// A country as an operator names it.
+/// A country as written in the configuration.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Country {
-    /// `GB`: ISO 3166-1 alpha-2. It tells apart the countries that share a calling code.
+    /// `GB`: ISO 3166-1 alpha-2. Distinguishes countries that share a calling code.
     Region(Region),
     /// `+44`, or `44`.
     CallingCode(i32),
 }
 
 impl Country {
-    /// Reads one of the two forms.
+    /// Parses either form.
     pub(crate) fn parse(text: &str) -> Option<Self> {
         let digits = text.strip_prefix('+').unwrap_or(text);
         if !digits.is_empty() && digits.len() <= 3 && digits.bytes().all(|byte| byte.is_ascii_digit()) {
@@ -98,7 +98,7 @@ impl Country {
     }
 }
 
-/// Two letters; the tables' `001`, which is no country, is not one.
+/// Parses a two-letter code, which excludes the metadata's non-geographic region `001`.
 fn region(code: &str) -> Option<Region> {
     if code.len() == 2 { Region::from_code(code).ok() } else { None }
 }
@@ -109,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    /// Expected values are Google's own (its Python port, 9.0).
+    /// Expected values come from libphonenumber's Python port, version 9.0.
     #[test]
     fn numbers_are_read_as_people_write_them() {
         for (raw, country, digits, international) in [
@@ -119,7 +119,7 @@ mod tests {
             ("447700900001", "", "447700900001", "+44 7700 900001"),
             ("+44 (0) 7700 900001", "GB", "447700900001", "+44 7700 900001"),
             ("07700 900001", "gb", "447700900001", "+44 7700 900001"),
-            // An international number is one, whatever country it is said to be dialled in.
+            // For an international number, the country does not matter.
             ("+447700900001", "US", "447700900001", "+44 7700 900001"),
             ("+447700900001", "XX", "447700900001", "+44 7700 900001"),
             ("8005552067", "US", "18005552067", "+1 800-555-2067"),
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_number_is_refused() {
+    fn invalid_numbers_are_refused() {
         let long = "1".repeat(200);
         for (raw, country) in [
             ("", "GB"),
@@ -167,7 +167,7 @@ mod tests {
     }
 
     #[test]
-    fn a_premium_rate_number_is_known() {
+    fn premium_rate_numbers_are_recognised() {
         assert!(Phone::parse("+44900 123 4567", "").unwrap().premium);
         assert!(!Phone::parse("+447700900001", "").unwrap().premium);
     }

@@ -1,10 +1,11 @@
-//! What stands in the database instead of addresses and tokens.
+//! How addresses and tokens are stored: as keyed fingerprints and sealed values, never in plain text.
 //!
-//! Equality is by a keyed fingerprint (HMAC-SHA-256); what is needed again is sealed (XChaCha20-Poly1305, the number of
-//! its key in front). The keys live outside the database, in a file of lines:
+//! Values that are only compared are stored as a keyed fingerprint (HMAC-SHA-256); values that are needed again are
+//! sealed (XChaCha20-Poly1305, prefixed with the number of the key). The keys live outside the database, in a file of
+//! lines:
 //!
 //! ```text
-//! hash BASE64            one; never changes, since fingerprints could not be found again
+//! hash BASE64            exactly one; must never change, since stored fingerprints would no longer match
 //! seal NUMBER BASE64     one or more; the last one seals, all of them open
 //! ```
 
@@ -26,10 +27,10 @@ use super::threepid::Threepid;
 
 const NONCE_BYTES: usize = 24;
 
-/// A keyed hash: what stands for an address, a token or a secret.
+/// A keyed hash, stored in place of an address, a token or a secret.
 pub(crate) type Fingerprint = [u8; 32];
 
-/// What is sealed, so that one kind of secret cannot be put in the place of another.
+/// The kind of a sealed value. It is authenticated, so that one kind cannot be substituted for another.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Sealed {
     /// The address of an association.
@@ -40,11 +41,11 @@ pub(crate) enum Sealed {
     NextLink,
     /// The token of an invite.
     InviteToken,
-    /// The address that was invited.
+    /// The invited address.
     InviteAddress,
-    /// What the outbox has for a homeserver.
+    /// The payload of an outbox row.
     Outbox,
-    /// A known text that shows whether the keys are those of this database.
+    /// A known text that shows whether the keys belong to this database.
     KeyCheck,
 }
 
@@ -65,26 +66,26 @@ impl Sealed {
 /// A storage key file that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StorageKeyError {
-    /// A line that is neither of the two kinds.
+    /// A line is neither of the two kinds.
     #[error("line {0} is neither `hash BASE64` nor `seal NUMBER BASE64` with 32 bytes in standard base64")]
     Line(usize),
-    /// A kind of line is missing.
+    /// A required kind of line is missing.
     #[error("there is no `{0}` line")]
     Missing(&'static str),
-    /// A number or the hash key stands there twice.
-    #[error("line {0} repeats a key that stands above it")]
+    /// A key number or the hash key occurs twice.
+    #[error("line {0} repeats a key from an earlier line")]
     Twice(usize),
 }
 
-/// Something sealed that does not open: another key, or altered.
+/// A sealed value cannot be opened: it was sealed with another key or tampered with.
 #[derive(Debug, thiserror::Error)]
-#[error("a sealed value does not open with the storage keys at hand")]
+#[error("a sealed value cannot be opened with the current storage keys")]
 pub(crate) struct CannotOpen;
 
-/// The keys that seal and fingerprint.
+/// The keys for sealing and fingerprinting.
 pub(crate) struct StorageKeys {
     hash: Zeroizing<[u8; 32]>,
-    /// By number; the last one seals.
+    /// With their numbers; the last one seals.
     seal: Vec<(u8, XChaCha20Poly1305)>,
 }
 
@@ -95,23 +96,19 @@ impl fmt::Debug for StorageKeys {
 }
 
 impl StorageKeys {
-    /// The text of a new key file.
+    /// Generates the text of a new key file.
     pub(crate) fn generate() -> Zeroizing<String> {
         let (hash, seal) = (Zeroizing::new(random::bytes::<32>()), Zeroizing::new(random::bytes::<32>()));
         Zeroizing::new(format!(
-            "# Waypost's storage keys: without them the database cannot be read, so back them up,\n\
-             # and not beside the database's own backups.\n\
+            "# Waypost's storage keys. Without them the database cannot be read: back them up,\n\
+             # but apart from the database's own backups.\n\
              hash {}\nseal 1 {}\n",
             STANDARD.encode(*hash),
             STANDARD.encode(*seal)
         ))
     }
 
-    /// Reads a key file.
-    ///
-    /// # Errors
-    ///
-    /// [`StorageKeyError`] that names the line.
+    /// Parses a key file.
     pub(crate) fn parse(text: &str) -> Result<Self, StorageKeyError> {
         let mut hash = None;
         let mut seal: Vec<(u8, XChaCha20Poly1305)> = Vec::new();
@@ -144,58 +141,58 @@ impl StorageKeys {
         Ok(Self { hash, seal })
     }
 
-    /// What stands for an address: equal for equal addresses, and telling nothing without the key.
+    /// The fingerprint of an address: equal for equal addresses, and meaningless without the key.
     pub(crate) fn fingerprint(&self, threepid: &Threepid) -> Fingerprint {
         self.keyed_hash(b"threepid", &[threepid.medium().as_str().as_bytes(), threepid.address().as_bytes()])
     }
 
-    /// What stands for the one who reads what is sent to an address, for budgets: equal for an address with any tag.
+    /// The fingerprint of a mailbox, for rate limits: the same for an address with any tag (`+tag`).
     pub(crate) fn mailbox_hash(&self, threepid: &Threepid) -> Fingerprint {
         self.keyed_hash(b"mailbox", &[threepid.medium().as_str().as_bytes(), threepid.mailbox().as_bytes()])
     }
 
-    /// What stands for an access token.
+    /// The fingerprint of an access token.
     pub(crate) fn token_hash(&self, token: &str) -> Fingerprint {
         self.keyed_hash(b"access token", &[token.as_bytes()])
     }
 
-    /// What stands for a session's client secret.
+    /// The fingerprint of a session's client secret.
     pub(crate) fn client_secret_hash(&self, client_secret: &str) -> Fingerprint {
         self.keyed_hash(b"client secret", &[client_secret.as_bytes()])
     }
 
-    /// What stands for the token of an invite.
+    /// The fingerprint of an invite's token.
     pub(crate) fn invite_token_hash(&self, token: &str) -> Fingerprint {
         self.keyed_hash(b"invite token", &[token.as_bytes()])
     }
 
-    /// What stands for the one whose requests are counted.
+    /// The fingerprint of a rate limit's subject, such as a user, a network or a country.
     pub(crate) fn budget_hash(&self, who: &str) -> Fingerprint {
         self.keyed_hash(b"budget", &[who.as_bytes()])
     }
 
-    /// What the key of fingerprints is recognised by.
+    /// A fingerprint of nothing, by which the hash key itself is recognised.
     pub(crate) fn check_hash(&self) -> Fingerprint {
         self.keyed_hash(b"key check", &[])
     }
 
-    /// The validation token of a session. It is derived and not stored, so a mail that is sent again carries the
-    /// same one. 192 bits, 32 characters.
+    /// The validation token of a session: 192 bits, 32 characters. It is derived, not stored, so a repeated mail
+    /// carries the same one.
     pub(crate) fn validation_token(&self, sid: &str) -> String {
         URL_SAFE_NO_PAD.encode(&self.keyed_hash(b"validation token", &[sid.as_bytes()])[..24])
     }
 
-    /// The code of a session that proves a phone number: six digits, for people to type. Derived like the token, so an
-    /// SMS that is sent again carries the same one. It is short, so what guesses at it must be counted.
+    /// The code that proves a phone number: six digits, for people to type. It is derived like the token, so a repeated
+    /// SMS carries the same one. It is short, so attempts must be limited.
     pub(crate) fn validation_code(&self, sid: &str) -> String {
         let hash = self.keyed_hash(b"validation code", &[sid.as_bytes()]);
         let number = hash[..8].iter().fold(0_u64, |number, byte| (number << 8) | u64::from(*byte));
-        // The remainder's bias is below 2^-44.
+        // The modulo bias is below 2^-44.
         format!("{:06}", number % 1_000_000)
     }
 
     fn keyed_hash(&self, label: &[u8], parts: &[&[u8]]) -> Fingerprint {
-        // Made anew each time: a `hmac::Key` that lasted would not be wiped from memory like `hash` is.
+        // Created each time: unlike `hash`, a long-lived `hmac::Key` would not be wiped from memory.
         let mut context = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, &*self.hash));
         context.update(label);
         for part in parts {
@@ -207,7 +204,7 @@ impl StorageKeys {
         fingerprint
     }
 
-    /// Seals a text with the newest key: its number, the nonce, the ciphertext.
+    /// Seals a text with the newest key. The result is the key's number, the nonce and the ciphertext.
     pub(crate) fn seal(&self, what: Sealed, text: &str) -> Vec<u8> {
         let (id, cipher) = self.seal.last().expect("a parsed key file has a sealing key");
         let nonce: [u8; NONCE_BYTES] = random::bytes();
@@ -216,11 +213,11 @@ impl StorageKeys {
         [&[*id][..], &nonce, &sealed].concat()
     }
 
-    /// Opens what [`StorageKeys::seal`] made.
+    /// Opens a value sealed by [`StorageKeys::seal`].
     ///
     /// # Errors
     ///
-    /// [`CannotOpen`] when its key is missing, or it was altered or is something else.
+    /// [`CannotOpen`] if its key is missing, it was altered, or it is of another kind.
     pub(crate) fn open(&self, what: Sealed, sealed: &[u8]) -> Result<String, CannotOpen> {
         let (id, rest) = sealed.split_first().ok_or(CannotOpen)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(CannotOpen)?;
@@ -247,7 +244,7 @@ mod tests {
     }
 
     #[test]
-    fn fingerprints_stay_the_ones_that_databases_hold() {
+    fn fingerprints_stay_compatible_with_existing_databases() {
         let key = STANDARD.encode([7; 32]);
         let keys = StorageKeys::parse(&format!("hash {key}\nseal 1 {key}\n")).unwrap();
         // Python: hmac.new(bytes([7]) * 32, b"threepid\0email\0alice@example.com", sha256).digest()
@@ -259,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_sealed_opens_and_differs_each_time() {
+    fn sealed_values_open_and_differ_each_time() {
         let keys = keys();
         let (one, two) = (keys.seal(Sealed::Session, "a@b"), keys.seal(Sealed::Session, "a@b"));
         assert_ne!(one, two);
@@ -267,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_altered_or_is_something_else_does_not_open() {
+    fn an_altered_value_or_one_of_another_kind_does_not_open() {
         let keys = keys();
         let sealed = keys.seal(Sealed::Session, "a@b");
         assert!(keys.open(Sealed::Association, &sealed).is_err());
@@ -290,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn one_keyed_hash_is_not_another() {
+    fn keyed_hashes_of_different_kinds_differ() {
         let keys = keys();
         assert_ne!(keys.token_hash("a"), keys.client_secret_hash("a"));
         assert_eq!(keys.validation_token("sid").len(), 32);
@@ -302,12 +299,12 @@ mod tests {
     }
 
     #[test]
-    fn a_bad_key_file_is_named_by_line() {
+    fn errors_in_a_key_file_name_the_line() {
         let key = STANDARD.encode([7; 32]);
         for (text, problem) in [
             (String::new(), "there is no `hash` line".to_owned()),
             (format!("hash {key}\n"), "there is no `seal` line".to_owned()),
-            (format!("hash {key}\nhash {key}\n"), "line 2 repeats a key that stands above it".to_owned()),
+            (format!("hash {key}\nhash {key}\n"), "line 2 repeats a key from an earlier line".to_owned()),
             (format!("#\nhash {}\n", &key[4..]), StorageKeyError::Line(2).to_string()),
         ] {
             assert_eq!(StorageKeys::parse(&text).unwrap_err().to_string(), problem);

@@ -1,4 +1,4 @@
-//! Server names: a host or an address literal, with or without a port.
+//! Server names: a hostname or an IP address literal, optionally with a port.
 //!
 //! Source: Appendices, "Server Name".
 
@@ -6,15 +6,15 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use waypost_shared::owner::canonical_host;
 
-/// The port of servers whose name has none.
+/// The port of a server whose name has none.
 pub(crate) const DEFAULT_PORT: u16 = 8448;
 
-/// A text that is no server name.
+/// A text is not a server name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid server name")]
 pub(crate) struct InvalidServerName;
 
-/// A server name in its parts.
+/// A parsed server name.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct ServerName {
     text: String,
@@ -25,10 +25,6 @@ pub(crate) struct ServerName {
 
 impl ServerName {
     /// Parses a server name: `host`, `host:port`, `1.2.3.4:port`, `[::1]:port`.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidServerName`] for anything else.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidServerName> {
         let (host, port) = match text.rsplit_once(':') {
             // The colons inside brackets belong to the address.
@@ -52,17 +48,17 @@ impl ServerName {
         Ok(Self { text: text.to_owned(), host: host.to_owned(), literal, port })
     }
 
-    /// The name as it was written.
+    /// The name as given.
     pub(crate) fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The host alone; an IPv6 literal with its brackets.
+    /// The host without the port; an IPv6 literal keeps its brackets.
     pub(crate) fn host(&self) -> &str {
         &self.host
     }
 
-    /// The address, if the host is one.
+    /// The IP address, if the host is a literal.
     pub(crate) fn literal(&self) -> Option<IpAddr> {
         self.literal
     }
@@ -78,7 +74,7 @@ fn is_dns_name(host: &str) -> bool {
     (1..=230).contains(&host.len()) && host.bytes().all(known) && !host.starts_with('.') && !host.contains("..")
 }
 
-/// Whether two names are the same server's: upper and lower case, a final dot and the default port make no difference.
+/// Whether two names denote the same server, ignoring case, a trailing dot and an explicit default port.
 pub(crate) fn is_same_server(one: &str, other: &str) -> bool {
     let place = |name| {
         let name = ServerName::parse(name).ok()?;
@@ -94,7 +90,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn server_names_are_taken_apart() {
+    fn server_names_are_split_into_host_and_port() {
         for (text, host, literal, port) in [
             ("matrix.org", "matrix.org", None, None),
             ("matrix.org:8888", "matrix.org", None, Some(8888)),
@@ -111,7 +107,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_server_name_is_refused() {
+    fn malformed_server_names_are_refused() {
         for text in [
             "",
             ":8448",

@@ -1,4 +1,4 @@
-//! Validation sessions: the proof, under way or complete, that somebody reads what is sent to an address.
+//! Validation sessions: the proof, pending or complete, that a user controls an address.
 //!
 //! Source: Identity Service API, "Email associations" and "General".
 
@@ -18,51 +18,51 @@ pub(crate) fn is_opaque_id(text: &str) -> bool {
 /// A validation session, as stored.
 #[derive(Clone, Debug)]
 pub(crate) struct Session {
-    /// Its id.
+    /// The session id.
     pub(crate) sid: String,
-    /// The address that is to be proven.
+    /// The address to validate.
     pub(crate) threepid: Threepid,
-    /// What stands for its client secret.
+    /// The fingerprint of the client secret.
     pub(crate) client_secret_hash: Fingerprint,
-    /// Tokens that were tried so far.
+    /// Tokens tried so far.
     pub(crate) attempts: i64,
-    /// Where to send the person afterwards.
+    /// Where to redirect the user afterwards.
     pub(crate) next_link: Option<String>,
-    /// When a token was last asked for.
+    /// When a token was last requested, in milliseconds since the epoch.
     pub(crate) requested_ms: i64,
-    /// When the token was submitted.
+    /// When the token was submitted, in milliseconds since the epoch.
     pub(crate) validated_ms: Option<i64>,
 }
 
-/// How long sessions live and how often they may be guessed at.
+/// The lifetime of sessions and the number of attempts they allow.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct SessionRules {
-    /// Milliseconds, counted from the last request for a token, then from the validation.
+    /// Milliseconds, counted from the last request for a token, or once validated, from the validation.
     pub(crate) lifetime_ms: i64,
-    /// Wrong tokens until the session is closed.
+    /// Wrong tokens after which the session is closed.
     pub(crate) max_attempts: i64,
 }
 
-/// What a session is worth now.
+/// The state of a session at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum SessionState {
     /// Waiting for its token.
     Open,
-    /// The address is proven, since that time.
+    /// The address was validated, at this time in milliseconds since the epoch.
     Validated(i64),
     /// Too old, or too many wrong tokens.
     Expired,
 }
 
 impl Session {
-    /// Whether this is the secret of the one who made the session, compared in constant time.
+    /// Whether the client secret matches; compares in constant time.
     pub(crate) fn has_client_secret(&self, hash: &Fingerprint) -> bool {
         self.client_secret_hash.ct_eq(hash).into()
     }
 
-    /// What the session is worth at `now_ms`.
+    /// The state at `now_ms`.
     pub(crate) fn state(&self, rules: SessionRules, now_ms: i64) -> SessionState {
-        // Asking again must not keep an old proof alive: the mailbox may have changed hands.
+        // Requesting another token must not extend an old validation: the mailbox may have changed hands.
         let since = self.validated_ms.unwrap_or(self.requested_ms);
         if now_ms.saturating_sub(since) >= rules.lifetime_ms {
             return SessionState::Expired;
@@ -96,7 +96,7 @@ mod tests {
     }
 
     #[test]
-    fn a_session_expires_by_time_and_by_wrong_tokens() {
+    fn a_session_expires_after_its_lifetime_or_too_many_wrong_tokens() {
         for (attempts, validated_ms, now_ms, state) in [
             (0, None, 1999, SessionState::Open),
             (0, None, 2000, SessionState::Expired),

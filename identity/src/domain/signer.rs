@@ -1,4 +1,4 @@
-//! What the server signs: associations, and acceptances of invites.
+//! The objects this server signs: associations, and acceptances of invites.
 //!
 //! Source: Identity Service API, "Establishing associations" and "Invitation storage"; Appendices, "Signing JSON".
 
@@ -10,7 +10,7 @@ use super::{
     signing::{SigningKey, SigningKeys},
 };
 
-/// Signs in the server's name.
+/// Signs objects in the server's name.
 #[derive(Debug)]
 pub(crate) struct Signer {
     /// The server's name in its signatures.
@@ -20,20 +20,20 @@ pub(crate) struct Signer {
 }
 
 impl Signer {
-    /// The signed association, as v1 lookups answer it.
+    /// The signed association, as returned by v1 lookups.
     pub(crate) fn association(&self, association: &Association) -> CanonicalJsonObject {
         self.sign(association.to_json())
     }
 
-    /// The signed association as the client that binds it gets it: `invites` is there only if there are any.
+    /// The signed association for the binding client: has `invites` only if there are any.
     pub(crate) fn bound(&self, association: &Association, invites: &[PendingInvite]) -> CanonicalJsonObject {
         if invites.is_empty() { self.association(association) } else { self.onbind(association, invites) }
     }
 
-    /// The signed association as the user's homeserver gets it, which reads `invites` whether or not there are any.
+    /// The signed association for the user's homeserver, which expects `invites` even if there are none.
     pub(crate) fn onbind(&self, association: &Association, invites: &[PendingInvite]) -> CanonicalJsonObject {
         let invites = invites.iter().map(|invite| {
-            // The key whose public half went into the room; it may have been rotated out since.
+            // Signed with the key whose public key was put into the room; it may have been rotated out since.
             let key = self.keys.by_id(&invite.key_id).unwrap_or(self.keys.first());
             let signed = key.sign(&self.server_name, invite.to_sign(&association.mxid));
             CanonicalJsonValue::Object(invite.to_json(association, signed))
@@ -43,7 +43,7 @@ impl Signer {
         self.sign(object)
     }
 
-    /// Signs with a key that was made for one invite.
+    /// Signs with an invite's ephemeral key.
     pub(crate) fn sign_with(&self, key: &SigningKey, object: CanonicalJsonObject) -> CanonicalJsonObject {
         key.sign(&self.server_name, object)
     }

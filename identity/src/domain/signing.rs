@@ -1,7 +1,7 @@
-//! Signatures under JSON, by the server's ed25519 key.
+//! Signed JSON, with the server's ed25519 keys.
 //!
-//! Source: Appendices, "Signing JSON". Keys are read and written in the format of Synapse and Sydent:
-//! `ed25519 VERSION SEED`, the seed of 32 bytes in unpadded standard base64; a file may hold several.
+//! Source: Appendices, "Signing JSON". Key files have the format of Synapse and Sydent: `ed25519 VERSION SEED`, where
+//! the seed is 32 bytes in unpadded standard base64; a file may contain several keys.
 
 use std::fmt;
 
@@ -15,8 +15,8 @@ use serde_json::{Map, Value};
 use waypost_shared::{hex, random};
 use zeroize::Zeroizing;
 
-/// Takes base64 with and without padding, and with stray bits at its end, as the specification's own test key has:
-/// keys come from many hands.
+/// Accepts base64 with or without padding, and with non-zero trailing bits as in the specification's own test key: keys
+/// come from many sources.
 const LENIENT: GeneralPurpose = GeneralPurpose::new(
     &alphabet::STANDARD,
     GeneralPurposeConfig::new()
@@ -27,19 +27,19 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 /// A signing key file that cannot be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidSigningKey {
-    /// A line that is no key.
+    /// A line is not a key.
     #[error("line {0} is not `ed25519 VERSION SEED` with a seed of 32 bytes in base64")]
     Line(usize),
-    /// Two keys would have one id.
-    #[error("line {0} repeats the version of a line above it")]
+    /// Two keys have the same id.
+    #[error("line {0} repeats the version of an earlier line")]
     Twice(usize),
-    /// There is no key at all.
+    /// The file contains no key.
     #[error("there is no line `ed25519 VERSION SEED`")]
     Missing,
 }
 
-/// The server's signing keys: the first one signs, all of them stay known, since what the older ones signed is still
-/// checked.
+/// The server's signing keys. The first one signs; all of them stay published, since signatures of older ones are still
+/// verified.
 #[derive(Debug)]
 pub(crate) struct SigningKeys {
     first: SigningKey,
@@ -47,12 +47,8 @@ pub(crate) struct SigningKeys {
 }
 
 impl SigningKeys {
-    /// Reads a key file: a key in each line, the one that signs first. A line may also be what early versions of
-    /// Sydent wrote, the seed alone in 64 hexadecimal digits, which is version 0.
-    ///
-    /// # Errors
-    ///
-    /// [`InvalidSigningKey`] that names the line.
+    /// Parses a key file: one key per line, the signing one first. A line may also be in the format of early versions
+    /// of Sydent: the seed alone, as 64 hexadecimal digits, which is version 0.
     pub(crate) fn parse(text: &str) -> Result<Self, InvalidSigningKey> {
         let mut keys: Vec<SigningKey> = Vec::new();
         for (number, line) in (1..).zip(text.lines()) {
@@ -71,7 +67,7 @@ impl SigningKeys {
         Ok(Self { first, older: keys.collect() })
     }
 
-    /// The key that signs.
+    /// The key that signs new objects.
     pub(crate) fn first(&self) -> &SigningKey {
         &self.first
     }
@@ -81,7 +77,7 @@ impl SigningKeys {
         self.all().find(|key| key.key_id == key_id)
     }
 
-    /// Whether `text` is the public half of one of them, in either base64 alphabet, padded or not.
+    /// Whether `text` is the public key of one of them, in either base64 alphabet, padded or not.
     pub(crate) fn is_public_key(&self, text: &str) -> bool {
         key_bytes(text).is_some_and(|bytes| self.all().any(|key| key.public_bytes() == bytes))
     }
@@ -91,8 +87,8 @@ impl SigningKeys {
     }
 }
 
-/// 32 bytes of a key in either base64 alphabet, padded or not. A space is read as the plus sign that it was before it
-/// stood, not encoded, in a query.
+/// Decodes the 32 bytes of a key from either base64 alphabet, padded or not. A space is read as a plus sign, which it
+/// was before an unencoded query parameter was decoded.
 pub(crate) fn key_bytes(text: &str) -> Option<[u8; 32]> {
     let standard: String = text
         .chars()
@@ -105,7 +101,7 @@ pub(crate) fn key_bytes(text: &str) -> Option<[u8; 32]> {
     LENIENT.decode(standard).ok()?.try_into().ok()
 }
 
-/// Whether `signature` under `object` is that of `public_key`, both in base64.
+/// Whether `signature` is a valid signature of `object` by `public_key`, both in base64.
 pub(crate) fn holds(public_key: &str, signature: &str, object: &Map<String, Value>) -> bool {
     let verify = || {
         let key = ed25519_dalek::VerifyingKey::from_bytes(&key_bytes(public_key)?).ok()?;
@@ -116,7 +112,7 @@ pub(crate) fn holds(public_key: &str, signature: &str, object: &Map<String, Valu
     verify().is_some()
 }
 
-/// The canonical form of everything but `signatures` and `unsigned`.
+/// The canonical JSON of everything except `signatures` and `unsigned`.
 fn signed_text(mut object: CanonicalJsonObject) -> String {
     object.remove("signatures");
     object.remove("unsigned");
@@ -137,13 +133,13 @@ impl fmt::Debug for SigningKey {
 }
 
 impl SigningKey {
-    /// The text of a new key file, version 0.
+    /// Generates the text of a new key file, with a key of version 0.
     pub(crate) fn generate() -> Zeroizing<String> {
         let seed = Zeroizing::new(random::bytes::<32>());
         Zeroizing::new(format!("ed25519 0 {}\n", STANDARD_NO_PAD.encode(*seed)))
     }
 
-    /// Reads a line of a key file.
+    /// Parses a line of a key file.
     fn parse(line: &str) -> Option<Self> {
         let words: Vec<_> = line.split_whitespace().collect();
         match words[..] {
@@ -161,7 +157,7 @@ impl SigningKey {
         }
     }
 
-    /// The key of this seed.
+    /// Creates the key with this seed.
     pub(crate) fn from_seed(key_id: String, seed: &[u8; 32]) -> Self {
         Self { key_id, key: ed25519_dalek::SigningKey::from_bytes(seed) }
     }
@@ -181,7 +177,7 @@ impl SigningKey {
         STANDARD_NO_PAD.encode(self.key.verifying_key().as_bytes())
     }
 
-    /// Adds `signatures` of `server_name` over everything but `signatures` and `unsigned`.
+    /// Signs everything except `signatures` and `unsigned`, and sets `signatures` to the signature of `server_name`.
     pub(crate) fn sign(&self, server_name: &str, mut object: CanonicalJsonObject) -> CanonicalJsonObject {
         let text = signed_text(object.clone());
         let signature = STANDARD_NO_PAD.encode(self.key.sign(text.as_bytes()).to_bytes());
@@ -200,7 +196,7 @@ mod tests {
 
     use super::*;
 
-    /// Key, objects and signatures of the specification: Appendices, "Cryptographic Test Vectors".
+    /// Key, objects and signatures are those of the specification: Appendices, "Cryptographic Test Vectors".
     #[test]
     fn signatures_are_those_of_the_specification() {
         let keys = SigningKeys::parse("ed25519 1 YJDBA9Xnr2sVqXD9Vj7XVUnmFZcZrlw8Md7kMW+3XA1\n").unwrap();
@@ -223,8 +219,8 @@ mod tests {
     }
 
     #[test]
-    fn a_public_key_is_known_in_either_alphabet() {
-        // A key whose public half has both characters in which the alphabets differ.
+    fn a_public_key_is_recognised_in_either_alphabet() {
+        // A key whose public key contains both characters in which the alphabets differ.
         let keys = (0..=255_u8)
             .map(|seed| SigningKeys::parse(&format!("ed25519 0 {}", STANDARD_NO_PAD.encode([seed; 32]))).unwrap())
             .find(|keys| keys.first().public_key().contains('+') && keys.first().public_key().contains('/'))
@@ -241,7 +237,7 @@ mod tests {
     #[test]
     fn the_first_key_signs_and_all_are_known() {
         let (new, old) = (STANDARD_NO_PAD.encode([1; 32]), STANDARD_NO_PAD.encode([2; 32]));
-        // As Synapse writes them, and the earliest form of Sydent's.
+        // In Synapse's format, and in Sydent's earliest.
         let text = format!("# keys\ned25519 a_AbCd {new}\n\ned25519 1 {old}\n{}\n", "03".repeat(32));
         let keys = SigningKeys::parse(&text).unwrap();
         assert_eq!(keys.first().key_id(), "ed25519:a_AbCd");
@@ -254,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_file_that_is_none_is_refused() {
+    fn malformed_key_files_are_refused() {
         for text in ["ed25519 0", "rsa 0 AAAA", "ed25519 0 AAAA", "ed25519 0 ????", "0303"] {
             assert_eq!(SigningKeys::parse(text).err(), Some(InvalidSigningKey::Line(1)), "{text}");
         }

@@ -1,4 +1,4 @@
-//! Terms of service: which policies there are, and which a user still has to accept.
+//! Terms of service: the policies, and which of them a user still has to accept.
 //!
 //! Source: Identity Service API, "Terms of service".
 
@@ -14,9 +14,9 @@ use serde_json::{Map, Value, json};
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Policy {
-    /// Its version; a new one has to be accepted anew.
+    /// The version; each new version must be accepted again.
     pub(crate) version: String,
-    /// By language tag (`en`, `de`).
+    /// The texts by language tag (`en`, `de`).
     pub(crate) languages: BTreeMap<String, PolicyText>,
 }
 
@@ -24,15 +24,15 @@ pub(crate) struct Policy {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct PolicyText {
-    /// What a person sees.
+    /// The name shown to users.
     pub(crate) name: String,
-    /// Where its text stands. When there is a `file`, it may be left out.
+    /// The URL of the text. May be omitted if there is a `file`.
     pub(crate) url: String,
-    /// The text in Markdown, to be shown by this server. Default none.
+    /// A Markdown file with the text, to be hosted by this server. Default none.
     pub(crate) file: Option<PathBuf>,
 }
 
-/// A version of a policy, as it is accepted.
+/// The id and version of a policy, the unit of acceptance.
 pub(crate) type PolicyVersion = (String, String);
 
 /// All policies, by id (`privacy_policy`).
@@ -57,8 +57,7 @@ impl Terms {
         json!({ "policies": policies })
     }
 
-    /// The policies that have this URL in one of their languages, at their present version. Accepting one language
-    /// is accepting all.
+    /// The current versions of the policies with this URL in any language. Accepting one language accepts them all.
     pub(crate) fn with_url(&self, url: &str) -> Vec<PolicyVersion> {
         let has_url = |policy: &Policy| policy.languages.values().any(|text| text.url == url);
         let found = self.0.iter().filter(|(_, policy)| has_url(policy));
@@ -70,7 +69,7 @@ impl Terms {
         self.0.is_empty()
     }
 
-    /// Whether somebody who accepted these has accepted all there is today.
+    /// Whether `accepted` covers the current version of every policy.
     pub(crate) fn are_accepted_by(&self, accepted: &BTreeSet<PolicyVersion>) -> bool {
         self.0.iter().all(|(id, policy)| accepted.contains(&(id.clone(), policy.version.clone())))
     }
@@ -90,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn one_language_counts_for_all_and_a_new_version_asks_again() {
+    fn one_language_counts_for_all_and_a_new_version_must_be_accepted_again() {
         let accepted: BTreeSet<_> = terms("1").with_url("https://is.test/de").into_iter().collect();
         assert!(terms("1").are_accepted_by(&accepted));
         assert!(!terms("2").are_accepted_by(&accepted));

@@ -1,4 +1,4 @@
-//! Third-party identifiers: an email address or a phone number, parsed once.
+//! Third-party identifiers: email addresses and phone numbers, parsed once.
 //!
 //! Source: Appendices, "3PID Types".
 
@@ -7,20 +7,20 @@ use std::{borrow::Cow, fmt};
 use unicase::UniCase;
 use waypost_shared::owner::canonical_host;
 
-/// The longest address that is taken, in characters. RFC 5321 allows 254; internationalised ones may be longer.
+/// The longest accepted address, in characters. RFC 5321 allows 254; internationalised ones may be longer.
 const MAX_ADDRESS_CHARS: usize = 500;
 
-/// What kind of address a threepid has.
+/// The kind of a threepid's address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum Medium {
     /// An email address.
     Email,
-    /// A phone number, as digits of E.164 without its plus.
+    /// A phone number, as E.164 digits without the plus.
     Msisdn,
 }
 
 impl Medium {
-    /// The name that the specification gives it.
+    /// The name in the specification.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::Email => "email",
@@ -28,7 +28,7 @@ impl Medium {
         }
     }
 
-    /// What people call an address of it.
+    /// The name used in error messages.
     fn noun(self) -> &'static str {
         match self {
             Self::Email => "email address",
@@ -36,7 +36,7 @@ impl Medium {
         }
     }
 
-    /// The medium of that name.
+    /// The medium with this name in the specification.
     pub(crate) fn parse(name: &str) -> Option<Self> {
         match name {
             "email" => Some(Self::Email),
@@ -46,12 +46,12 @@ impl Medium {
     }
 }
 
-/// What is not an address of that medium.
+/// A text is not a valid address of this medium.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid {}", .0.noun())]
 pub(crate) struct InvalidAddress(pub(crate) Medium);
 
-/// A medium and an address in its canonical form, so that equal addresses are equal texts.
+/// A medium and an address in canonical form, so that equal addresses are equal strings.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Threepid {
     medium: Medium,
@@ -64,13 +64,13 @@ impl Threepid {
     ///
     /// # Errors
     ///
-    /// [`InvalidAddress`] unless there is text on both sides of exactly one `@`, without spaces or control
-    /// characters, and not too long.
+    /// [`InvalidAddress`] unless there is text on both sides of exactly one `@`, without spaces, control characters or
+    /// header syntax, and at most [`MAX_ADDRESS_CHARS`] long.
     pub(crate) fn email(raw: &str) -> Result<Self, InvalidAddress> {
         let invalid = InvalidAddress(Medium::Email);
         let (local, domain) = raw.split_once('@').ok_or(invalid)?;
         let plain = raw.chars().all(|c| !c.is_whitespace() && !c.is_control());
-        // Brackets, commas and quotes have a meaning in a mail's header.
+        // These characters have a special meaning in mail headers.
         let harmless = !raw.contains(['<', '>', ',', ';', ':', '"', '(', ')', '\\', '[', ']']);
         let dots = |part: &str| !part.starts_with('.') && !part.ends_with('.') && !part.contains("..");
         let hyphens = domain.split('.').all(|label| !label.starts_with('-') && !label.ends_with('-'));
@@ -90,12 +90,12 @@ impl Threepid {
         Ok(Self { medium: Medium::Email, address: UniCase::new(raw).to_folded_case() })
     }
 
-    /// Parses an address as an operator gives it: an email address, or the digits of a phone number with or without the
-    /// plus sign.
+    /// Parses an address given by an operator: an email address, or the digits of an international phone number with or
+    /// without the plus sign.
     ///
     /// # Errors
     ///
-    /// [`InvalidAddress`]; a phone number has up to 15 digits (E.164), the country code with them.
+    /// [`InvalidAddress`]; a phone number has 3 to 15 digits (E.164), including the country code.
     pub(crate) fn given(medium: Medium, raw: &str) -> Result<Self, InvalidAddress> {
         match medium {
             Medium::Email => Self::email(raw),
@@ -110,23 +110,23 @@ impl Threepid {
         }
     }
 
-    /// Takes an address that was canonical when it was stored.
+    /// Wraps a stored address, which is already canonical.
     pub(crate) fn stored(medium: Medium, address: String) -> Self {
         Self { medium, address }
     }
 
-    /// Its medium.
+    /// The medium.
     pub(crate) fn medium(&self) -> Medium {
         self.medium
     }
 
-    /// Its address in canonical form.
+    /// The address in canonical form.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// Who reads what is sent to it, for budgets. Whoever writes chooses what follows a plus sign (RFC 5233): `a+1@`
-    /// and `a+2@` are one person's, and so are the spellings of an internationalised domain.
+    /// The mailbox behind the address, for rate limits. Anyone can append any tag after a plus sign (RFC 5233), so
+    /// `a+1@` and `a+2@` reach the same mailbox, as do different spellings of an internationalised domain.
     pub(crate) fn mailbox(&self) -> Cow<'_, str> {
         let Some((local, domain)) = self.address.split_once('@') else {
             return Cow::Borrowed(&self.address);
@@ -139,7 +139,7 @@ impl Threepid {
     }
 }
 
-/// Shows no address: debug output ends up in logs.
+/// Omits the address, since debug output ends up in logs.
 impl fmt::Debug for Threepid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Threepid({})", self.medium.as_str())
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_email_address_is_refused() {
+    fn invalid_email_addresses_are_refused() {
         let long = format!("{}@example.com", "a".repeat(500));
         for raw in [
             "",
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn a_phone_number_is_its_digits() {
+    fn a_phone_number_is_reduced_to_its_digits() {
         for (raw, digits) in [("+18005552067", Some("18005552067")), ("18005552067", Some("18005552067")), ("01", None)]
         {
             let given = Threepid::given(Medium::Msisdn, raw).ok();
