@@ -1,4 +1,4 @@
-//! Accounts, their access tokens, and the terms that they accepted.
+//! Accounts, their access tokens, and the terms they accepted.
 
 use std::collections::BTreeSet;
 
@@ -6,21 +6,17 @@ use crate::domain::{mxid::Mxid, sealing::Fingerprint, terms::PolicyVersion};
 
 use super::{Store, StoreError, in_tx, on_db, stored_mxid, write_db};
 
-/// What an access token stands for.
+/// A stored access token.
 #[derive(Clone, Debug)]
 pub(crate) struct TokenRow {
-    /// Its owner.
+    /// The user it belongs to.
     pub(crate) mxid: Mxid,
-    /// When it was last noted as used, in milliseconds since the epoch.
+    /// When its last use was recorded, in milliseconds since the epoch.
     pub(crate) used_ms: i64,
 }
 
 impl Store {
-    /// Gives `mxid` a token, and an account if it has none.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Adds a token for `mxid`, and an account if there is none yet.
     pub(crate) async fn add_token(&self, mxid: &Mxid, token_hash: &Fingerprint, now_ms: i64) -> Result<(), StoreError> {
         in_tx!(self, tx => {
             sqlx::query("INSERT INTO accounts (mxid, created_ms) VALUES ($1, $2) ON CONFLICT (mxid) DO NOTHING")
@@ -38,11 +34,7 @@ impl Store {
         Ok(())
     }
 
-    /// What a token stands for, unless it has not been used since `unused_since_ms`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Finds a token, unless its last use was before `unused_since_ms`.
     pub(crate) async fn token(
         &self,
         token_hash: &Fingerprint,
@@ -58,11 +50,7 @@ impl Store {
         row.map(|(mxid, used_ms)| Ok(TokenRow { mxid: stored_mxid(&mxid)?, used_ms })).transpose()
     }
 
-    /// Notes that a token was used.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Records the use of a token.
     pub(crate) async fn touch_token(&self, token_hash: &Fingerprint, now_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE access_tokens SET used_ms = $2 WHERE token_hash = $1")
@@ -74,11 +62,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends one token; on PostgreSQL a trigger tells the other replicas. Whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes a token; on PostgreSQL a trigger notifies the other replicas. Returns whether it existed.
     pub(crate) async fn delete_token(&self, token_hash: &Fingerprint) -> Result<bool, StoreError> {
         let deleted = write_db!(self, pool => {
             sqlx::query("DELETE FROM access_tokens WHERE token_hash = $1")
@@ -90,11 +74,7 @@ impl Store {
         Ok(deleted > 0)
     }
 
-    /// Notes that `mxid` accepts these versions of policies, beside those that it accepted before.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Records that `mxid` accepts these policy versions, in addition to earlier ones.
     pub(crate) async fn accept_terms(
         &self,
         mxid: &Mxid,
@@ -118,11 +98,7 @@ impl Store {
         Ok(())
     }
 
-    /// All versions of policies that `mxid` ever accepted.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// All policy versions that `mxid` ever accepted.
     pub(crate) async fn accepted_terms(&self, mxid: &Mxid) -> Result<BTreeSet<PolicyVersion>, StoreError> {
         let rows: Vec<PolicyVersion> = on_db!(self, pool => {
             sqlx::query_as("SELECT policy, version FROM accepted_terms WHERE mxid = $1").bind(mxid.as_str()).fetch_all(pool).await?
@@ -130,11 +106,7 @@ impl Store {
         Ok(rows.into_iter().collect())
     }
 
-    /// Removes up to `most` tokens that have not been used since `unused_since_ms`; how many there were.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` tokens last used before `unused_since_ms`; returns how many.
     pub(crate) async fn delete_unused_tokens(&self, unused_since_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
             sqlx::query(

@@ -1,4 +1,4 @@
-//! Associations, and how replicas follow each other's changes.
+//! Associations, and the change feed by which replicas follow each other.
 
 use futures_util::{TryStreamExt as _, stream::TryChunksError};
 use ruma_common::CanonicalJsonValue;
@@ -17,42 +17,39 @@ use crate::domain::{
 
 use super::{Store, StoreError, in_tx_for, on_db, stored_mxid};
 
-/// Rows that are handed on at once when all are read.
+/// Rows per batch when all associations are read.
 const BATCH: u16 = 4096;
 
-/// An address and its owner now; none when it was unbound.
+/// The current owner of an address.
 #[derive(Debug)]
 pub(crate) struct Change {
     /// The address.
     pub(crate) threepid: Threepid,
-    /// Its owner.
+    /// The owner; none if the address was unbound.
     pub(crate) mxid: Option<Mxid>,
 }
 
-/// Up to where a replica has seen what others changed. On PostgreSQL the oldest transaction that had not ended when it
-/// looked; on SQLite the number of the next change.
+/// A replica's position in the change feed. On PostgreSQL the oldest transaction still running at the last poll; on
+/// SQLite the number of the next change.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct ChangeCursor(i64);
 
 type Row = (String, Vec<u8>, Option<String>);
 type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
 
-/// Associations as they are stored. Opening them is work for another thread than the one that reads.
+/// A batch of stored associations, still sealed: opening them takes CPU time and belongs on another thread than the one
+/// that reads.
 #[derive(Debug)]
 pub(crate) enum StoredAssociations {
-    /// Row by row.
+    /// One row each.
     Rows(Vec<Row>),
-    /// For each, with NUL in between, since a Matrix id may hold any other character: the first letter of the medium,
-    /// the sealed address in hexadecimal, the Matrix id.
+    /// All in one text, separated by NUL, since a Matrix id may contain any other character. Each consists of the first
+    /// letter of the medium, the sealed address in hexadecimal, and the Matrix id.
     Joined(String),
 }
 
 impl StoredAssociations {
-    /// Opens the addresses.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`]; one address that does not open is enough.
+    /// Opens the addresses. Fails if a single one cannot be opened.
     pub(crate) fn open(self, keys: &StorageKeys) -> Result<Vec<Change>, StoreError> {
         match self {
             Self::Rows(rows) => rows.into_iter().map(|row| change(keys, row)).collect(),
@@ -72,15 +69,11 @@ fn from_text(keys: &StorageKeys, row: &str) -> Result<Change, StoreError> {
 }
 
 impl Store {
-    /// Binds an address to a Matrix id, whoever had it before, takes the invites that waited for it, and puts the onbind
-    /// call that tells the user's homeserver, signed by `signer`, into the outbox.
+    /// Binds an address to a Matrix id, replacing any previous owner; takes the invites waiting for it; and puts the
+    /// onbind call that informs the user's homeserver, signed by `signer`, into the outbox.
     ///
     /// One transaction: an invite is returned by exactly one bind, a bind that fails takes none, and every bind has its
     /// outbox row.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub(crate) async fn bind(
         &self,
         keys: &StorageKeys,
@@ -130,11 +123,7 @@ impl Store {
         }))
     }
 
-    /// How many addresses belong to somebody.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The number of bound addresses.
     pub(crate) async fn count_associations(&self) -> Result<usize, StoreError> {
         let count: i64 = on_db!(self, pool => {
             sqlx::query_scalar("SELECT COUNT(*) FROM associations WHERE mxid IS NOT NULL").fetch_one(pool).await?
@@ -142,11 +131,8 @@ impl Store {
         Ok(usize::try_from(count).unwrap_or_default())
     }
 
-    /// Gives all associations to `to`, and says up to where changes are contained. Ends early when nobody takes them.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Sends all associations to `to` and returns the position in the change feed from which to continue. Stops early
+    /// if the receiver is dropped.
     pub(crate) async fn all_associations(
         &self,
         to: mpsc::Sender<StoredAssociations>,
@@ -159,14 +145,10 @@ impl Store {
         Ok(cursor)
     }
 
-    /// What changed since `since`, some of it perhaps for the second time, and up to where that goes.
+    /// The changes since `since`, some possibly repeated, and the new position.
     ///
-    /// On PostgreSQL a transaction that had not ended at the last look has a number that is not below `since`, so a
-    /// late commit is found however late it is.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
+    /// On PostgreSQL every transaction that was still running at the last poll has a number of at least `since`, so its
+    /// changes are found however late it commits.
     pub(crate) async fn changes_since(
         &self,
         keys: &StorageKeys,
@@ -185,7 +167,7 @@ impl Store {
         Ok((changes, cursor))
     }
 
-    /// Asked before the rows are read: what commits in between is then read twice and not missed.
+    /// Must be taken before the rows are read: changes committed in between are then read twice rather than missed.
     async fn change_cursor(&self) -> Result<ChangeCursor, StoreError> {
         let number = match self {
             Self::Sqlite { read, .. } => {
@@ -200,8 +182,8 @@ impl Store {
     }
 }
 
-/// Every row is handed from SQLite's thread to ours, which takes longer than to read it: so SQLite makes one text of
-/// thousands. What is bound meanwhile has a later row, or is among the changes since.
+/// Passing a row from sqlx's SQLite thread to ours takes longer than reading it, so SQLite joins thousands of rows into
+/// one text. Associations bound meanwhile have later row ids or are among the changes since the cursor.
 async fn sqlite_associations(pool: &SqlitePool, to: &mpsc::Sender<StoredAssociations>) -> Result<(), sqlx::Error> {
     const SELECT: &str = "SELECT group_concat(substr(medium, 1, 1) || hex(address_sealed) || mxid, char(0))
           FROM associations WHERE rowid > $1 AND rowid <= $2 AND mxid IS NOT NULL";
@@ -237,7 +219,7 @@ fn change(keys: &StorageKeys, (medium, address_sealed, mxid): Row) -> Result<Cha
     Ok(Change { threepid: Threepid::stored(medium, address), mxid: mxid.as_deref().map(stored_mxid).transpose()? })
 }
 
-/// The invites of rows, the oldest first.
+/// Opens the rows of invites, oldest first.
 fn taken(keys: &StorageKeys, mut rows: Vec<InviteRow>) -> Result<Vec<PendingInvite>, StoreError> {
     rows.sort_by_key(|(.., created_ms)| *created_ms);
     let invites = rows.into_iter().map(|(token_sealed, room_id, sender, key_id, _, _)| {

@@ -1,4 +1,4 @@
-//! What is stored about one address or one person: to be shown, removed, erased.
+//! Showing, unbinding and erasing what is stored about an address or a user.
 
 use crate::domain::{
     association::Association,
@@ -9,36 +9,32 @@ use crate::domain::{
 
 use super::{Store, StoreError, in_tx, on_db, stored_mxid, write_db};
 
-/// What was removed about a person, in rows.
+/// The number of rows erased for a user, by kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Erased {
-    /// Addresses that belonged to them.
+    /// Addresses bound to the user.
     pub(crate) associations: u64,
-    /// Sessions in which somebody proved one of these addresses. A session is not linked to a Matrix id, so those of
-    /// other addresses stay until they expire.
+    /// Validation sessions of these addresses. Sessions are not linked to a Matrix id, so those of other addresses
+    /// remain until they expire.
     pub(crate) validation_sessions: u64,
     /// Access tokens.
     pub(crate) access_tokens: u64,
-    /// Policies that they accepted.
+    /// Policy versions the user accepted.
     pub(crate) accepted_terms: u64,
-    /// Their account: one or none.
+    /// The account: one or none.
     pub(crate) accounts: u64,
-    /// Budgets that they used up in part.
+    /// Rate limit counters of the user and of these addresses.
     pub(crate) budgets: u64,
-    /// Invites that they sent and that nobody took yet.
+    /// Invites the user sent that are still pending.
     pub(crate) invites: u64,
-    /// Keys of these invites.
+    /// Ephemeral keys of these invites.
     pub(crate) ephemeral_keys: u64,
-    /// Calls of their homeserver that had not arrived.
+    /// Outbox rows: calls not yet delivered to the user's homeserver.
     pub(crate) outbox: u64,
 }
 
 impl Store {
-    /// Whose an address is, and since when.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The association of an address.
     pub(crate) async fn association(
         &self,
         keys: &StorageKeys,
@@ -54,11 +50,7 @@ impl Store {
             .transpose()
     }
 
-    /// The addresses that belong to somebody, the oldest first.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
+    /// A user's associations, oldest first.
     pub(crate) async fn associations_of(
         &self,
         keys: &StorageKeys,
@@ -81,13 +73,9 @@ impl Store {
             .collect()
     }
 
-    /// Takes an address from `mxid`, or from whomever it belongs to when that is left out. Whether it was theirs.
+    /// Unbinds an address from `mxid`, or from its owner if that is none. Returns whether it was bound.
     ///
-    /// The row stays for a moment, without its owner, so that other replicas learn of it.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The row stays as a tombstone, without its owner, so that other replicas learn of the change.
     pub(crate) async fn remove_association(
         &self,
         keys: &StorageKeys,
@@ -110,19 +98,16 @@ impl Store {
         Ok(removed > 0)
     }
 
-    /// Removes all that is stored about somebody, in one transaction. Their tokens end at all replicas.
+    /// Erases everything stored about a user, in one transaction. Their tokens become invalid on all replicas.
     ///
-    /// The rows of their addresses stay for a moment, without their owner, so that other replicas learn of it. On
-    /// SQLite nothing of what was removed is left in the database's files, unless a long read kept its log in use.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The rows of their addresses stay as tombstones, without their owner, so that other replicas learn of the change.
+    /// On SQLite no erased data remains in the database's files, unless a long read kept the WAL in use.
     pub(crate) async fn erase(&self, keys: &StorageKeys, mxid: &Mxid, now_ms: i64) -> Result<Erased, StoreError> {
         let budget = keys.budget_hash(mxid.as_str());
         let erased = in_tx!(self, tx => {
             let mut erased = Erased::default();
-            // In this order: the addresses tell the sessions, and the account is what tokens and policies refer to.
+            // The order matters: sessions are found through the addresses, and tokens and policies refer to the
+            // account.
             let mut address_budgets = 0;
             for (sql, rows) in [
                 (
@@ -161,20 +146,16 @@ impl Store {
             erased
         });
         if let Self::Sqlite { write, .. } = self {
-            // The log holds pages as they were before.
+            // The WAL still contains the old pages.
             sqlx::query("PRAGMA wal_checkpoint(TRUNCATE)").execute(write).await?;
         }
         Ok(erased)
     }
 
-    /// Removes up to `most` addresses that were unbound before `unbound_ms`; how many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` tombstones of addresses unbound before `unbound_ms`; returns how many.
     pub(crate) async fn delete_unbound(&self, unbound_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
-            // Once more outside: a row that is bound meanwhile must stay.
+            // The conditions are repeated outside the subquery: a row that is bound meanwhile must stay.
             sqlx::query(
                 "DELETE FROM associations WHERE mxid IS NULL AND bound_ms < $1 AND fingerprint IN
                      (SELECT fingerprint FROM associations WHERE mxid IS NULL AND bound_ms < $1 LIMIT $2)",

@@ -1,4 +1,4 @@
-//! Looking at a database without changing it, for `doctor`: nothing is made, brought up to date or taken.
+//! Read-only inspection of a database, for `doctor`: creates nothing, runs no migration, takes no ownership.
 
 use std::{path::PathBuf, str::FromStr as _};
 
@@ -10,39 +10,39 @@ use sqlx::{
 
 use super::{ACQUIRE_TIMEOUT, Store, StoreError, on_db};
 
-/// How the tables stand to this program.
+/// The state of the schema, compared with this program's migrations.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Tables {
-    /// There are none.
+    /// There are no tables.
     Missing,
-    /// The start will take so many steps to bring them up to date.
+    /// The number of migrations that will run at the next start.
     Known(usize),
-    /// A step that this program does not know was taken: they are a newer one's.
+    /// This migration is unknown: a newer version has upgraded the schema.
     Newer(i64),
-    /// A step broke off half-way.
+    /// This migration failed half-way.
     Broken(i64),
-    /// A step was taken that differs from this program's.
+    /// This migration was applied with other content than this program's.
     Foreign(i64),
 }
 
-/// What a PostgreSQL server grants.
+/// What a PostgreSQL server grants its user.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     /// As `server_version_num`: 130004 is 13.4.
     pub(crate) version: i32,
-    /// Its clock, in milliseconds since the epoch.
+    /// The server's clock, in milliseconds since the epoch.
     pub(crate) now_ms: i64,
-    /// Whether the user may make tables.
+    /// Whether the user may create tables.
     pub(crate) may_make_tables: bool,
-    /// Connections that the user may have at the most: the server's limit, the user's and the database's.
+    /// The most connections the user may open: the lowest of the server's, the user's and the database's limits.
     pub(crate) connections: i64,
-    /// Of the server's connections, those that are free.
+    /// The server's free connections.
     pub(crate) free: i64,
 }
 
 impl Store {
-    /// Opens the database that `url` names for reading. None for an SQLite database that was left in the middle of
-    /// something, which cannot be read without bringing it in order first.
+    /// Opens the database at `url` read-only. None for an SQLite database that was not shut down cleanly, which cannot
+    /// be read without recovering it first.
     ///
     /// # Errors
     ///
@@ -62,10 +62,10 @@ impl Store {
             let log = beside("-wal").metadata().ok();
             let is_open = beside("-shm").exists() && log.is_some();
             let options = match (is_open, log) {
-                // A server has it open, or left it so: what a reader needs is there.
+                // A server has it open, or was killed while it had: the files a reader needs exist.
                 (true, _) => options,
                 (false, Some(log)) if log.len() > 0 => return Ok(None),
-                // A plain reader would make what it needs, and leave it there.
+                // An ordinary reader would create those files and leave them behind.
                 (false, _) => options.immutable(true),
             };
             let read = SqlitePoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
@@ -74,17 +74,13 @@ impl Store {
         }
         let options =
             PgConnectOptions::from_str(url)?.application_name("waypost-identity doctor").disable_statement_logging();
-        // A pool tries until its time is used up, and then does not say why.
+        // A pool retries until its time-out and then hides the reason, so one plain connection is tried first.
         options.connect().await?.close().await?;
         let pool = PgPoolOptions::new().max_connections(1).acquire_timeout(ACQUIRE_TIMEOUT);
         Ok(Some(Self::Postgres(pool.connect_with(options).await?)))
     }
 
-    /// How the tables stand to this program.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Compares the schema with this program's migrations.
     pub(crate) async fn tables(&self) -> Result<Tables, StoreError> {
         let lists: i64 = match self {
             Self::Sqlite { read, .. } => {
@@ -116,16 +112,12 @@ impl Store {
         Ok(Tables::Known(migrator.iter().count().saturating_sub(taken.len())))
     }
 
-    /// What a PostgreSQL server grants; none for SQLite.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Asks a PostgreSQL server what it grants; none for SQLite.
     pub(crate) async fn server(&self) -> Result<Option<Server>, StoreError> {
         let Self::Postgres(pool) = self else { return Ok(None) };
         let (version, now_ms, may_make_tables, most, used, of_user, of_database): (i32, i64, bool, i64, i64, i64, i64) =
             sqlx::query_as(
-                // Limits of users and databases are not for superusers.
+                // Superusers are exempt from the limits of users and databases.
                 "SELECT current_setting('server_version_num')::int,
                         (extract(epoch FROM clock_timestamp()) * 1000)::bigint,
                         COALESCE(has_schema_privilege(current_schema(), 'CREATE'), false),
@@ -139,9 +131,9 @@ impl Store {
             )
             .fetch_one(pool)
             .await?;
-        // Below 0 is no limit.
+        // A negative limit means no limit.
         let limits = [of_user, of_database].into_iter().filter(|limit| *limit >= 0);
-        // This connection is one of those that are used, and will be free.
+        // Our own connection counts as used, but will be free again.
         let free = most.saturating_sub(used).saturating_add(1);
         Ok(Some(Server { version, now_ms, may_make_tables, connections: limits.fold(most, i64::min), free }))
     }

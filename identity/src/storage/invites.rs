@@ -1,4 +1,4 @@
-//! Invites that wait for their address to be bound, and the keys that were made for them.
+//! Pending invites, which wait for their address to be bound, and their ephemeral keys.
 
 use crate::domain::{
     mxid::Mxid,
@@ -8,61 +8,57 @@ use crate::domain::{
 
 use super::{Store, StoreError, fixed, in_tx, in_tx_for, on_db, stored_mxid, write_db};
 
-/// A new invite.
+/// An invite to store. Times are in milliseconds since the epoch.
 #[derive(Debug)]
 pub(crate) struct NewInvite<'a> {
-    /// What names it in the room.
+    /// Identifies the invite in the room.
     pub(crate) token: &'a str,
-    /// Who is invited.
+    /// The invited address.
     pub(crate) threepid: &'a Threepid,
-    /// Where to.
+    /// The room.
     pub(crate) room_id: &'a str,
-    /// By whom.
+    /// The inviting user.
     pub(crate) sender: &'a Mxid,
-    /// The id of the signing key whose public half goes into the room.
+    /// The id of the signing key whose public key is put into the room.
     pub(crate) key_id: &'a str,
-    /// The public key that was made for it.
+    /// The public key generated for this invite.
     pub(crate) ephemeral_key: [u8; 32],
-    /// The time.
+    /// The current time.
     pub(crate) now_ms: i64,
-    /// When it is over.
+    /// When it expires.
     pub(crate) expires_ms: i64,
 }
 
-/// Who sent an invite, and the key that was made for it, if that is known.
+/// The sender of an invite and its ephemeral key, if known.
 #[derive(Debug)]
 pub(crate) struct InviteTerms {
-    /// Who invites.
+    /// The inviting user.
     pub(crate) sender: Mxid,
-    /// The public key.
+    /// The public key generated for the invite.
     pub(crate) ephemeral_key: Option<[u8; 32]>,
 }
 
-/// An invite as an operator sees it.
+/// An invite, as listed for operators. Times are in milliseconds since the epoch.
 #[derive(Debug)]
 pub(crate) struct ListedInvite {
-    /// What names it in the room.
+    /// Identifies the invite in the room.
     pub(crate) token: String,
-    /// Who is invited.
+    /// The invited address.
     pub(crate) address: String,
-    /// Where to.
+    /// The room.
     pub(crate) room_id: String,
-    /// By whom.
+    /// The inviting user.
     pub(crate) sender: Mxid,
     /// When it was stored.
     pub(crate) created_ms: i64,
-    /// When it is over.
+    /// When it expires.
     pub(crate) expires_ms: i64,
 }
 
 type ListedRow = (Vec<u8>, Vec<u8>, String, String, i64, i64);
 
 impl Store {
-    /// Whom an address belongs to.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The owner of an address.
     pub(crate) async fn owner(&self, fingerprint: &Fingerprint) -> Result<Option<Mxid>, StoreError> {
         let owner: Option<Option<String>> = on_db!(self, pool => {
             sqlx::query_scalar("SELECT mxid FROM associations WHERE fingerprint = $1")
@@ -73,14 +69,10 @@ impl Store {
         owner.flatten().as_deref().map(stored_mxid).transpose()
     }
 
-    /// Stores an invite and its key, unless the address belongs to somebody: then that Matrix id is returned.
+    /// Stores an invite and its key, unless the address is already bound: then the owner is returned.
     ///
-    /// One transaction, alone with its address: an invite is either handed out by the bind that comes after it, or is
-    /// told of the bind that came before it.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// One transaction, serialised per address: a bind either comes later and takes the invite, or came earlier and is
+    /// seen here.
     pub(crate) async fn add_invite(
         &self,
         keys: &StorageKeys,
@@ -124,11 +116,7 @@ impl Store {
         owner.as_deref().map(stored_mxid).transpose()
     }
 
-    /// The terms of the invite with this token, if it still waits.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
+    /// The terms of the invite with this token, if it is still pending.
     pub(crate) async fn invite(
         &self,
         keys: &StorageKeys,
@@ -149,11 +137,7 @@ impl Store {
         .transpose()
     }
 
-    /// Takes an invite and its key back. Whether there was one.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Revokes an invite and its key. Returns whether it existed.
     pub(crate) async fn revoke_invite(&self, keys: &StorageKeys, token: &str) -> Result<bool, StoreError> {
         let token_hash = keys.invite_token_hash(token);
         let deleted = in_tx!(self, tx => {
@@ -172,11 +156,7 @@ impl Store {
         Ok(deleted > 0)
     }
 
-    /// Takes all invites back that were stored before `before_ms`; how many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Revokes all invites stored before `before_ms`; returns how many.
     pub(crate) async fn revoke_invites_before(&self, before_ms: i64) -> Result<u64, StoreError> {
         Ok(in_tx!(self, tx => {
             sqlx::query(
@@ -193,11 +173,7 @@ impl Store {
         }))
     }
 
-    /// All invites that wait, the oldest first.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
+    /// All pending invites, oldest first.
     pub(crate) async fn invites(&self, keys: &StorageKeys, now_ms: i64) -> Result<Vec<ListedInvite>, StoreError> {
         let rows: Vec<ListedRow> = on_db!(self, pool => {
             sqlx::query_as(
@@ -217,11 +193,7 @@ impl Store {
             .collect()
     }
 
-    /// Whether a key was made for an invite that waits or was handed out.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Whether `public_key` is the ephemeral key of an invite that is pending or was taken.
     pub(crate) async fn is_ephemeral_key(&self, public_key: &[u8; 32], now_ms: i64) -> Result<bool, StoreError> {
         let found: Option<i64> = on_db!(self, pool => {
             sqlx::query_scalar(
@@ -236,11 +208,7 @@ impl Store {
         Ok(found.is_some())
     }
 
-    /// Removes up to `most` invites that are over, and as many keys; how many of both.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` expired invites and as many expired keys; returns the total.
     pub(crate) async fn delete_expired_invites(&self, now_ms: i64, most: i64) -> Result<u64, StoreError> {
         let invites = write_db!(self, pool => {
             sqlx::query(

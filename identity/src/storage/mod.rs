@@ -1,7 +1,7 @@
-//! The database: rows in and out, one file for each group of tables.
+//! The database layer: one file per group of tables.
 //!
-//! One SQL for both databases: `$1` parameters, `ON CONFLICT`, `RETURNING`, BIGINT, TEXT, BLOB or BYTEA. Where they
-//! differ, the method says so in a `match`.
+//! Both databases share the same SQL: `$1` parameters, `ON CONFLICT`, `RETURNING`, BIGINT, TEXT, BLOB or BYTEA. Where
+//! they differ, the method has a `match`.
 
 use std::{
     path::{Path, PathBuf},
@@ -34,8 +34,8 @@ pub(crate) mod settings;
 /// How long a statement waits for a connection before the request fails.
 const ACQUIRE_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Version, name and SQL of each file in `migrations/sqlite`. A list and not `sqlx::migrate!`: the macro builds sqlx and
-/// SQLite a second time, for itself. A test holds the lists to the folders.
+/// Version, name and SQL of each file in `migrations/sqlite`. A list instead of `sqlx::migrate!`, which compiles sqlx
+/// and SQLite a second time for the macro. A test compares the lists with the folders.
 const SQLITE_MIGRATIONS: &[(i64, &str, &str)] = &[
     (1, "first", include_str!("../../migrations/sqlite/0001_first.sql")),
     (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
@@ -51,38 +51,38 @@ const POSTGRES_MIGRATIONS: &[(i64, &str, &str)] = &[
     (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
 ];
 
-/// A database, with its pools of connections. Copies share them.
+/// A database with its connection pools. Clones share them.
 #[derive(Clone, Debug)]
 pub(crate) enum Store {
     /// The embedded default.
     Sqlite {
-        /// Several readers.
+        /// Connections that only read.
         read: SqlitePool,
-        /// One writer: SQLite has no more, and waiting in a queue here is fairer than its busy loop.
+        /// The single writer: SQLite allows only one, and queueing here is fairer than its busy loop.
         write: SqlitePool,
     },
     /// For several replicas.
     Postgres(PgPool),
 }
 
-/// What went wrong with stored data.
+/// A failure of the database or its data.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StoreError {
-    /// The database failed.
+    /// A query or the connection failed.
     #[error("the database failed")]
     Database(#[from] sqlx::Error),
-    /// The tables could not be brought up to date.
+    /// A migration failed.
     #[error("the database's tables could not be brought up to date")]
     Migrate(#[from] sqlx::migrate::MigrateError),
-    /// A sealed value does not open.
+    /// A sealed value cannot be opened.
     #[error("a stored value cannot be read")]
     Sealed(#[from] crate::domain::sealing::CannotOpen),
-    /// A row holds what this program never writes.
+    /// A row contains a value that this program never writes.
     #[error("a stored {0} is corrupt")]
     Corrupt(&'static str),
 }
 
-/// Runs a block that only reads with the pool of whichever database it is.
+/// Runs a read-only block with the pool of either database.
 macro_rules! on_db {
     ($store:expr, $pool:ident => $body:expr) => {
         match $store {
@@ -92,7 +92,7 @@ macro_rules! on_db {
     };
 }
 
-/// Runs one statement that writes.
+/// Runs a single writing statement with the pool of either database.
 macro_rules! write_db {
     ($store:expr, $pool:ident => $body:expr) => {
         match $store {
@@ -102,9 +102,10 @@ macro_rules! write_db {
     };
 }
 
-/// Runs a block in one transaction and commits it; an error that leaves the block rolls back.
+/// Runs a block in a transaction and commits it; an early return from the block rolls back.
 ///
-/// SQLite begins IMMEDIATE: of 400 concurrent transactions that read and then wrote, a plain BEGIN failed 321.
+/// On SQLite it begins with `BEGIN IMMEDIATE`: with a plain `BEGIN`, 321 of 400 concurrent read-then-write transactions
+/// failed.
 macro_rules! in_tx {
     ($store:expr, $tx:ident => $body:expr) => {
         match $store {
@@ -126,12 +127,12 @@ macro_rules! in_tx {
     };
 }
 
-/// Like `in_tx!`, and alone among all such blocks for the same fingerprint, so that a block which reads one table and
-/// writes another cannot cross one that does it the other way round.
+/// Like `in_tx!`, but serialised with all such blocks for the same fingerprint. Two blocks that each read the table the
+/// other one writes therefore cannot miss each other's rows.
 macro_rules! in_tx_for {
     ($store:expr, $fingerprint:expr, $tx:ident => $body:expr) => {
         match $store {
-            // One writer, so it is alone.
+            // The single writer serialises all transactions.
             $crate::storage::Store::Sqlite { write, .. } => {
                 let _span = $crate::storage::span("sqlite");
                 let mut $tx = write.begin_with("BEGIN IMMEDIATE").await?;
@@ -156,15 +157,15 @@ macro_rules! in_tx_for {
 
 pub(crate) use {in_tx, in_tx_for, on_db, write_db};
 
-/// The span of a transaction, from the wait for its connection to its end; none if no trace is worked for. It says
-/// nothing of the rows.
+/// The span of a transaction, from the wait for its connection to its end; none outside a trace. It carries nothing
+/// about the rows.
 fn span(system: &'static str) -> Option<Span> {
     let mut span = trace::child(Kind::Client, "transaction")?;
     span.set("db.system.name", system);
     Some(span)
 }
 
-/// The number of the lock for a fingerprint. Two that share one wait for each other now and then.
+/// The advisory lock of a fingerprint. A collision only makes unrelated transactions wait for each other.
 fn lock_number(fingerprint: &Fingerprint) -> i64 {
     let mut first = [0; 8];
     first.copy_from_slice(&fingerprint[..8]);
@@ -172,27 +173,27 @@ fn lock_number(fingerprint: &Fingerprint) -> i64 {
 }
 
 impl Store {
-    /// Opens the database that `url` names (`sqlite:FILE` or `postgres://…`) and brings its tables up to date.
-    /// Several replicas may do so at once: a lock of the database's lets one go first.
+    /// Opens the database at `url` (`sqlite:FILE` or `postgres://…`) and runs pending migrations. Several replicas may
+    /// do so at once: a database lock lets one go first.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]: it is not there, or refuses us, or its tables are newer than this program.
+    /// [`StoreError`] if the database is unreachable or refuses access, or if its schema is newer than this program.
     pub(crate) async fn open(url: &str, max_connections: u32) -> Result<Self, StoreError> {
         let store = if url.starts_with("sqlite:") {
             let options = SqliteConnectOptions::from_str(url)?
                 .create_if_missing(true)
                 .foreign_keys(true)
                 .journal_mode(SqliteJournalMode::Wal)
-                // What was answered must survive a power cut.
+                // Changes that a client was told of must survive a power cut.
                 .synchronous(SqliteSynchronous::Full)
                 .busy_timeout(ACQUIRE_TIMEOUT)
-                // What was removed must not stay readable in free parts of the file.
+                // Deleted data must not remain readable in free pages of the file.
                 .pragma("secure_delete", "ON")
                 .disable_statement_logging();
             let pool =
                 |connections| SqlitePoolOptions::new().max_connections(connections).acquire_timeout(ACQUIRE_TIMEOUT);
-            // The writer first: it creates the file.
+            // The writer connects first, since it creates the file.
             let write = pool(1).connect_with(options.clone()).await?;
             Self::Sqlite { read: pool(max_connections).connect_lazy_with(options), write }
         } else {
@@ -210,8 +211,9 @@ impl Store {
             Self::Sqlite { write, .. } => self.migrator().run(write).await?,
             Self::Postgres(pool) => {
                 self.migrator().run(pool).await?;
-                // After a restore from a dump the numbers are another cluster's and may be ahead of this one's, so that
-                // each look for changes would read those rows again. The trigger gives them a number of today.
+                // After a restore from a dump, the transaction numbers come from another cluster and may be ahead of
+                // this one's, so every poll for changes would read those rows again. The trigger assigns them a current
+                // number.
                 sqlx::query(
                     "UPDATE associations SET bound_ms = bound_ms
                       WHERE changed > pg_snapshot_xmax(pg_current_snapshot())::text::bigint",
@@ -235,11 +237,7 @@ impl Store {
         Migrator::with_migrations(migrations.collect())
     }
 
-    /// Whether the database answers at all.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Checks that the database answers.
     pub(crate) async fn answers(&self) -> Result<(), StoreError> {
         on_db!(self, pool => {
             sqlx::query("SELECT 1").execute(pool).await?;
@@ -247,7 +245,7 @@ impl Store {
         Ok(())
     }
 
-    /// Ends all connections, so that nothing is cut off in the middle.
+    /// Closes all connections, waiting for running statements.
     pub(crate) async fn close(&self) {
         match self {
             Self::Sqlite { read, write } => {
@@ -259,24 +257,24 @@ impl Store {
     }
 }
 
-/// The URL of an SQLite file; a `?` or `%` in its path must not be read as part of the URL.
+/// The URL of an SQLite file. Escapes `?` and `%` in the path, which have a meaning in the URL.
 pub(crate) fn sqlite_url(file: &Path) -> String {
     format!("sqlite:{}", file.display().to_string().replace('%', "%25").replace('?', "%3F"))
 }
 
-/// The file that an SQLite URL names; none for PostgreSQL.
+/// The file of an SQLite URL; none for PostgreSQL.
 pub(crate) fn sqlite_file(url: &str) -> Option<PathBuf> {
     url.starts_with("sqlite:")
         .then(|| SqliteConnectOptions::from_str(url).ok())?
         .map(|options| options.get_filename().to_owned())
 }
 
-/// A Matrix id out of a row.
+/// Reads a Matrix id from a row.
 fn stored_mxid(text: &str) -> Result<Mxid, StoreError> {
     Mxid::stored(text).map_err(|_| StoreError::Corrupt("Matrix id"))
 }
 
-/// A fixed-size hash out of a row.
+/// Reads a fixed-size value, such as a hash, from a row.
 fn fixed<const N: usize>(bytes: Vec<u8>, what: &'static str) -> Result<[u8; N], StoreError> {
     bytes.try_into().map_err(|_| StoreError::Corrupt(what))
 }

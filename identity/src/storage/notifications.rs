@@ -1,5 +1,5 @@
-//! PostgreSQL's notifications of other replicas' changes, sent by triggers on the tables. One may be lost with its
-//! connection, so nothing but speed may depend on them.
+//! PostgreSQL notifications of other replicas' changes, sent by triggers on the tables. They can be lost along with the
+//! connection, so only latency may depend on them, never correctness.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use sqlx::postgres::PgListener;
@@ -8,40 +8,36 @@ use crate::domain::sealing::Fingerprint;
 
 use super::{Store, StoreError};
 
-/// Associations changed.
+/// Channel: associations changed.
 const ASSOCIATIONS: &str = "waypost_associations";
-/// There is a new pepper.
+/// Channel: there is a new pepper.
 const PEPPERS: &str = "waypost_peppers";
-/// A token ended; its hash stands there in base64.
+/// Channel: a token was deleted; the payload is its hash in base64.
 const TOKENS: &str = "waypost_tokens";
 
-/// What another process did.
+/// A change made by another process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Notification {
     /// Associations changed.
     Associations,
     /// There is a new pepper.
     Peppers,
-    /// A token ended.
+    /// A token was deleted.
     TokenEnded(Fingerprint),
-    /// Anything may have happened: nobody listened for a moment.
+    /// The connection was interrupted or the notification unknown, so anything may have changed.
     Missed,
 }
 
-/// Where notifications come from.
+/// The source of notifications.
 pub(crate) enum Notifications {
-    /// SQLite tells nothing.
+    /// SQLite sends none.
     None,
-    /// A connection that listens.
+    /// A listening connection.
     Postgres(PgListener),
 }
 
 impl Notifications {
-    /// Waits for the next notification; for ever where none come.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Waits for the next notification; never returns on SQLite.
     pub(crate) async fn next(&mut self) -> Result<Notification, StoreError> {
         let listener = match self {
             Self::None => return std::future::pending().await,
@@ -58,11 +54,7 @@ impl Notifications {
 }
 
 impl Store {
-    /// Listens for notifications.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Starts listening for notifications.
     pub(crate) async fn notifications(&self) -> Result<Notifications, StoreError> {
         let Self::Postgres(pool) = self else { return Ok(Notifications::None) };
         let mut listener = PgListener::connect_with(pool).await?;

@@ -1,4 +1,4 @@
-//! The outbox: onbind calls that homeservers still have to get. A row is written in the transaction of its bind, and
+//! The outbox: onbind calls not yet delivered to homeservers. A row is written in the transaction of its bind and
 //! leased by the replica that delivers it.
 
 use crate::domain::mxid::Mxid;
@@ -8,39 +8,39 @@ use super::{Store, StoreError, on_db, stored_mxid, write_db};
 /// A leased row.
 #[derive(Debug)]
 pub(crate) struct OutboxRow {
-    /// The row.
+    /// The row's id.
     pub(crate) id: String,
-    /// The user whose homeserver gets it.
+    /// The user whose homeserver receives the call.
     pub(crate) mxid: Mxid,
-    /// What it gets, sealed.
+    /// The body of the call, sealed.
     pub(crate) payload_sealed: Vec<u8>,
-    /// Since when it has been tried.
+    /// When it was queued or revived, in milliseconds since the epoch.
     pub(crate) since_ms: i64,
-    /// How often, this time included.
+    /// Delivery attempts, including this one.
     pub(crate) attempts: i64,
 }
 
-/// A row that was given up.
+/// A row whose delivery was abandoned.
 #[derive(Debug)]
 pub(crate) struct DeadLetter {
-    /// The row.
+    /// The row's id.
     pub(crate) id: String,
-    /// The user whose homeserver should have got it.
+    /// The user whose homeserver should have received the call.
     pub(crate) mxid: Mxid,
-    /// How often it was tried.
+    /// Delivery attempts.
     pub(crate) attempts: i64,
-    /// How the last try failed.
+    /// Why the last attempt failed.
     pub(crate) failure: String,
-    /// When it was given up.
+    /// When it was abandoned, in milliseconds since the epoch.
     pub(crate) dead_ms: i64,
 }
 
-/// How many rows there are.
+/// The number of rows by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct OutboxCounts {
-    /// Not delivered yet.
+    /// Waiting for delivery.
     pub(crate) waiting: i64,
-    /// Given up.
+    /// Dead letters.
     pub(crate) dead: i64,
 }
 
@@ -48,12 +48,8 @@ type LeasedRow = (String, String, Vec<u8>, i64, i64);
 type DeadRow = (String, String, i64, Option<String>, i64);
 
 impl Store {
-    /// Leases up to `most` rows that are due, until `until_ms`: nobody else gets them before. Those for the homeservers
-    /// in `but_for` stay.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Leases up to `most` due rows until `until_ms`: no other replica gets them before then. Skips rows for the
+    /// homeservers in `but_for`.
     pub(crate) async fn lease_outbox_rows(
         &self,
         now_ms: i64,
@@ -62,7 +58,7 @@ impl Store {
         but_for: &[String],
     ) -> Result<Vec<OutboxRow>, StoreError> {
         let rows: Vec<LeasedRow> = match self {
-            // One writer: the statement is alone.
+            // The single writer serialises the statement.
             Self::Sqlite { write, .. } => {
                 sqlx::query_as(
                     "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
@@ -78,7 +74,7 @@ impl Store {
                 .fetch_all(write)
                 .await?
             }
-            // Replicas that lease at once pass over each other's rows instead of waiting for them.
+            // Replicas leasing at the same time skip each other's rows instead of waiting for them.
             Self::Postgres(pool) => {
                 sqlx::query_as(
                     "UPDATE outbox SET due_ms = $2, attempts = attempts + 1 WHERE id IN
@@ -101,11 +97,7 @@ impl Store {
         rows.collect()
     }
 
-    /// When the next row is due, those for the homeservers in `but_for` left out.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// When the next row is due, ignoring those for the homeservers in `but_for`.
     pub(crate) async fn next_outbox_due(&self, but_for: &[String]) -> Result<Option<i64>, StoreError> {
         Ok(match self {
             Self::Sqlite { read, .. } => {
@@ -131,11 +123,7 @@ impl Store {
         })
     }
 
-    /// Removes a row that was delivered.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes a delivered row.
     pub(crate) async fn outbox_row_delivered(&self, id: &str) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("DELETE FROM outbox WHERE id = $1").bind(id).execute(pool).await?;
@@ -143,11 +131,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that a row could not be delivered and is due again at `due_ms`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Records a failed attempt; the row is due again at `due_ms`.
     pub(crate) async fn outbox_row_failed(&self, id: &str, failure: &str, due_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET failure = $2, due_ms = $3 WHERE id = $1")
@@ -160,11 +144,7 @@ impl Store {
         Ok(())
     }
 
-    /// Gives a row back that was leased and not tried; it is due again at `due_ms`.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Returns a leased row without an attempt; it is due again at `due_ms`.
     pub(crate) async fn outbox_row_postponed(&self, id: &str, due_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET attempts = attempts - 1, due_ms = $2 WHERE id = $1")
@@ -176,11 +156,7 @@ impl Store {
         Ok(())
     }
 
-    /// Notes that a row is given up.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Turns a row into a dead letter.
     pub(crate) async fn outbox_row_given_up(&self, id: &str, failure: &str, now_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE outbox SET failure = $2, dead_ms = $3 WHERE id = $1")
@@ -193,11 +169,7 @@ impl Store {
         Ok(())
     }
 
-    /// How many rows there are.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Counts the rows by state.
     pub(crate) async fn outbox_counts(&self) -> Result<OutboxCounts, StoreError> {
         let (all, dead): (i64, i64) = on_db!(self, pool => {
             sqlx::query_as("SELECT COUNT(*), COUNT(dead_ms) FROM outbox").fetch_one(pool).await?
@@ -205,11 +177,7 @@ impl Store {
         Ok(OutboxCounts { waiting: all.saturating_sub(dead), dead })
     }
 
-    /// All rows that were given up, the oldest first.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// All dead letters, oldest first.
     pub(crate) async fn dead_letters(&self) -> Result<Vec<DeadLetter>, StoreError> {
         let rows: Vec<DeadRow> = on_db!(self, pool => {
             sqlx::query_as(
@@ -224,25 +192,17 @@ impl Store {
         rows.collect()
     }
 
-    /// Makes rows that were given up due again, as if they were new: one, or all of them. How many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Revives the dead letter `id`, or all of them if that is none: they are due at once, as if new. Returns how many.
     pub(crate) async fn revive_dead_letters(&self, id: Option<&str>, now_ms: i64) -> Result<u64, StoreError> {
         const REVIVE: &str = "UPDATE outbox SET dead_ms = NULL, since_ms = $1, due_ms = $1, attempts = 0
               WHERE dead_ms IS NOT NULL AND (id = $2 OR $2 = '')";
-        // No row has an empty id, so that it can stand for all.
+        // No row has an empty id, so it can stand for all.
         Ok(write_db!(self, pool => {
             sqlx::query(REVIVE).bind(now_ms).bind(id.unwrap_or_default()).execute(pool).await?.rows_affected()
         }))
     }
 
-    /// Removes up to `most` rows that were given up before `before_ms`; how many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` letters that died before `before_ms`; returns how many.
     pub(crate) async fn delete_dead_letters(&self, before_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
             sqlx::query("DELETE FROM outbox WHERE id IN (SELECT id FROM outbox WHERE dead_ms < $1 LIMIT $2)")
@@ -255,7 +215,7 @@ impl Store {
     }
 }
 
-/// A list as SQLite takes one: it knows no arrays.
+/// A list as JSON, since SQLite has no arrays.
 fn json(list: &[String]) -> String {
     serde_json::Value::from(list).to_string()
 }

@@ -1,4 +1,4 @@
-//! Budgets that all replicas share: mails, SMS, tries at a token.
+//! Rate limits shared by all replicas: mails, text messages, attempts at a token.
 
 use std::time::Duration;
 
@@ -9,14 +9,10 @@ use crate::domain::sealing::Fingerprint;
 use super::{Store, StoreError, write_db};
 
 impl Store {
-    /// Takes one from a budget of this rate, or says how long to wait.
+    /// Takes one token from the bucket of `key`, or returns how long to wait.
     ///
-    /// One statement of the generic cell rate algorithm: a row holds when the budget will be full again, and one is
-    /// taken by moving that time on.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The generic cell rate algorithm in one statement: a row holds the time at which the bucket will be full again,
+    /// and taking a token moves that time forward.
     pub(crate) async fn take(
         &self,
         bucket: &'static str,
@@ -28,9 +24,9 @@ impl Store {
         if rate.burst == 0 || per.is_zero() {
             return Ok(Ok(()));
         }
-        // Rows count whole milliseconds; an interval of none would be no limit.
+        // Rows store whole milliseconds; an interval of 0 would mean no limit.
         let per_ms = millis(per).max(1);
-        // The budget is empty when it is as far from full as its whole burst takes.
+        // The bucket is empty when refilling it takes as long as its whole burst.
         let latest_ms = now_ms.saturating_add(per_ms.saturating_mul(i64::from(rate.burst) - 1));
         let taken: Option<i64> = write_db!(self, pool => {
             sqlx::query_scalar(
@@ -62,15 +58,11 @@ impl Store {
         Ok(Err(Duration::from_millis(u64::try_from(wait_ms).unwrap_or(1))))
     }
 
-    /// Removes up to `most` budgets that are full again; how many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` buckets that are full again; returns how many.
     pub(crate) async fn delete_full_budgets(&self, now_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
             sqlx::query(
-                // Once more outside: a budget that is taken from meanwhile must stay.
+                // The condition is repeated outside the subquery: a bucket that is used meanwhile must stay.
                 "DELETE FROM rate_limits WHERE full_ms < $1 AND (bucket, key) IN
                      (SELECT bucket, key FROM rate_limits WHERE full_ms < $1 LIMIT $2)",
             )

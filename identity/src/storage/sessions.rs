@@ -8,47 +8,43 @@ use crate::domain::{
 
 use super::{Store, StoreError, fixed, in_tx, on_db, write_db};
 
-/// A request for a token, as it is stored.
+/// A request for a validation token. Times are in milliseconds since the epoch.
 #[derive(Debug)]
 pub(crate) struct TokenRequest<'a> {
-    /// The id that a new session gets.
+    /// The id for the session if it has to be created.
     pub(crate) new_sid: &'a str,
-    /// The address to prove.
+    /// The address to validate.
     pub(crate) threepid: &'a Threepid,
-    /// What stands for the client's secret.
+    /// The fingerprint of the client secret.
     pub(crate) client_secret_hash: Fingerprint,
-    /// The client's count: the same one never sends twice.
+    /// The client's counter: the same value never sends twice.
     pub(crate) send_attempt: i64,
-    /// Where the person goes afterwards.
+    /// Where to redirect the user afterwards.
     pub(crate) next_link: Option<&'a str>,
-    /// The time.
+    /// The current time.
     pub(crate) now_ms: i64,
-    /// Until when this request sends its message: if nothing is heard of it by then, it never will be.
+    /// The deadline for sending the message. If no outcome is recorded by then, the request counts as crashed.
     pub(crate) sending_until_ms: i64,
-    /// Sessions that were proven, or else asked for, before this are no more.
+    /// Sessions validated (or if not validated, requested) before this time have expired.
     pub(crate) expired_ms: i64,
-    /// Tries at a session's token; one whose tries are used up is no more when the client asks again.
+    /// Attempts per session. One with no attempts left is replaced when the client requests another token.
     pub(crate) max_attempts: i64,
 }
 
-/// What became of a request for a token.
+/// The outcome of a request for a token.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Claimed {
     /// The session's id.
     pub(crate) sid: String,
-    /// Whether this request is the one to send a message: no other with its `send_attempt` was before it.
+    /// Whether this request must send the message: it is the first with its `send_attempt`.
     pub(crate) send: bool,
 }
 
 type Row = (String, String, Vec<u8>, Vec<u8>, Option<Vec<u8>>, i64, i64, Option<i64>);
 
 impl Store {
-    /// The session for an address and a secret if it was asked for with this `send_attempt` or a later one, so that
-    /// there is nothing to send; unless whoever was to send this very one died over it.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The id of the session for an address and secret if there is nothing to send, because it was already requested
+    /// with this `send_attempt` or a later one. None if the request that was to send this one crashed.
     pub(crate) async fn sent_session(
         &self,
         keys: &StorageKeys,
@@ -71,14 +67,10 @@ impl Store {
         }))
     }
 
-    /// Makes the session or takes the one that there is, and says whether to send.
+    /// Creates or updates the session, and decides whether this request sends the message.
     ///
-    /// One transaction: of several requests with one `send_attempt`, exactly one is told to send. It has to say that it
-    /// did ([`Store::message_sent`]) or did not ([`Store::unclaim_send`]).
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// One transaction: of several requests with the same `send_attempt`, exactly one is told to send. It must then
+    /// report success ([`Store::message_sent`]) or failure ([`Store::unclaim_send`]).
     pub(crate) async fn claim_send(
         &self,
         keys: &StorageKeys,
@@ -141,11 +133,7 @@ impl Store {
         }))
     }
 
-    /// Notes that the message of a claim went out, so that its `send_attempt` never sends again.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Records that the message of a claim was sent, so that its `send_attempt` never sends again.
     pub(crate) async fn message_sent(&self, sid: &str, send_attempt: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE validation_sessions SET sending_until_ms = NULL WHERE sid = $1 AND send_attempt = $2")
@@ -157,11 +145,7 @@ impl Store {
         Ok(())
     }
 
-    /// Takes back a claim whose message could not be sent, so that the same `send_attempt` may try again.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Releases a claim whose message could not be sent, so that the same `send_attempt` may try again.
     pub(crate) async fn unclaim_send(&self, sid: &str, send_attempt: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query(
@@ -178,10 +162,6 @@ impl Store {
     }
 
     /// The session with this id, whatever its state.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
     pub(crate) async fn session(&self, keys: &StorageKeys, sid: &str) -> Result<Option<Session>, StoreError> {
         let row: Option<Row> = on_db!(self, pool => {
             sqlx::query_as(
@@ -195,14 +175,10 @@ impl Store {
         row.map(|row| session(keys, row)).transpose()
     }
 
-    /// Counts a try at a session's token; false when all of them are used up. A session that is validated has nothing
-    /// left to guess, so it is not counted.
+    /// Counts an attempt at a session's token; returns false if none are left. A validated session has nothing left to
+    /// guess, so its attempts are not counted.
     ///
-    /// One statement, so that of any number of tries at once no more than `max_attempts` are let through.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// A single statement, so that at most `max_attempts` of any number of concurrent attempts are allowed.
     pub(crate) async fn take_attempt(&self, sid: &str, max_attempts: i64) -> Result<bool, StoreError> {
         let taken = write_db!(self, pool => {
             sqlx::query(
@@ -219,11 +195,7 @@ impl Store {
         Ok(taken > 0)
     }
 
-    /// Notes that the token was submitted; a second time changes nothing.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Marks the session as validated. Idempotent: the first time is kept.
     pub(crate) async fn validate_session(&self, sid: &str, now_ms: i64) -> Result<(), StoreError> {
         write_db!(self, pool => {
             sqlx::query("UPDATE validation_sessions SET validated_ms = $2 WHERE sid = $1 AND validated_ms IS NULL")
@@ -235,11 +207,7 @@ impl Store {
         Ok(())
     }
 
-    /// Removes up to `most` sessions that are older than `expired_ms` by request and by validation; how many.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Deletes up to `most` sessions both requested and (if at all) validated before `expired_ms`; returns how many.
     pub(crate) async fn delete_expired_sessions(&self, expired_ms: i64, most: i64) -> Result<u64, StoreError> {
         Ok(write_db!(self, pool => {
             sqlx::query(

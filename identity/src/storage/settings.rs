@@ -1,21 +1,17 @@
-//! Settings of the whole deployment: the pepper, and whether the storage keys belong to this database.
+//! Deployment-wide settings: the first pepper, and the check that the storage keys belong to this database.
 
 use crate::domain::sealing::{Sealed, StorageKeys};
 
 use super::{Store, StoreError, in_tx, on_db};
 
-/// What is sealed to recognise the keys by.
+/// The known text that is sealed to recognise the keys.
 const KEY_CHECK: &str = "waypost";
-/// What was sealed and hashed with the keys that the database belongs to.
+/// Selects the values sealed and hashed with the database's own keys.
 const KEPT: &str =
     "SELECT s.value, h.value FROM settings s, settings h WHERE s.name = 'seal_check' AND h.name = 'hash_check'";
 
 impl Store {
-    /// Whether `keys` are those that this database was written with. A new database takes them as its own.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`]. Wrong keys are `Ok(false)`.
+    /// Whether this database was written with `keys`. A new database adopts them.
     pub(crate) async fn belongs_to(&self, keys: &StorageKeys) -> Result<bool, StoreError> {
         let mine = [("seal_check", keys.seal(Sealed::KeyCheck, KEY_CHECK)), ("hash_check", keys.check_hash().to_vec())];
         let (sealed, hash): (Vec<u8>, Vec<u8>) = in_tx!(self, tx => {
@@ -31,21 +27,13 @@ impl Store {
         Ok(fits(keys, &sealed, &hash))
     }
 
-    /// Like [`Store::belongs_to`], and takes nothing: none for a database that has no keys yet.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Like [`Store::belongs_to`], but read-only: none if the database has no keys yet.
     pub(crate) async fn is_of(&self, keys: &StorageKeys) -> Result<Option<bool>, StoreError> {
         let kept: Option<(Vec<u8>, Vec<u8>)> = on_db!(self, pool => sqlx::query_as(KEPT).fetch_optional(pool).await?);
         Ok(kept.map(|(sealed, hash)| fits(keys, &sealed, &hash)))
     }
 
-    /// The pepper in force: the newest one.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// The newest pepper.
     pub(crate) async fn pepper(&self) -> Result<Option<String>, StoreError> {
         Ok(on_db!(self, pool => {
             sqlx::query_scalar("SELECT pepper FROM peppers ORDER BY created_ms DESC, pepper LIMIT 1")
@@ -54,21 +42,16 @@ impl Store {
         }))
     }
 
-    /// Takes `pepper` into force if there is none yet; of several replicas that start at once, one wins.
-    /// Returns the one in force.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Stores `pepper` if there is none yet; if several replicas start at once, one wins. Returns the newest pepper.
     pub(crate) async fn first_pepper(&self, pepper: &str, now_ms: i64) -> Result<String, StoreError> {
         const INSERT: &str =
             "INSERT INTO peppers (pepper, created_ms) SELECT $1, $2 WHERE NOT EXISTS (SELECT 1 FROM peppers)";
         match self {
-            // One writer: the statement is alone.
+            // The single writer serialises the statement.
             Self::Sqlite { write, .. } => {
                 sqlx::query(INSERT).bind(pepper).bind(now_ms).execute(write).await?;
             }
-            // Two such statements at once would both see an empty table.
+            // Without the lock, concurrent statements would both see an empty table.
             Self::Postgres(pool) => {
                 let mut tx = pool.begin().await?;
                 sqlx::query("LOCK TABLE peppers IN EXCLUSIVE MODE").execute(&mut *tx).await?;
