@@ -1,7 +1,7 @@
-//! Push services: four of them, one set of verdicts.
+//! The four push services, with a common set of outcomes.
 //!
-//! A provider prepares a request once (payload, headers), and attempts to send it as often as a push asks. It turns the
-//! service's answers into an [`Outcome`](crate::outcome::Outcome).
+//! A provider prepares a request once per push (payload, headers) and sends it as often as the push is attempted. It
+//! maps the service's answers to an [`Outcome`](crate::outcome::Outcome).
 
 mod apns;
 mod fcm;
@@ -32,7 +32,7 @@ pub(crate) enum Provider {
 }
 
 impl Provider {
-    /// Connects nothing yet; fails when a client certificate cannot be used. Apps of one Apple team share its token.
+    /// Does not connect yet; fails if a client certificate is unusable. Apps with the same Apple key share its token.
     pub(crate) fn new(
         config: ProviderConfig,
         max_in_flight: usize,
@@ -53,7 +53,7 @@ impl Provider {
         })
     }
 
-    /// As its table in the configuration is named.
+    /// The name of its table in the configuration.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Apns(_) => "apns",
@@ -63,7 +63,7 @@ impl Provider {
         }
     }
 
-    /// As people call it.
+    /// The name shown to people.
     pub(crate) fn title(&self) -> &'static str {
         match self {
             Self::Apns(_) => "APNs",
@@ -73,7 +73,8 @@ impl Provider {
         }
     }
 
-    /// What a push goes by beside the pushkey: of web push the endpoint, since that is what its service judges.
+    /// What identifies a push's destination besides the pushkey. For web push the endpoint, since the push service's
+    /// verdicts are about that.
     pub(crate) fn endpoint<'d>(&self, device: &'d Device) -> &'d str {
         match self {
             Self::Apns(_) | Self::Fcm(_) | Self::UnifiedPush(_) => "",
@@ -81,7 +82,7 @@ impl Provider {
         }
     }
 
-    /// Whose server a request is for, where each device may have another one.
+    /// The owner of the push server that a request goes to, for providers where each device may have a different one.
     pub(crate) fn owner(&self, request: &Request<Bytes>) -> Option<Owner> {
         let owners = match self {
             Self::Apns(_) | Self::Fcm(_) => return None,
@@ -91,7 +92,7 @@ impl Provider {
         request.uri().authority().map(|authority| owners.of(authority.as_str()))
     }
 
-    /// Makes the request for one device; it is the same for each attempt. An error is how the push ends without one.
+    /// Builds the request for one device, used for every attempt. An error is how the push ends if there is none.
     pub(crate) fn prepare(
         &self,
         notification: &Notification,
@@ -117,7 +118,7 @@ impl Provider {
         }
     }
 
-    /// Tries the app's credentials without a push to anybody.
+    /// Tests the app's credentials without sending a push to anybody.
     pub(crate) async fn check(&self, timeout: Duration) -> Checked {
         match self {
             Self::Apns(apns) => apns.check(timeout).await,
@@ -125,7 +126,7 @@ impl Provider {
             Self::WebPush(webpush) => webpush.vapid().check(),
             Self::UnifiedPush(unifiedpush) => match unifiedpush.vapid() {
                 Some(vapid) => vapid.check(),
-                None => Ok("push servers are asked without credentials".to_owned()),
+                None => Ok("there are no credentials to check: pushes are sent without any".to_owned()),
             },
         }
     }

@@ -78,10 +78,10 @@ async fn each_answer_to_bad_credentials_is_told_with_its_fix() {
         (IOS, NO_IPHONE, apns::refusal(403, "ExpiredProviderToken"), ["ExpiredProviderToken", "clock must be right"]),
         (IOS, NO_IPHONE, apns::refusal(403, "BadEnvironmentKeyIdInToken"), ["BadEnv", "for the other `environment`"]),
         (IOS, NO_IPHONE, apns::refusal(403, "MissingProviderToken"), ["MissingProviderToken", "set `key_file`"]),
-        (ANDROID, NO_ANDROID, no_such_project, ["knows no such project", "is `project_id` right?"]),
+        (ANDROID, NO_ANDROID, no_such_project, ["there is no such project", "is `project_id` right?"]),
         (ANDROID, NO_ANDROID, not_allowed, ["403", "may this account send messages for `project_id`?"]),
-        (ANDROID, "/token", no_grant, ["the token service does not take", "the app's credentials"]),
-        (ANDROID, "/token", no_token, ["holds no token", "is its address right?"]),
+        (ANDROID, "/token", no_grant, ["the token service does not accept", "the app's credentials"]),
+        (ANDROID, "/token", no_token, ["contains no token", "is its address right?"]),
     ] {
         gateway.apns.script().always(NO_IPHONE, apns::refusal(400, "BadDeviceToken"));
         gateway.fcm.script().always(NO_ANDROID, fcm::bad_field("message.token"));
@@ -155,7 +155,10 @@ async fn the_doctor_tells_what_was_not_reached_and_which_token_was_not_given() {
     let (code, out, _) = command(&gateway, &["doctor"]).await;
     assert_eq!(code, Some(1), "{out}");
     assert!(out.contains(&format!("BAD   {IOS}: the service was not reached")), "{out}");
-    assert!(out.contains(&format!("BAD   {ANDROID}: the token service does not take the app's credentials")), "{out}");
+    assert!(
+        out.contains(&format!("BAD   {ANDROID}: the token service does not accept the app's credentials")),
+        "{out}"
+    );
 }
 
 #[tokio::test]

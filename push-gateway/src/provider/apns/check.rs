@@ -1,4 +1,4 @@
-//! Whether Apple takes an app's credentials.
+//! Checks whether Apple accepts an app's credentials.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::{
 };
 
 impl Apns {
-    /// Sends to a device that cannot exist: Apple looks at the credentials first.
+    /// Sends to a device that cannot exist: Apple checks the credentials before the device token.
     pub(in crate::provider) async fn check(&self, timeout: Duration) -> Checked {
         let nobody = Device {
             app_id: String::new(),
@@ -31,13 +31,13 @@ impl Apns {
             .header("apns-priority", "5")
             .body(Bytes::from_static(br#"{"aps":{}}"#));
         let Ok(request) = request else {
-            return Err("`endpoint` and `topic` make no valid request".to_owned());
+            return Err("`endpoint` and `topic` do not make a valid request".to_owned());
         };
         let Attempt { outcome, answer } = self.attempt(&request, &nobody, timeout).await;
         let reason = answer.map(|answer| Trouble::read(answer.body()).reason).unwrap_or_default();
         match (outcome, reason.as_str()) {
             (Outcome::Delivered | Outcome::Gone, _) | (_, "BadDeviceToken") => {
-                Ok("Apple takes the credentials (and not the impossible token that was sent with them)".to_owned())
+                Ok("Apple accepts the credentials (tested with an invalid device token)".to_owned())
             }
             (outcome, reason) => Err(match advice(reason) {
                 Some(advice) => format!("{}: {advice}", unproven(outcome)),
@@ -47,7 +47,7 @@ impl Apns {
     }
 }
 
-/// What to change, where Apple's reason does not say it by itself.
+/// What to change, where Apple's reason is not self-explanatory.
 fn advice(reason: &str) -> Option<&'static str> {
     match reason {
         "InvalidProviderToken" | "ExpiredProviderToken" | "UnrelatedKeyIdInToken" => Some(
@@ -57,9 +57,7 @@ fn advice(reason: &str) -> Option<&'static str> {
         "BadCertificate" | "BadCertificateEnvironment" => {
             Some("`certificate_file` must be a push certificate for this app and this `environment`")
         }
-        "MissingProviderToken" => {
-            Some("the certificate was not taken for one: set `key_file`, or renew the certificate")
-        }
+        "MissingProviderToken" => Some("the certificate was not accepted: set `key_file`, or renew the certificate"),
         _ => None,
     }
 }

@@ -1,4 +1,4 @@
-//! Apple Push Notification service: HTTP/2, one request for each device.
+//! Apple Push Notification service: HTTP/2, one request per device.
 //!
 //! Source: Apple, "Sending notification requests to APNs" and "Handling notification responses from APNs".
 
@@ -38,15 +38,15 @@ use crate::{
     upstream::{Attempt, Upstream, built, is_enough, is_transient, limits},
 };
 
-/// Seconds that Apple keeps a push for a device that is away: as long as Synapse keeps trying, one day.
+/// Seconds that Apple stores a push for an offline device: one day, as long as Synapse keeps retrying.
 const KEPT_SECS: i64 = 24 * 60 * 60;
-/// Seconds that a call rings when its event does not say: the default of Matrix clients.
+/// Seconds that a call rings if its event has no lifetime: the default of Matrix clients.
 const RINGS_SECS: i64 = 60;
-/// Bytes of a payload: Apple's limits.
+/// Apple's limits for payloads, in bytes.
 const MAX_PAYLOAD: usize = 4096;
 const MAX_VOIP_PAYLOAD: usize = 5120;
 
-/// What Apple answers with; others are not repeated in the log, since nobody knows what they hold.
+/// Apple's documented reasons. Unknown ones are not logged, since they could contain anything.
 const REASONS: [&str; 32] = [
     "BadCertificate",
     "BadCertificateEnvironment",
@@ -82,33 +82,34 @@ const REASONS: [&str; 32] = [
     "UnrelatedKeyIdInToken",
 ];
 
-/// One app at Apple's service.
+/// One app at APNs.
 #[derive(Debug)]
 pub(crate) struct Apns {
     client: HttpClient,
     clock: Clock,
     endpoint: String,
     topic: String,
-    /// None where the connection's certificate says who is calling.
+    /// None if the connection authenticates by certificate.
     token: Option<Arc<TeamToken>>,
     convert_device_token_to_hex: bool,
     push_type: PushType,
     collapse: bool,
     payload: payload::Options,
-    /// Whether this environment, production or sandbox, has taken a push: in the wrong one each token is bad.
+    /// Whether APNs has accepted a push in this environment (production or sandbox). In the wrong one every device
+    /// token is bad.
     answered_well: AtomicBool,
 }
 
-/// The body of an answer that is not 200.
+/// The body of an answer other than 200.
 #[derive(Debug)]
 struct Trouble {
     reason: String,
-    /// Of 410: when Apple found the token dead, in milliseconds since the epoch.
+    /// With 410 only: when Apple found the device token dead, in milliseconds since the epoch.
     timestamp: Option<i64>,
 }
 
 impl Trouble {
-    /// Reads what can be read: an odd timestamp takes nothing from the reason.
+    /// Parses leniently: a malformed timestamp does not hide the reason.
     fn read(body: &[u8]) -> Self {
         let body: Value = serde_json::from_slice(body).unwrap_or_default();
         let timestamp = match &body["timestamp"] {
@@ -161,7 +162,7 @@ impl Apns {
         kind: Kind,
     ) -> Result<Request<Bytes>, Ended> {
         let is_voip = self.push_type == PushType::Voip;
-        // iOS kills apps that are woken by a VoIP push and show no call.
+        // iOS kills an app that is woken by a VoIP push and does not show a call.
         if is_voip && !notification.is_call() {
             return Err(Ended::Dropped);
         }
@@ -214,7 +215,11 @@ impl Apns {
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(provider = "apns", error = %Chain(&error), "no answer from the provider");
+                    tracing::warn!(
+                        provider = "apns",
+                        error = %Chain(&error),
+                        "push service did not answer; the push will be retried"
+                    );
                     return Outcome::unreachable().into();
                 }
             };
@@ -239,7 +244,7 @@ impl Apns {
             format!("APNs answered {} {}", status.as_u16(), known.unwrap_or("without a known reason"))
         };
         let busy = || {
-            tracing::warn!(why = said(), "APNs is busy");
+            tracing::warn!(why = said(), "APNs is busy; the push will be retried");
             Outcome::busy(answer, &self.clock)
         };
         let answered_well = self.answered_well.load(Ordering::Relaxed);
@@ -248,39 +253,39 @@ impl Apns {
                 self.answered_well.store(true, Ordering::Relaxed);
                 Outcome::Delivered
             }
-            // Apple's 410 has one meaning, so a reason that is new or did not arrive changes nothing, once a push was
-            // taken here: that it is Apple who answers. Before, it may be a wrong `endpoint`.
+            // Apple's 410 has a single meaning, so an unknown or missing reason does not matter once a push was
+            // accepted, which proves that Apple answers. Before that, a 410 may come from a wrong `endpoint`.
             (410, reason) if answered_well || matches!(reason, "Unregistered" | "ExpiredToken") => {
-                // A token that the app set again since is another chance, not a dead one.
+                // If the app set the pushkey again after that time, the device token may be alive again.
                 let dead_ms = trouble.timestamp.unwrap_or(i64::MAX);
                 if device.pushkey_ts_ms.is_some_and(|set_ms| set_ms > dead_ms) {
-                    return Outcome::refused_push(format!("{}, from before the pushkey was set again", said()));
+                    return Outcome::refused_push(format!("{}, but the pushkey was set again since then", said()));
                 }
                 Outcome::Gone
             }
             (400, "BadDeviceToken") if answered_well => Outcome::Gone,
             (400, "BadDeviceToken") => Outcome::refused_app(format!(
-                "{}, and no push was taken there yet: is `environment` the right one?",
+                "{}, and no push has been accepted there yet: is `environment` the right one?",
                 said()
             )),
             (400, "BadTopic" | "DeviceTokenNotForTopic" | "MissingTopic" | "TopicDisallowed") => {
                 Outcome::refused_app(format!("{}: is `topic` the app's bundle id?", said()))
             }
             (400, "PayloadEmpty" | "PayloadTooLarge") | (413, _) => Outcome::refused_push(said()),
-            // Apple was about to close the connection.
+            // Apple was closing the idle connection.
             (400, "IdleTimeout") => busy(),
             _ if is_transient(status) => busy(),
-            // Also each other 400: headers are made alike for all pushes of the app.
+            // Includes every other 400: the headers are built the same way for all pushes of the app.
             _ => Outcome::refused_app(said()),
         }
     }
 
-    /// The device token as Apple's path has it.
+    /// The device token in the form that the request path needs.
     fn device_token(&self, pushkey: &str) -> Option<String> {
         if !self.convert_device_token_to_hex {
             return Some(path_segment(pushkey));
         }
-        // Base64 of a token has 44 characters, so 64 hexadecimal digits are a token of 32 bytes already.
+        // A 32-byte token has 44 characters in base64, so 64 hexadecimal digits are already in hex.
         if pushkey.len() == 64 && pushkey.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Some(pushkey.to_ascii_lowercase());
         }
@@ -288,13 +293,14 @@ impl Apns {
     }
 }
 
-/// How long a call rings.
+/// How long a call rings, in seconds.
 fn rings_secs(notification: &Notification) -> i64 {
     let lifetime_ms = notification.content().and_then(|content| content.get("lifetime")?.as_i64());
     lifetime_ms.map_or(RINGS_SECS, |lifetime_ms| (lifetime_ms / 1000).clamp(1, KEPT_SECS))
 }
 
-/// One push of each room stays visible. Hashed, so that Apple learns no room id from a header; 64 bytes are allowed.
+/// The id by which a new push replaces the previous one of the same room. Hashed, so that the header does not reveal
+/// the room id to Apple; at most 64 bytes are allowed.
 fn collapse_id(room_id: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest::digest(&digest::SHA256, room_id.as_bytes()))
 }

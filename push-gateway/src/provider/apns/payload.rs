@@ -1,4 +1,4 @@
-//! What an app on iOS reads: the three kinds of payload (docs/payloads.md, "APNs").
+//! The three kinds of payload for iOS apps (docs/payloads.md, "APNs").
 
 use serde_json::{Map, Value, json};
 
@@ -9,24 +9,24 @@ use crate::{
     upstream::too_large,
 };
 
-/// How an app wants its payloads.
+/// An app's payload options.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Options {
-    /// Whether the number on the app's icon is set.
+    /// Whether to set the app's badge.
     pub(super) send_badge_counts: bool,
-    /// Bytes at the most.
+    /// The most bytes a payload may have.
     pub(super) max_bytes: usize,
 }
 
-/// A payload that is ready to be sent.
+/// A serialised payload.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Payload {
     pub(super) body: Vec<u8>,
-    /// It only sets the badge.
+    /// Whether it only sets the badge.
     pub(super) wakes_nobody: bool,
 }
 
-/// The text of an alert: a key of the app's own translations, and what to put in.
+/// The text of an alert: a key into the app's own translations, and the arguments.
 struct Alert<'n> {
     loc_key: &'static str,
     loc_args: Vec<&'n str>,
@@ -92,7 +92,7 @@ fn add_ids(payload: &mut Map<String, Value>, notification: &Notification) {
     }
 }
 
-/// The object at `key`; whatever else stood there is replaced by an empty one.
+/// The object at `key`; any other value is replaced by an empty object.
 fn object_in<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<String, Value> {
     let value = map.entry(key).or_insert(Value::Null);
     if !value.is_object() {
@@ -104,7 +104,7 @@ fn object_in<'m>(map: &'m mut Map<String, Value>, key: &str) -> &'m mut Map<Stri
     }
 }
 
-/// Which sentence an event is told in; None where it is worth no sentence.
+/// The alert for an event; none if the event deserves no alert.
 fn alert(notification: &Notification) -> Option<Alert<'_>> {
     let from = notification.sender_name();
     let room = notification.room_name();
@@ -139,7 +139,7 @@ fn alert(notification: &Notification) -> Option<Alert<'_>> {
                 None => alert("USER_INVITE_TO_CHAT", vec![from]),
             }
         }
-        // Of a type that is not known here, yet somebody's push rules want it told.
+        // An unknown event type, but the user's push rules ask for a notification.
         _ => alert("MSG_FROM_USER", vec![from]),
     }
 }
@@ -151,7 +151,7 @@ fn message_without_body<'n>(from: &'n str, room: Option<&'n str>) -> Option<Aler
     })
 }
 
-/// The payload as bytes, its texts cut where they must be.
+/// Serialises the payload, truncating texts as needed.
 fn fitted(payload: Map<String, Value>, max_bytes: usize) -> Result<Vec<u8>, Ended> {
     let mut payload = Value::Object(payload);
     let body = payload.to_string();
@@ -165,7 +165,7 @@ fn fitted(payload: Map<String, Value>, max_bytes: usize) -> Result<Vec<u8>, Ende
     }
 }
 
-/// The texts that may be cut: what people read, never ids, counts or ciphertext.
+/// The texts that may be truncated: those people read, never ids, counts or ciphertext.
 fn texts(payload: &mut Value) -> Vec<&mut String> {
     match payload.get_mut("aps").and_then(|aps| aps.get_mut("alert")) {
         Some(Value::String(text)) => vec![text],

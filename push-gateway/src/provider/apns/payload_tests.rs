@@ -1,4 +1,4 @@
-//! Whole payloads, worked out by hand from docs/payloads.md.
+//! Complete payloads, derived by hand from docs/payloads.md.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
@@ -10,7 +10,7 @@ use crate::{
 
 const OPTIONS: Options = Options { send_badge_counts: true, max_bytes: 4096 };
 
-/// The payload for a notification of one device whose pusher has `default_payload`.
+/// The payload for a notification to a single device whose pusher has `default_payload`.
 fn built(mut value: Value, default_payload: Value, kind: Kind, options: Options) -> Result<Payload, Ended> {
     value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
     let notification = notification(value);
@@ -24,7 +24,7 @@ fn payload(value: Value, default_payload: Value, kind: Kind) -> Value {
 }
 
 #[test]
-fn element_x_gets_the_ids_beside_its_default_payload() {
+fn element_x_gets_the_ids_merged_into_its_default_payload() {
     let default = json!({
         "aps": {"mutable-content": 1, "alert": {"loc-key": "Notification", "loc-args": []}},
         "pusher_notification_client_identifier": "c",
@@ -43,7 +43,7 @@ fn element_x_gets_the_ids_beside_its_default_payload() {
 }
 
 #[test]
-fn counts_alone_are_exactly_the_badge() {
+fn counts_alone_only_set_the_badge() {
     let counts = json!({"counts": {"unread": 3, "missed_calls": 1}});
     let default = json!({"aps": {"mutable-content": 1}});
     let sent = built(counts.clone(), default, Kind::CountsOnly, OPTIONS).unwrap();
@@ -56,7 +56,7 @@ fn counts_alone_are_exactly_the_badge() {
 }
 
 #[test]
-fn each_event_has_its_sentence() {
+fn each_event_type_has_its_own_alert() {
     let message = |msgtype: &str| json!({"msgtype": msgtype, "body": "hi"});
     let cases = [
         ("m.room.message", message("m.text"), "MSG_FROM_USER_IN_ROOM_WITH_CONTENT", json!(["Major Tom", "Ops", "hi"])),
@@ -86,7 +86,7 @@ fn each_event_has_its_sentence() {
 }
 
 #[test]
-fn a_room_without_a_name_has_sentences_of_its_own() {
+fn rooms_without_a_name_have_their_own_alerts() {
     let message = |msgtype: &str| json!({"msgtype": msgtype, "body": "hi"});
     for (kind, content, loc_key, loc_args) in [
         ("m.room.message", message("m.text"), "MSG_FROM_USER_WITH_CONTENT", json!(["@tom:hs", "hi"])),
@@ -128,14 +128,14 @@ fn someone_elses_membership_only_sets_the_badge() {
 }
 
 #[test]
-fn the_longest_text_is_cut_until_the_payload_fits() {
+fn the_longest_text_is_truncated_until_the_payload_fits() {
     for unit in ["a", "é", "😀", "\"", "\u{1}"] {
         let value = json!({
             "event_id": "$e", "room_id": "!r", "type": "m.room.message", "sender": "@tom:hs", "room_name": "Ops",
             "content": {"msgtype": "m.text", "body": unit.repeat(60_000)},
         });
         let sent = built(value, json!({}), Kind::Full, OPTIONS).unwrap();
-        // Less than one character of room is left.
+        // Less room is left than the next character needs.
         assert!((4091..=4096).contains(&sent.body.len()), "{unit:?}: {}", sent.body.len());
         let sent: Value = serde_json::from_slice(&sent.body).unwrap();
         let args = &sent["aps"]["alert"]["loc-args"];
@@ -145,7 +145,7 @@ fn the_longest_text_is_cut_until_the_payload_fits() {
 }
 
 #[test]
-fn ids_and_ciphertext_are_never_cut() {
+fn ids_and_ciphertext_are_never_truncated() {
     let default = json!({"aps": {"alert": {"body": "x".repeat(3000)}}});
     let value = json!({"event_id": "$e", "ciphertext": "c".repeat(3000)});
     let sent = payload(value, default.clone(), Kind::IdsOnly);
@@ -155,7 +155,7 @@ fn ids_and_ciphertext_are_never_cut() {
 }
 
 #[test]
-fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+fn any_payload_fits_and_only_readable_texts_are_truncated() {
     let may_be_cut = |place: &str| matches!(place, ".aps.alert" | ".aps.alert.body" | ".aps.alert.loc-args[]");
     let mut random = Random(11);
     let (mut cut, mut refused) = (0, 0);
@@ -186,7 +186,7 @@ fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
         }
         cut += 1;
         assert_only_cut(&value, &serde_json::from_slice(&sent.body).unwrap(), "", &may_be_cut, "");
-        // No more than it takes: of each text a character of six bytes at the most, and what does not divide.
+        // No more than needed is removed: at most one six-byte character per text beyond the excess, plus rounding.
         assert!(sent.body.len() + 7 * texts > max_bytes, "{round}: {} bytes", sent.body.len());
     }
     assert!(cut > 5 && refused > 5, "{cut} were cut and {refused} refused");

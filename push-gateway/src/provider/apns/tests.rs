@@ -1,4 +1,4 @@
-//! Headers and Apple's answers.
+//! Request headers, and the meaning of Apple's answers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -42,7 +42,7 @@ fn headers(request: &Request<Bytes>) -> Vec<(&str, &str)> {
 }
 
 #[tokio::test]
-async fn an_alert_has_these_headers() {
+async fn an_alert_has_the_expected_headers() {
     // "AQID" is base64 of the bytes 1, 2, 3.
     let value = json!({
         "event_id": "$e", "room_id": "!room:example.com", "prio": "low", "devices": [{"app_id": "a", "pushkey": "AQID"}],
@@ -70,7 +70,7 @@ async fn an_alert_has_these_headers() {
 const COLLAPSE_ID: &str = "uce7d7oePB4iYO1H4mwyuMH7TpYBlvdaZoZ1IkYeCu8";
 
 #[tokio::test]
-async fn counts_alone_go_in_the_background() {
+async fn counts_alone_are_sent_as_background_pushes() {
     let value = json!({"counts": {"unread": 1}, "devices": [{"app_id": "a", "pushkey": "AQID"}]});
     let request = prepared(&apns(|_| ()), value, Kind::CountsOnly).unwrap();
     assert_eq!(request.headers()["apns-push-type"], "background");
@@ -78,7 +78,7 @@ async fn counts_alone_go_in_the_background() {
 }
 
 #[tokio::test]
-async fn only_calls_ring() {
+async fn voip_apps_get_only_calls() {
     let voip = apns(|config| config.push_type = Some(PushType::Voip));
     let event = |kind: &str| {
         json!({
@@ -93,7 +93,7 @@ async fn only_calls_ring() {
 }
 
 #[tokio::test]
-async fn device_tokens_come_in_base64_or_hex() {
+async fn device_tokens_are_accepted_in_base64_and_hex() {
     let converting = apns(|_| ());
     let hex = "AB".repeat(32);
     for (pushkey, expected) in [
@@ -108,7 +108,7 @@ async fn device_tokens_come_in_base64_or_hex() {
     assert_eq!(plain.device_token("a/../b"), Some("a%2F%2E%2E%2Fb".to_owned()));
 }
 
-/// What an answer means for a device whose pushkey was set at `NOW_MS`.
+/// The outcome of an answer for a device whose pushkey was set at `NOW_MS`.
 fn outcome(apns: &Apns, status: u16, body: &Value) -> Outcome {
     let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
     let trouble = Trouble::read(body.to_string().as_bytes());
@@ -126,10 +126,10 @@ fn fault(outcome: Outcome) -> Option<Fault> {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_meaning() {
+async fn each_answer_maps_to_its_outcome() {
     let apns = apns(|_| ());
     let reason = |reason: &str| json!({"reason": reason});
-    // Not one push was taken here, so it may well be the wrong environment.
+    // No push has been accepted yet, so this may well be the wrong environment.
     assert_eq!(fault(outcome(&apns, 400, &reason("BadDeviceToken"))), Some(Fault::App));
     assert_eq!(fault(outcome(&apns, 410, &json!({}))), Some(Fault::App));
     assert_eq!(outcome(&apns, 410, &reason("ExpiredToken")), Outcome::Gone);
@@ -167,9 +167,9 @@ async fn each_answer_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn a_death_is_believed_unless_the_pushkey_may_be_younger() {
+async fn a_dead_token_is_gone_unless_the_pushkey_may_have_been_set_later() {
     let apns = apns(|_| ());
-    // The pushkey was set in the second that begins at NOW_MS.
+    // The pushkey was set within the second that starts at NOW_MS.
     for timestamp in [json!(NOW_MS + 999), json!(1_700_000_000_999.0), json!("1700000000999"), json!(null), json!([])] {
         let trouble = json!({"reason": "Unregistered", "timestamp": timestamp});
         assert_eq!(outcome(&apns, 410, &trouble), Outcome::Gone, "{timestamp}");
@@ -181,7 +181,7 @@ async fn a_death_is_believed_unless_the_pushkey_may_be_younger() {
 }
 
 #[test]
-fn each_reason_is_known_once() {
+fn reasons_are_sorted_and_unique() {
     assert!(REASONS.is_sorted_by(|a, b| a < b), "{REASONS:?}");
     for reason in ["IdleTimeout", "DuplicateHeaders", "BadEnvironmentKeyIdInToken", "TooManyProviderTokenUpdates"] {
         assert!(REASONS.contains(&reason), "{reason}");

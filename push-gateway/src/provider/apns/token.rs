@@ -1,7 +1,7 @@
-//! Provider tokens: an ES256 signature that says which team is calling, reused for most of an hour.
+//! Provider tokens: ES256-signed JWTs that identify the team, reused for most of an hour.
 //!
-//! Source: Apple, "Establishing a token-based connection to APNs": a token is good for an hour, and making a new one
-//! more often than every 20 minutes is punished with 429.
+//! Source: Apple, "Establishing a token-based connection to APNs": a token is valid for an hour, and renewing it more
+//! often than every 20 minutes is answered with 429.
 
 use std::{collections::HashMap, sync::Arc};
 
@@ -13,20 +13,20 @@ use waypost_shared::clock::Clock;
 
 use crate::jwt::Es256Key;
 
-/// A token is replaced at this age, in milliseconds.
+/// The age at which a token is renewed, in milliseconds.
 const RENEWED_AFTER_MS: i64 = 40 * 60 * 1000;
-/// A token that Apple calls expired is replaced at this age, in milliseconds.
+/// The minimum age at which a token is renewed again because Apple reports it as expired, in milliseconds.
 const LEAST_AGE_MS: i64 = 20 * 60 * 1000;
 
-/// The tokens of all apps: those with the same key share one, as Apple counts them by key. Copies share them too.
+/// The tokens of all apps. Apps with the same key share one, since Apple limits renewals per key; so do clones.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TeamTokens(HashMap<(String, String), Arc<TeamToken>>);
 
 impl TeamTokens {
-    /// The token that is signed with the key `key_id` of a team.
+    /// The token signed with the key `key_id` of a team.
     pub(super) fn of(&mut self, key_id: String, team_id: String, key: Es256Key, clock: &Clock) -> Arc<TeamToken> {
         let name = (key_id, team_id);
-        // Another key by the same name is a file that was put right.
+        // A different key with the same id means that the operator corrected the key file.
         if let Some(known) = self.0.get(&name).filter(|known| known.key.public_key() == key.public_key()) {
             return known.clone();
         }
@@ -37,7 +37,7 @@ impl TeamTokens {
     }
 }
 
-/// A token that renews itself.
+/// A token that is renewed on use.
 #[derive(Debug)]
 pub(super) struct TeamToken {
     key: Es256Key,
@@ -49,17 +49,17 @@ pub(super) struct TeamToken {
 
 #[derive(Debug, Default)]
 struct State {
-    /// The header's value, and when it was signed.
+    /// The header value and when it was signed, in milliseconds since the epoch.
     signed: Option<(HeaderValue, i64)>,
-    /// The token before this one was called expired: if this one is too, age was not the reason.
+    /// Whether the previous token was reported as expired. If this one is too, age is not the cause.
     after_expired: bool,
 }
 
 impl TeamToken {
-    /// The value of `authorization`.
+    /// The value of the `authorization` header.
     pub(super) fn current(&self) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
-        // Signing takes microseconds, so that others wait for it rather than sign one each.
+        // Signing takes microseconds, so other pushes wait under the lock instead of each signing their own.
         let mut state = self.state.lock();
         if let Some((value, signed_ms)) = &state.signed {
             if (*signed_ms..*signed_ms + RENEWED_AFTER_MS).contains(&now_ms) {
@@ -76,8 +76,9 @@ impl TeamToken {
         Ok(value)
     }
 
-    /// Forgets `used`, which Apple called expired, unless someone else renewed it already. False when another token
-    /// would not help: a young one is replaced once, in case the clock was wrong, and then not before its time.
+    /// Discards `used`, which Apple reported as expired, unless it was renewed already. Returns false if another token
+    /// would not help: a young token is replaced once, in case the clock was wrong, and then not before it is old
+    /// enough.
     pub(super) fn renew(&self, used: &HeaderValue) -> bool {
         let mut state = self.state.lock();
         let Some((_, signed_ms)) = state.signed.as_ref().filter(|(value, _)| value == used) else { return true };
@@ -108,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_serves_for_forty_minutes_and_for_all_apps_of_its_key() {
+    fn a_token_is_reused_for_forty_minutes_by_all_apps_of_its_key() {
         let clock = Clock::manual(1_700_000_000_000);
         let (pem, mut tokens) = (p8(), TeamTokens::default());
         let [one, same, other] = ["A", "A", "B"].map(|key_id| signed_with(&pem, &mut tokens, key_id, &clock));
@@ -122,7 +123,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_configuration_goes_on_with_the_token_unless_the_key_is_another_one() {
+    fn a_reload_keeps_the_token_unless_the_key_changed() {
         let (clock, pem, mut tokens) = (Clock::manual(1_700_000_000_000), p8(), TeamTokens::default());
         let before = signed_with(&pem, &mut tokens, "A", &clock).current().unwrap();
         let mut later = tokens.clone();
@@ -131,7 +132,7 @@ mod tests {
     }
 
     #[test]
-    fn an_expired_token_is_renewed_once_by_whoever_comes_first() {
+    fn an_expired_token_is_renewed_only_once() {
         let clock = Clock::manual(1_700_000_000_000);
         let token = token(&mut TeamTokens::default(), "A", &clock);
         let first = token.current().unwrap();
@@ -139,12 +140,12 @@ mod tests {
         assert!(token.renew(&first));
         let second = token.current().unwrap();
         assert_ne!(second, first);
-        assert!(token.renew(&first), "the second one is worth a try");
+        assert!(token.renew(&first), "the current token is worth a try");
         assert_eq!(token.current().unwrap(), second);
     }
 
     #[test]
-    fn when_each_token_is_called_expired_there_are_twenty_minutes_between_them() {
+    fn tokens_that_all_count_as_expired_are_renewed_every_twenty_minutes() {
         let clock = Clock::manual(1_700_000_000_000);
         let token = token(&mut TeamTokens::default(), "A", &clock);
         assert!(token.renew(&token.current().unwrap()));
@@ -156,7 +157,7 @@ mod tests {
         assert!(token.renew(&second));
         let third = token.current().unwrap();
         assert!(!token.renew(&third));
-        // One that was good until its time was over is not blamed for those before it.
+        // A token that worked until it was due for renewal clears the history.
         clock.advance(Duration::from_secs(40 * 60));
         let fourth = token.current().unwrap();
         assert_ne!(fourth, third);

@@ -1,18 +1,18 @@
-//! What FluffyChat reads beside the rest, as its own gateway, hedwig, sends it (docs/payloads.md, "FCM").
+//! FluffyChat's additions to the message, as its own gateway, hedwig, sends them (docs/payloads.md, "FCM").
 
 use serde_json::{Map, Value, json};
 
 use crate::notification::{Device, Kind, Notification};
 
-/// The counts as JSON text.
+/// Key of the counts, as JSON text.
 pub(super) const COUNTS: &str = "counts";
-/// The one device as JSON text: a list, as the specification has it.
+/// Key of the single device, as JSON text: a list, as in the specification.
 pub(super) const DEVICES: &str = "devices";
-/// What a person reads until the app has fetched the event; `<count>` is the number on its icon.
+/// The text shown until the app has fetched the event; `<count>` stands for the badge.
 const TITLE: &str = "<count> unread";
 const BODY: &str = "Open the app to read";
 
-/// The keys of the data.
+/// The additional entries of the data.
 pub(super) fn data(notification: &Notification, device: &Device) -> Map<String, Value> {
     let mut data = Map::new();
     let counts = notification.counts.to_object();
@@ -23,7 +23,7 @@ pub(super) fn data(notification: &Notification, device: &Device) -> Map<String, 
     if let Some(set_ms) = device.pushkey_ts_ms {
         described["pushkey_ts"] = (set_ms / 1000).into();
     }
-    // What the app wanted in the data stands there already.
+    // The default payload is merged into the data already.
     let mut pusher = device.data.clone();
     pusher.remove("default_payload");
     if !pusher.is_empty() {
@@ -33,8 +33,8 @@ pub(super) fn data(notification: &Notification, device: &Device) -> Map<String, 
     data
 }
 
-/// What the system itself does with the message. Android wakes the app and leaves all to it; iOS shows a notification,
-/// which the app may replace, and sets the badge.
+/// Sets what the system itself does with the message. Android wakes the app and leaves everything to it; iOS shows a
+/// notification, which the app may replace, and sets the badge.
 pub(super) fn show(message: &mut Map<String, Value>, notification: &Notification, device: &Device, kind: Kind) {
     if device.data_text("data_message") != Some("ios") {
         message.remove("notification");
@@ -61,7 +61,7 @@ pub(super) fn show(message: &mut Map<String, Value>, notification: &Notification
         let texts = json!({"title": text("title", TITLE), "body": text("body", BODY)});
         message.insert("notification".to_owned(), texts);
     }
-    // What the operator set in `options.apns.payload.aps` stays.
+    // The operator's `options.apns.payload.aps` takes precedence.
     let mut place = message.entry("apns").or_insert_with(|| json!({}));
     for key in ["payload", "aps"] {
         if !place.is_object() {
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn android_shows_nothing_by_itself() {
+    fn android_itself_shows_nothing() {
         let event = json!({"event_id": "$e", "counts": {"unread": 2}});
         let options = json!({"notification": {"title": "x"}, "apns": {}, "android": {"ttl": "60s"}});
         for data_message in [json!("android"), json!(true), json!(null)] {

@@ -26,18 +26,18 @@ use crate::{
     upstream::{Attempt, Checked, Upstream, built, is_enough, is_transient, limits, unproven},
 };
 
-/// One app at Google's service.
+/// One app at FCM.
 #[derive(Debug)]
 pub(crate) struct Fcm {
     client: HttpClient,
     clock: Clock,
-    /// Where messages go.
+    /// The URI that messages are posted to.
     uri: String,
     template: payload::Template,
     tokens: Arc<Tokens>,
 }
 
-/// The body of an answer that is not 200, read as far as it can be: one odd detail takes nothing from the others.
+/// The body of an answer other than 200, parsed leniently: one malformed detail does not hide the others.
 #[derive(Debug)]
 struct Trouble(Value);
 
@@ -50,12 +50,12 @@ impl Trouble {
         self.0["error"]["details"].as_array().into_iter().flatten()
     }
 
-    /// Whether Google's code or FCM's own is this one.
+    /// Whether Google's status or FCM's error code is `code`.
     fn has_code(&self, code: &str) -> bool {
         self.0["error"]["status"] == code || self.details().any(|detail| detail["errorCode"] == code)
     }
 
-    /// The fields of the message that are wrong.
+    /// The fields of the message that are reported as invalid.
     fn blamed(&self) -> Vec<&str> {
         let violations = self.details().filter_map(|detail| detail["fieldViolations"].as_array()).flatten();
         violations.filter_map(|violation| violation["field"].as_str()).collect()
@@ -108,7 +108,11 @@ impl Fcm {
             let answer = match self.client.send_for_status(request, limits(left)).await {
                 Ok(answer) => answer,
                 Err(error) => {
-                    tracing::warn!(provider = "fcm", error = %Chain(&error), "no answer from the provider");
+                    tracing::warn!(
+                        provider = "fcm",
+                        error = %Chain(&error),
+                        "push service did not answer; the push will be retried"
+                    );
                     return Outcome::unreachable().into();
                 }
             };
@@ -120,7 +124,7 @@ impl Fcm {
         }
     }
 
-    /// Has Google look at a message to a device that cannot exist, and not send it.
+    /// Has Google validate a message to a device that cannot exist, without sending it.
     pub(super) async fn check(&self, time: Duration) -> Checked {
         let message = json!({"validate_only": true, "message": {"token": "waypost-doctor", "data": {"a": "b"}}});
         let request = Request::builder()
@@ -128,10 +132,10 @@ impl Fcm {
             .uri(&self.uri)
             .header(CONTENT_TYPE, "application/json")
             .body(Bytes::from(message.to_string()));
-        let Ok(request) = request else { return Err("`endpoint` makes no valid request".to_owned()) };
+        let Ok(request) = request else { return Err("`endpoint` does not make a valid request".to_owned()) };
         match self.attempt(&request, time).await.outcome {
             Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {
-                Ok("Google takes the credentials (and sent nothing: validate_only)".to_owned())
+                Ok("Google accepts the credentials (nothing was sent: validate_only)".to_owned())
             }
             outcome => Err(unproven(outcome)),
         }
@@ -148,9 +152,9 @@ impl Fcm {
         let trouble = Trouble::read(answer.body());
         match status.as_u16() {
             404 if trouble.has_code("UNREGISTERED") => Outcome::Gone,
-            404 => Outcome::refused_app("FCM answered 404 and knows no such project: is `project_id` right?"),
+            404 => Outcome::refused_app("FCM answered 404, there is no such project: is `project_id` right?"),
             400 => bad_request(&trouble),
-            401 => Outcome::refused_app("FCM answered 401, also with a new token: are the credentials still good?"),
+            401 => Outcome::refused_app("FCM answered 401, even with a new token: are the credentials still valid?"),
             403 if trouble.has_code("SENDER_ID_MISMATCH") => {
                 Outcome::refused_app("FCM answered 403: the device is registered with another Firebase project")
             }
@@ -160,18 +164,18 @@ impl Fcm {
     }
 }
 
-/// Whose fault a 400 is. A field beside the token and the data was set by the app's `options`, in each of its pushes;
-/// no field at all means the message as a whole, such as its size, which is this push's own.
+/// Decides whose fault a 400 is. A field other than the token and the data comes from the app's `options` and is in all
+/// of its pushes. No field at all means the message as a whole, for example its size: the fault of this push.
 fn bad_request(trouble: &Trouble) -> Outcome {
     let blamed = trouble.blamed();
     if !trouble.has_code("INVALID_ARGUMENT") {
-        return Outcome::refused_app("FCM answered 400 and not why: is `endpoint` right?");
+        return Outcome::refused_app("FCM answered 400 without a reason: is `endpoint` right?");
     }
     if blamed.contains(&"message.token") {
         return Outcome::Gone;
     }
     if blamed.iter().all(|field| field.starts_with("message.data")) {
-        return Outcome::refused_push("FCM answered 400: it will not have this message");
+        return Outcome::refused_push("FCM answered 400: it does not accept this message");
     }
     Outcome::refused_app("FCM answered 400 and blames a field that is the same in all pushes: is it one of `options`?")
 }

@@ -1,4 +1,4 @@
-//! What an app on Android reads: a flat map of texts (docs/payloads.md, "FCM").
+//! The message for Android apps: a flat map of strings (docs/payloads.md, "FCM").
 
 use serde_json::{Map, Value, json};
 
@@ -11,16 +11,16 @@ use crate::{
     upstream::too_large,
 };
 
-/// Bytes of a message: Google's limit.
+/// Google's limit for a message, in bytes.
 const MAX_MESSAGE: usize = 4096;
-/// Bytes of one text: longer ones are cut whether or not the rest leaves room, as Sygnal's apps know it.
+/// The most bytes of a single text. Longer ones are truncated even if there is room, as apps are used to from Sygnal.
 const MAX_TEXT: usize = 1024;
-/// What a cut text ends with.
+/// Marks the end of a truncated text.
 const MARK: &str = "…";
-/// The key under which an encrypted event's content arrives.
+/// The key of an encrypted event's ciphertext.
 const EVENT_CIPHERTEXT: &str = "content_ciphertext";
 
-/// Ids, counts and what is as good as an id: never cut.
+/// Ids, counts and values that only work whole: never truncated.
 const WHOLE: [&str; 10] = [
     "event_id",
     "room_id",
@@ -34,7 +34,7 @@ const WHOLE: [&str; 10] = [
     fluffychat::DEVICES,
 ];
 
-/// What each message of an app has in common.
+/// The common part of all messages of an app.
 #[derive(Debug)]
 pub(super) struct Template {
     options: Map<String, Value>,
@@ -46,7 +46,7 @@ impl Template {
         Self { options, profile }
     }
 
-    /// Builds the request's body for one device.
+    /// Builds the request body for one device.
     pub(super) fn build(&self, notification: &Notification, device: &Device, kind: Kind) -> Result<Vec<u8>, Ended> {
         let mut message = self.options.clone();
         let mut own = Map::new();
@@ -69,7 +69,7 @@ impl Template {
     }
 }
 
-/// What the app reads, `own` last.
+/// The data that the app reads; `own` takes precedence.
 fn data(
     notification: &Notification,
     device: &Device,
@@ -82,8 +82,8 @@ fn data(
     let mut data = Map::new();
     for (key, value) in device.default_payload() {
         if is_reserved(&key) {
-            // The key is the app's own choice and no secret, but nobody knows how long it is.
-            tracing::warn!(provider = "fcm", "a pusher's default_payload has a key that FCM reserves; left out");
+            // The key is not logged: the app chose it, so it may be of any length.
+            tracing::warn!(provider = "fcm", "default_payload of a pusher contains a key reserved by FCM; key omitted");
             continue;
         }
         data.insert(key, text(value));
@@ -120,11 +120,11 @@ fn data(
     Ok(data)
 }
 
-/// Cuts each text that is too long, and then the longest ones until all fit.
+/// Truncates each text that is too long, then the longest ones until the data fits.
 fn fitted(mut data: Map<String, Value>, max_data: usize) -> Result<Map<String, Value>, Ended> {
     cut_long(&mut data);
     if excess(&data, max_data) > 0 && data.remove(EVENT_CIPHERTEXT).is_some() {
-        // A part of a ciphertext is of no use; without it the app fetches the event by its id.
+        // A truncated ciphertext is useless; without it the app fetches the event by its id.
         cut_long(&mut data);
     }
     let excess = excess(&data, max_data);
@@ -134,7 +134,7 @@ fn fitted(mut data: Map<String, Value>, max_data: usize) -> Result<Map<String, V
     Err(too_large(MAX_MESSAGE))
 }
 
-/// Bytes that are too many.
+/// The number of bytes over the limit.
 fn excess(data: &Map<String, Value>, max_data: usize) -> usize {
     json!(data).to_string().len().saturating_sub(max_data)
 }
@@ -145,12 +145,12 @@ fn cut_long(data: &mut Map<String, Value>) {
     }
 }
 
-/// Keys that Google keeps for itself: a message with one of them is refused.
+/// Whether Google reserves the key: FCM refuses a message that contains one.
 fn is_reserved(key: &str) -> bool {
     matches!(key, "from" | "message_type") || key.starts_with("google.") || key.starts_with("gcm.")
 }
 
-/// FCM's data holds texts only.
+/// Converts a value to a string, since FCM's data contains only strings.
 fn text(value: Value) -> Value {
     match value {
         Value::String(_) => value,
@@ -158,7 +158,8 @@ fn text(value: Value) -> Value {
     }
 }
 
-/// The texts that may be cut. Beside a ciphertext stands what it is opened with, which is of no use in part either.
+/// The texts that may be truncated. The entries needed to decrypt a ciphertext are useless in part, like the ciphertext
+/// itself.
 fn texts(data: &mut Map<String, Value>) -> Vec<&mut String> {
     let is_sealed = data.contains_key(EVENT_CIPHERTEXT);
     let may_be_cut = |key: &str| {

@@ -1,4 +1,4 @@
-//! Whole messages, worked out by hand from docs/payloads.md.
+//! Complete messages, derived by hand from docs/payloads.md.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
@@ -8,7 +8,7 @@ use crate::{
     notification::tests::notification,
 };
 
-/// The message for a notification of one device whose pusher has `default_payload`.
+/// The message for a notification to a single device whose pusher has `default_payload`.
 fn built(mut value: Value, default_payload: Value, kind: Kind, options: Value) -> Result<Value, Ended> {
     value["devices"] = json!([{"app_id": "a", "pushkey": "k", "data": {"default_payload": default_payload}}]);
     let notification = notification(value);
@@ -22,7 +22,7 @@ fn data(value: Value, kind: Kind) -> Value {
 }
 
 #[test]
-fn element_x_reads_texts_at_the_top_level() {
+fn element_x_gets_strings_at_the_top_level() {
     let value = json!({"event_id": "$e", "room_id": "!r", "prio": "high", "counts": {"unread": 0}});
     let default = json!({"cs": "secret", "number": 5, "nested": {"a": [1]}, "event_id": "not this"});
     assert_eq!(
@@ -62,7 +62,7 @@ fn a_full_event_carries_its_content() {
 }
 
 #[test]
-fn counts_alone_wake_nobody() {
+fn counts_alone_have_normal_priority() {
     let message = built(json!({"counts": {"unread": 0}}), json!({"cs": "s"}), Kind::CountsOnly, json!({})).unwrap();
     assert_eq!(
         message,
@@ -74,7 +74,7 @@ fn counts_alone_wake_nobody() {
 }
 
 #[test]
-fn the_operators_options_stay_and_reserved_keys_go() {
+fn the_operators_options_are_kept_and_reserved_keys_are_removed() {
     let options = json!({"android": {"ttl": "60s", "priority": "normal"}, "apns": {"payload": {"aps": {"badge": 1}}}});
     let default = json!({
         "from": "x", "google.a": "x", "gcm.b": "x", "message_type": "x", "fine": "y", "token": "z", "collapse_key": "c",
@@ -91,14 +91,14 @@ fn the_operators_options_stay_and_reserved_keys_go() {
 }
 
 #[test]
-fn a_long_text_is_cut_at_a_character_and_marked() {
+fn a_long_text_is_truncated_at_a_character_boundary_and_marked() {
     let value = json!({"event_id": "$e", "type": "m.room.message", "content": {"body": "é".repeat(600)}});
-    // 1024 bytes less 3 for the mark are 510 characters of 2 bytes.
+    // 1024 bytes minus 3 for the mark hold 510 characters of 2 bytes.
     assert_eq!(data(value, Kind::Full)["content_body"], format!("{}…", "é".repeat(510)));
 }
 
 #[test]
-fn many_texts_are_cut_until_all_fit() {
+fn many_texts_are_truncated_until_all_fit() {
     let content: Map<String, Value> = (0..8).map(|n| (format!("key{n}"), "x".repeat(60_000).into())).collect();
     let value = json!({"event_id": "$e".repeat(100), "type": "m", "content": content, "counts": {"unread": 7}});
     let data = data(value, Kind::Full);
@@ -108,7 +108,7 @@ fn many_texts_are_cut_until_all_fit() {
 }
 
 #[test]
-fn what_a_ciphertext_is_opened_with_is_never_cut_beside_it() {
+fn decryption_data_is_never_truncated_next_to_its_ciphertext() {
     let (session, sender) = ("s".repeat(1500), "k".repeat(43));
     let event = |length: usize| {
         let content = json!({
@@ -121,7 +121,7 @@ fn what_a_ciphertext_is_opened_with_is_never_cut_beside_it() {
     let whole = event(1000);
     assert_eq!(whole["content_ciphertext"], "c".repeat(1000));
     assert_eq!((&whole["content_session_id"], &whole["content_sender_key"]), (&json!(session), &json!(sender)));
-    // Too much for all of it: the ciphertext goes first, and the room's name stays.
+    // Not everything fits: the ciphertext is removed first, and the room name stays.
     let without = event(1600);
     assert_eq!(without["content_ciphertext"], Value::Null);
     assert_eq!(without["room_name"], "r".repeat(900));
@@ -129,7 +129,7 @@ fn what_a_ciphertext_is_opened_with_is_never_cut_beside_it() {
 }
 
 #[test]
-fn ciphertext_is_whole_or_absent() {
+fn a_ciphertext_is_complete_or_absent() {
     let event = |length: usize| {
         let content = json!({"algorithm": "m.megolm.v1.aes-sha2", "ciphertext": "c".repeat(length)});
         data(json!({"event_id": "$e", "type": "m.room.encrypted", "content": content}), Kind::Full)
@@ -145,7 +145,7 @@ fn ciphertext_is_whole_or_absent() {
 }
 
 #[test]
-fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+fn any_message_fits_and_only_readable_texts_are_truncated() {
     let mut random = Random(12);
     let (mut cut, mut refused) = (0, 0);
     for round in 0..1000 {
@@ -155,7 +155,7 @@ fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
         let device = &notification.devices[0];
         let kind = [Kind::Full, Kind::IdsOnly, Kind::CountsOnly][random.below(3)];
         let profile = [FcmProfile::Sygnal, FcmProfile::FluffyChat][random.below(2)];
-        // What is around the data, and the data as it would be if there were no limit.
+        // The message around the data, and the data as it would be without a limit.
         let (mut around, mut own) = (Map::new(), Map::new());
         if profile == FcmProfile::FluffyChat {
             fluffychat::show(&mut around, &notification, device, kind);
@@ -178,7 +178,7 @@ fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
             unsealed
         };
         let is_fixed = |place: &str| {
-            // Not the list of the code: it is what is tried.
+            // A separate list: the one in the code is under test.
             matches!(
                 &place[1..],
                 "event_id"

@@ -1,4 +1,4 @@
-//! Google's answers.
+//! The meaning of Google's answers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -26,7 +26,7 @@ fn outcome(status: u16, body: &Value) -> Outcome {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_meaning() {
+async fn each_answer_maps_to_its_outcome() {
     let code = |code: &str| {
         json!({"error": {"code": 404, "status": "NOT_FOUND", "details": [
             {"@type": "type.googleapis.com/google.firebase.fcm.v1.FcmError", "errorCode": code},
@@ -40,7 +40,7 @@ async fn each_answer_has_its_meaning() {
     assert_eq!(outcome(200, &json!({"name": "projects/p/messages/1"})), Outcome::Delivered);
     assert_eq!(outcome(404, &code("UNREGISTERED")), Outcome::Gone);
     assert_eq!(outcome(400, &invalid("message.token")), Outcome::Gone);
-    // Odd details beside the one that counts.
+    // Malformed details next to the relevant one.
     for odd in [json!(null), json!(5), json!([]), json!({"errorCode": 5}), json!({"fieldViolations": null})] {
         let mut unregistered = code("UNREGISTERED");
         unregistered["error"]["details"].as_array_mut().unwrap().insert(0, odd.clone());
@@ -72,6 +72,6 @@ async fn each_answer_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn the_project_stands_in_the_path() {
+async fn the_project_id_is_escaped_in_the_path() {
     assert_eq!(fcm().uri, "https://fcm.googleapis.com/v1/projects/a%20project/messages:send");
 }

@@ -1,7 +1,7 @@
-//! Access tokens: fetched by one request for all, replaced ahead of their end while the old one still serves.
+//! Access tokens: fetched once for all pushes, and renewed in the background before they expire.
 //!
-//! Source: RFC 7523, "JWT Profile for OAuth 2.0 Authorization Grants", as Google's service accounts use it; for
-//! workload identity the metadata server of Google's machines.
+//! Source: RFC 7523, "JWT Profile for OAuth 2.0 Authorization Grants", as used by Google's service accounts; for
+//! workload identity, the metadata server of Google Cloud machines.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -21,46 +21,47 @@ use crate::{
     upstream::{is_transient, limits},
 };
 
-/// What the tokens may be used for.
+/// The OAuth scope of the tokens.
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
-/// One fetch takes no longer.
+/// The time-out of a fetch.
 const FETCH_TIMEOUT: Duration = Duration::from_secs(5);
-/// A token is not used in the last minute of its life: it has to last until Google has looked at it.
+/// A token is not used during its last minute, so that it is still valid when it reaches Google. In milliseconds.
 const SPARE_MS: i64 = 60_000;
-/// After a failed fetch nobody tries again for this long.
+/// The pause after a failed fetch, in milliseconds.
 const PAUSE_MS: i64 = 1000;
-/// After a token was given up because it was refused, the next one is kept for this long, refused or not.
+/// After a token was discarded because it was refused, its successor is kept at least this long, even if it is refused
+/// too. In milliseconds.
 const KEPT_MS: i64 = 60_000;
-/// Seconds that a signed assertion is good for; Google takes no more than an hour.
+/// The lifetime of a signed assertion in seconds; Google accepts at most an hour.
 const ASSERTION_SECS: i64 = 3600;
-/// The life of a token that does not say how long it lives, in seconds.
+/// The lifetime of a token without `expires_in`, in seconds.
 const DEFAULT_LIFE_SECS: i64 = 3600;
 
-/// Why there is no token.
+/// Why no token is available.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum TokenError {
-    /// The credentials are not taken.
+    /// The credentials were not accepted.
     Refused(&'static str),
-    /// The token service is busy or away.
+    /// The token service is busy or unreachable.
     Unreachable,
 }
 
-/// The token of one app's credentials.
+/// The access token for one app's credentials.
 pub(super) struct Tokens {
     credentials: FcmCredentials,
     client: HttpClient,
     clock: Clock,
     state: Mutex<State>,
-    /// Held by who fetches.
+    /// Held during a fetch.
     fetching: Arc<AsyncMutex<()>>,
 }
 
 #[derive(Default)]
 struct State {
     token: Option<Token>,
-    /// The latest failure and its time, until there is a token.
+    /// The latest failure and its time; cleared once there is a token.
     failure: Option<(TokenError, i64)>,
-    /// When a token was last given up because it was refused.
+    /// When a token was last discarded because it was refused.
     given_up_ms: Option<i64>,
 }
 
@@ -89,7 +90,7 @@ impl Tokens {
         Self { credentials, client, clock, state: Mutex::default(), fetching: Arc::default() }
     }
 
-    /// The value of `Authorization`.
+    /// The value of the `Authorization` header.
     pub(super) async fn current(self: &Arc<Self>) -> Result<HeaderValue, TokenError> {
         if let Some(token) = self.usable() {
             if self.clock.now_ms() >= token.renew_at_ms {
@@ -97,7 +98,7 @@ impl Tokens {
             }
             return Ok(token.value);
         }
-        // In a task of its own: whoever waits here may run out of time, and the next one shall find the token.
+        // In a separate task: if this push times out while waiting, the fetch still completes for the next one.
         let this = self.clone();
         let fetched = tokio::spawn(trace::carried(async move {
             let turn = this.fetching.clone().lock_owned().await;
@@ -109,8 +110,8 @@ impl Tokens {
         fetched.await.unwrap_or(Err(TokenError::Unreachable))
     }
 
-    /// Forgets `used`, which Google no longer takes, unless someone else renewed it already. False when another token
-    /// would not help: this one was fetched a moment ago, for the same reason.
+    /// Discards `used`, which Google no longer accepts, unless it was renewed already. Returns false if another token
+    /// would not help, because this one was fetched a moment ago for the same reason.
     pub(super) fn renew(&self, used: &HeaderValue) -> bool {
         let now_ms = self.clock.now_ms();
         let mut state = self.state.lock();
@@ -130,13 +131,13 @@ impl Tokens {
     }
 
     fn renew_in_background(self: &Arc<Self>) {
-        // Someone fetches already.
+        // A fetch is already running.
         let Ok(turn) = self.fetching.clone().try_lock_owned() else { return };
         let this = self.clone();
         tokio::spawn(async move { drop(this.fetch(turn).await) });
     }
 
-    /// Fetches a token, unless that failed a moment ago: then those who waited share the failure.
+    /// Fetches a token. If the last fetch failed a moment ago, everyone who waited for it shares that failure.
     async fn fetch(&self, _turn: OwnedMutexGuard<()>) -> Result<HeaderValue, TokenError> {
         let now_ms = self.clock.now_ms();
         if let Some(failure) = self.failure_of_just_now(now_ms) {
@@ -151,7 +152,11 @@ impl Tokens {
                 Ok(value)
             }
             Err(failure) => {
-                tracing::warn!(provider = "fcm", ?failure, "no access token");
+                tracing::warn!(
+                    provider = "fcm",
+                    ?failure,
+                    "access token could not be fetched; the next push will try again"
+                );
                 self.state.lock().failure = Some((failure.clone(), self.clock.now_ms()));
                 Err(failure)
             }
@@ -166,7 +171,7 @@ impl Tokens {
 
     async fn ask(&self, now_ms: i64) -> Result<Token, TokenError> {
         let answer = self.client.send(self.request(now_ms)?, limits(FETCH_TIMEOUT)).await.map_err(|error| {
-            tracing::warn!(provider = "fcm", error = %Chain(&error), "no answer from the token service");
+            tracing::warn!(provider = "fcm", error = %Chain(&error), "token service did not answer");
             TokenError::Unreachable
         })?;
         let status = answer.status();
@@ -174,9 +179,9 @@ impl Tokens {
             return Err(TokenError::Unreachable);
         }
         if !status.is_success() {
-            return Err(TokenError::Refused("the token service does not take the app's credentials"));
+            return Err(TokenError::Refused("the token service does not accept the app's credentials"));
         }
-        let unreadable = TokenError::Refused("the token service's answer holds no token: is its address right?");
+        let unreadable = TokenError::Refused("the token service's answer contains no token: is its address right?");
         let Ok(granted) = serde_json::from_slice::<Granted>(answer.body()) else { return Err(unreadable) };
         let mut value = HeaderValue::try_from(format!("Bearer {}", granted.access_token)).map_err(|_| unreadable)?;
         value.set_sensitive(true);
@@ -205,9 +210,9 @@ impl Tokens {
                 });
                 let assertion = key
                     .sign(&header, &claims)
-                    .map_err(|_| TokenError::Refused("the service account's key could not sign"))?;
+                    .map_err(|_| TokenError::Refused("signing with the service account's key failed"))?;
                 let grant = "urn%3Aietf%3Aparams%3Aoauth%3Agrant-type%3Ajwt-bearer";
-                // The assertion consists of characters that a form need not escape.
+                // The characters of an assertion need no escaping in a form.
                 let form = format!("grant_type={grant}&assertion={assertion}");
                 Request::builder()
                     .method(Method::POST)
@@ -216,6 +221,6 @@ impl Tokens {
                     .body(Bytes::from(form))
             }
         };
-        request.map_err(|_| TokenError::Refused("the token service's address makes no valid request"))
+        request.map_err(|_| TokenError::Refused("the token service's address does not make a valid request"))
     }
 }

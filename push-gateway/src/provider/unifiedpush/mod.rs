@@ -1,4 +1,4 @@
-//! UnifiedPush: to whichever push server a person chose; the pushkey is its address for the app.
+//! UnifiedPush: pushes go to the push server that the user chose; the pushkey is the app's URL there.
 //!
 //! Source: UnifiedPush, "Push Gateway for Matrix" and "Server to server", and RFC 8030, which the latter follows.
 
@@ -30,20 +30,20 @@ use crate::{
     vapid::Vapid,
 };
 
-/// Bytes of a message that is not encrypted: what each push server has to take.
+/// The most bytes of an unencrypted message, which every push server has to accept.
 const MAX_PLAIN: usize = 4096;
 
-/// Seconds that a push server keeps a message for a device that is away. They are phones: as long as Synapse keeps
-/// trying, one day.
+/// Seconds that a push server stores a message for an offline device. These are phones, so one day, as long as Synapse
+/// keeps retrying.
 const DEFAULT_TTL_SECS: u64 = 24 * 60 * 60;
 
-/// One app whose users choose their push servers.
+/// An app that uses UnifiedPush; each user chooses a push server.
 #[derive(Debug)]
 pub(crate) struct UnifiedPush {
     client: HttpClient,
     owners: Owners,
     clock: Clock,
-    /// Some push servers take no message without it.
+    /// Some push servers accept no message without it.
     vapid: Option<Vapid>,
     allowed_endpoints: Vec<Glob>,
     ttl_secs: u64,
@@ -51,12 +51,12 @@ pub(crate) struct UnifiedPush {
 }
 
 impl UnifiedPush {
-    /// What the app's pushes are signed with, if they are.
+    /// The app's VAPID key, if there is one.
     pub(super) fn vapid(&self) -> Option<&Vapid> {
         self.vapid.as_ref()
     }
 
-    /// Whose the push servers are.
+    /// The rules that map push servers to their owners.
     pub(super) fn owners(&self) -> &Owners {
         &self.owners
     }
@@ -82,11 +82,11 @@ impl UnifiedPush {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
             return Err(Ended::Dropped);
         }
-        // Never a dead pushkey: an app with the wrong table would lose all of its pushers.
+        // Never report the pushkey as dead here: an app configured with the wrong table would lose all of its pushers.
         let refused = |why: &'static str| Ended::With(Outcome::refused_push(why));
         let endpoint =
-            endpoint::parse(device.pushkey.expose()).ok_or_else(|| refused("the pushkey is no https address"))?;
-        let uri = endpoint.as_str().parse::<Uri>().map_err(|_| refused("the pushkey makes no valid request"))?;
+            endpoint::parse(device.pushkey.expose()).ok_or_else(|| refused("the pushkey is not an https URL"))?;
+        let uri = endpoint.as_str().parse::<Uri>().map_err(|_| refused("the pushkey does not make a valid request"))?;
         if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
             return Err(refused("the pushkey's host is not in `allowed_endpoints`"));
         }
@@ -110,7 +110,9 @@ impl UnifiedPush {
                     request.header(CONTENT_TYPE, "application/octet-stream").header(CONTENT_ENCODING, "aes128gcm");
                 let plaintext = payload::build(notification, kind, encryption::MAX_PLAINTEXT)?;
                 encryption::encrypt(&subscription, &plaintext).map_err(|error| match error {
-                    NotEncrypted::NoPoint => refused("`data` holds keys that cannot be encrypted for"),
+                    NotEncrypted::NoPoint => {
+                        refused("`data` contains an invalid key, so the message cannot be encrypted")
+                    }
                     NotEncrypted::Failed => Ended::With(Outcome::refused_app("a message could not be encrypted")),
                 })?
             }
@@ -122,12 +124,16 @@ impl UnifiedPush {
         match self.client.send_for_status(request.clone(), limits(timeout)).await {
             Ok(answer) => Attempt { outcome: self.outcome(&answer), answer: Some(answer) },
             Err(HttpClientError::Blocked) => {
-                Outcome::refused_push("the pushkey has an address that is not public").into()
+                Outcome::refused_push("the pushkey's host has an address that is not public").into()
             }
             Err(HttpClientError::Crowded) => Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
-            // Without the causes: they may name the host, which is the subscriber's business.
+            // Without the causes: they may name the host, which is private to the user.
             Err(error) => {
-                tracing::info!(provider = "unifiedpush", %error, "no answer from the push server");
+                tracing::info!(
+                    provider = "unifiedpush",
+                    %error,
+                    "push service did not answer; the push will be retried"
+                );
                 Outcome::unreachable().into()
             }
         }
@@ -136,33 +142,33 @@ impl UnifiedPush {
     fn outcome(&self, answer: &Response<Bytes>) -> Outcome {
         let status = answer.status();
         match status {
-            // One's own server that is full (507) or limits its users is one of them; others' pushes go elsewhere.
+            // This includes a self-hosted server that is full (507) or limits its users: other pushes go elsewhere.
             status if is_transient(status) => Outcome::busy(answer, &self.clock),
             StatusCode::NOT_FOUND | StatusCode::GONE => Outcome::Gone,
             status if status.is_success() => Outcome::Delivered,
-            // Whatever a stranger's server will not have, the app's other devices have servers of their own.
+            // A refusal by a third-party server says nothing about the app: its other devices use other servers.
             status => Outcome::refused_push(format!("the push server answered {}", status.as_u16())),
         }
     }
 }
 
-/// What the message is to be encrypted for. None where the app gave no keys and reads plain text.
+/// The keys to encrypt the message for. None if the app gave no keys and reads plain text.
 fn subscription(device: &Device) -> Result<Option<Subscription>, &'static str> {
     match (device.data_text("p256dh"), device.data_text("auth")) {
         (None, None) => Ok(None),
         (Some(p256dh), Some(auth)) => match endpoint::subscription(p256dh, auth) {
             Some(subscription) => Ok(Some(subscription)),
-            None => Err("`data` holds keys that are impossible"),
+            None => Err("`data` contains malformed keys"),
         },
-        // An app that gave one key does not expect plain text.
-        (None, Some(_)) | (Some(_), None) => Err("`data` holds one of `p256dh` and `auth`, and needs both"),
+        // An app that gave only one of the keys does not expect plain text.
+        (None, Some(_)) | (Some(_), None) => Err("`data` contains only one of `p256dh` and `auth`; both are needed"),
     }
 }
 
 fn authorization(vapid: &Vapid, endpoint: &Url) -> Result<http::HeaderValue, Ended> {
     vapid
         .authorization(&endpoint.origin().ascii_serialization())
-        .map_err(|_| Ended::With(Outcome::refused_app("the VAPID key could not sign")))
+        .map_err(|_| Ended::With(Outcome::refused_app("signing with the VAPID key failed")))
 }
 
 #[cfg(test)]

@@ -1,4 +1,4 @@
-//! What an app reads that is woken by UnifiedPush: the homeserver's own notification (docs/payloads.md, "UnifiedPush").
+//! The message for UnifiedPush apps: the homeserver's own notification (docs/payloads.md, "UnifiedPush").
 
 use serde_json::{Map, Value};
 
@@ -9,11 +9,11 @@ use crate::{
     upstream::too_large,
 };
 
-/// What stands around the notification: `{"notification":` and `}`.
+/// Bytes around the notification: `{"notification":` and `}`.
 const AROUND: usize = 17;
 
-/// Builds the message, `max_bytes` long at the most. It names no device: whoever gets it knows who it is, and what the
-/// pusher's data holds is its own.
+/// Builds the message, at most `max_bytes` long. It omits `devices`: the recipient knows its own device, and the
+/// pusher's data came from it.
 pub(super) fn build(notification: &Notification, kind: Kind, max_bytes: usize) -> Result<Vec<u8>, Ended> {
     let inner = match kind {
         Kind::Full => full(notification),
@@ -25,7 +25,7 @@ pub(super) fn build(notification: &Notification, kind: Kind, max_bytes: usize) -
     Ok(format!("{{\"notification\":{inner}}}").into_bytes())
 }
 
-/// All that the homeserver said, as it said it.
+/// The whole notification as the homeserver sent it, without HTML.
 fn full(notification: &Notification) -> Map<String, Value> {
     let mut inner = notification.as_it_came().clone();
     if let Some(content) = notification.content() {
@@ -34,7 +34,7 @@ fn full(notification: &Notification) -> Map<String, Value> {
     inner
 }
 
-/// Some texts, the counts, the priority, and what is encrypted for the app.
+/// The given texts, the counts, the priority, and the parts encrypted for the app.
 fn parts(notification: &Notification, keys: &[&str]) -> Map<String, Value> {
     let mut inner = Map::new();
     for key in keys {
@@ -73,7 +73,7 @@ mod tests {
     }
 
     #[test]
-    fn element_x_reads_ids_and_counts() {
+    fn element_x_gets_ids_and_counts() {
         let value = json!({
             "event_id": "$e", "room_id": "!r", "type": "m.room.message", "content": {"body": "hi"}, "prio": "high",
             "counts": {"unread": 0},
@@ -85,7 +85,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_event_is_what_the_homeserver_said() {
+    fn a_full_event_is_sent_as_received_without_html() {
         let value = json!({
             "id": "x", "event_id": "$e", "room_id": "!r", "type": "m.room.message", "sender": "@tom:hs",
             "room_name": "Ops", "content": {"body": "hi", "formatted_body": "<b>hi</b>"}, "new_field": [1],
@@ -100,7 +100,7 @@ mod tests {
     }
 
     #[test]
-    fn counts_alone_are_sent_where_there_are_any() {
+    fn counts_alone_are_sent_if_there_are_any() {
         let counts = json!({"id": "", "type": null, "sender": "", "counts": {"unread": 3, "missed_calls": 1}});
         assert_eq!(
             built(counts, Kind::CountsOnly).unwrap(),
@@ -110,7 +110,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_event_is_cut_and_an_encrypted_notification_never() {
+    fn a_long_event_is_truncated_but_an_encrypted_notification_never_is() {
         let long = json!({"event_id": "$e", "type": "m", "content": {"body": "日".repeat(20_000)}});
         let cut = built(long, Kind::Full).unwrap();
         let body = cut["notification"]["content"]["body"].as_str().unwrap();
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+    fn any_message_fits_and_only_readable_texts_are_truncated() {
         let may_be_cut = |place: &str| {
             let key = place.strip_prefix(".notification.").unwrap_or_default();
             matches!(key, "room_name" | "room_alias" | "sender_display_name" | "content.body")

@@ -1,4 +1,4 @@
-//! Requests to push servers, which are never made, and what their answers mean.
+//! Requests to push servers, those that are refused up front, and the meaning of the answers.
 
 #![allow(clippy::unwrap_used)]
 
@@ -34,7 +34,7 @@ fn prepared(unifiedpush: &UnifiedPush, pushkey: &str, data: &Value, kind: Kind) 
 }
 
 #[tokio::test]
-async fn a_message_is_plain_json_where_the_app_gave_no_keys() {
+async fn a_message_is_plain_json_if_the_app_gave_no_keys() {
     let request = prepared(&unifiedpush(|_| ()), ENDPOINT, &json!({}), Kind::IdsOnly).unwrap();
     assert_eq!(request.uri(), ENDPOINT);
     let header = |name: &str| request.headers()[name].to_str().unwrap();
@@ -48,7 +48,7 @@ async fn a_message_is_plain_json_where_the_app_gave_no_keys() {
 }
 
 #[tokio::test]
-async fn a_message_is_encrypted_where_the_app_gave_keys() {
+async fn a_message_is_encrypted_if_the_app_gave_keys() {
     let data = json!({"p256dh": P256DH, "auth": AUTH});
     let key = Es256Key::from_pem(&crate::jwt::tests::p8()).unwrap();
     let with_vapid = signed(|config| config.vapid_contact = "mailto:ops@example.com".to_owned(), Some(key));
@@ -59,7 +59,7 @@ async fn a_message_is_encrypted_where_the_app_gave_keys() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_sent_is_refused_and_nobody_is_dead() {
+async fn unsendable_pushes_are_refused_without_rejecting_the_pushkey() {
     let one_key = json!({"auth": AUTH});
     let bad_point = json!({"p256dh": format!("BA{}", "B".repeat(85)), "auth": AUTH});
     for (pushkey, data) in [
@@ -80,7 +80,7 @@ async fn what_cannot_be_sent_is_refused_and_nobody_is_dead() {
 }
 
 #[tokio::test]
-async fn counts_alone_are_sent_unless_only_events_are_wanted() {
+async fn counts_alone_are_sent_unless_events_only_is_set() {
     let all = prepared(&unifiedpush(|_| ()), ENDPOINT, &json!({}), Kind::CountsOnly).unwrap();
     assert_eq!(all.headers()["urgency"], "normal");
     let quiet = unifiedpush(|config| config.events_only = true);
@@ -88,7 +88,7 @@ async fn counts_alone_are_sent_unless_only_events_are_wanted() {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_meaning() {
+async fn each_answer_maps_to_its_outcome() {
     let unifiedpush = unifiedpush(|_| ());
     let outcome = |status: u16| {
         let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();

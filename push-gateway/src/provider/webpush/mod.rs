@@ -1,4 +1,4 @@
-//! Web push: to the browser's own push service, whose address the browser chose.
+//! Web push: pushes go to the endpoint that the browser got from its push service.
 //!
 //! Source: RFC 8030, "Generic Event Delivery Using HTTP Push".
 
@@ -32,7 +32,7 @@ use crate::{
     vapid::Vapid,
 };
 
-/// Seconds that a push service keeps a message for a browser that is away: Sygnal's default.
+/// Seconds that a push service stores a message for an offline browser: Sygnal's default.
 const DEFAULT_TTL_SECS: u64 = 15 * 60;
 
 /// One web app.
@@ -48,12 +48,12 @@ pub(crate) struct WebPush {
 }
 
 impl WebPush {
-    /// What the app's pushes are signed with.
+    /// The app's VAPID key.
     pub(super) fn vapid(&self) -> &Vapid {
         &self.vapid
     }
 
-    /// Whose the push servers are.
+    /// The rules that map push servers to their owners.
     pub(super) fn owners(&self) -> &Owners {
         &self.owners
     }
@@ -79,10 +79,10 @@ impl WebPush {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
             return Err(Ended::Dropped);
         }
-        // A subscription without its parts can never be pushed to again: the app has to make a new one.
+        // An incomplete subscription can never receive a push: the app has to create a new one.
         let (endpoint, subscription) = subscription(device).ok_or(Ended::With(Outcome::Gone))?;
         let Ok(uri) = endpoint.as_str().parse::<Uri>() else {
-            return Err(Ended::With(Outcome::refused_push("the endpoint makes no valid request")));
+            return Err(Ended::With(Outcome::refused_push("the endpoint does not make a valid request")));
         };
         if !endpoint::is_allowed(&self.allowed_endpoints, &endpoint) {
             return Err(Ended::With(Outcome::refused_push("the endpoint's host is not in `allowed_endpoints`")));
@@ -92,7 +92,7 @@ impl WebPush {
         let authorization = self
             .vapid
             .authorization(&endpoint.origin().ascii_serialization())
-            .map_err(|_| Ended::With(Outcome::refused_app("the VAPID key could not sign")))?;
+            .map_err(|_| Ended::With(Outcome::refused_app("signing with the VAPID key failed")))?;
         let urgency = match (kind, notification.prio) {
             (_, Priority::Low) => "low",
             (Kind::CountsOnly, Priority::High) => "normal",
@@ -116,12 +116,12 @@ impl WebPush {
         let answer = match self.client.send_for_status(request.clone(), limits(timeout)).await {
             Ok(answer) => answer,
             Err(HttpClientError::Blocked) => {
-                return Outcome::refused_push("the endpoint has an address that is not public").into();
+                return Outcome::refused_push("the endpoint's host has an address that is not public").into();
             }
             Err(HttpClientError::Crowded) => return Outcome::Busy { retry_after: Some(WAIT_WHERE_CROWDED) }.into(),
-            // Without the causes: they may name the endpoint's host, which is the subscriber's business.
+            // Without the causes: they may name the endpoint's host, which is private to the user.
             Err(error) => {
-                tracing::info!(provider = "webpush", %error, "no answer from the push service");
+                tracing::info!(provider = "webpush", %error, "push service did not answer; the push will be retried");
                 return Outcome::unreachable().into();
             }
         };
@@ -135,7 +135,7 @@ impl WebPush {
         match answer.status().as_u16() {
             200..=202 => Outcome::Delivered,
             404 | 410 => Outcome::Gone,
-            // The VAPID key, its contact or the subscription's application: the operator's to mend.
+            // Wrong VAPID key or contact, or a subscription made with another key: for the operator to fix.
             status @ (401 | 403) => {
                 Outcome::refused_app(format!("the push service answered {status}: is this the app's VAPID key?"))
             }
@@ -144,13 +144,13 @@ impl WebPush {
     }
 }
 
-/// Where a browser wants its messages, and encrypted how. None when a part is missing or impossible.
+/// The browser's endpoint and the keys to encrypt for. None if a part is missing or malformed.
 fn subscription(device: &Device) -> Option<(Url, Subscription)> {
     let endpoint = endpoint::parse(device.data_text("endpoint")?)?;
     Some((endpoint, endpoint::subscription(device.pushkey.expose(), device.data_text("auth")?)?))
 }
 
-/// Only a key that can never be encrypted for makes a subscription dead.
+/// Only a key that can never be used for encryption makes a subscription dead.
 fn unsent(error: NotEncrypted) -> Ended {
     Ended::With(match error {
         NotEncrypted::NoPoint => Outcome::Gone,
@@ -158,7 +158,8 @@ fn unsent(error: NotEncrypted) -> Ended {
     })
 }
 
-/// The push service keeps only the latest message of each topic. BLAKE2s with 22 bytes of output, as Sygnal has it.
+/// The push topic of a room; the push service stores only the latest message per topic. BLAKE2s with 22 bytes of
+/// output, as in Sygnal.
 fn topic(room_id: &str) -> String {
     URL_SAFE_NO_PAD.encode(Blake2s::<U22>::digest(room_id))
 }

@@ -1,4 +1,4 @@
-//! What a web app reads: JSON, encrypted (docs/payloads.md, "WebPush").
+//! The message for web apps: JSON, sent encrypted (docs/payloads.md, "WebPush").
 
 use serde_json::Value;
 
@@ -9,11 +9,11 @@ use crate::{
     upstream::too_large,
 };
 
-/// The texts of a full notification, as Sygnal's apps know them.
+/// The texts in a full notification, as in Sygnal.
 const FULL_KEYS: [&str; 7] =
     ["room_id", "room_name", "room_alias", "event_id", "sender", "sender_display_name", "type"];
 
-/// Builds the plaintext for one device, `max_bytes` long at the most.
+/// Builds the plaintext for one device, at most `max_bytes` long.
 pub(super) fn build(
     notification: &Notification,
     device: &Device,
@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn ids_and_counts_are_all_that_the_default_tells() {
+    fn by_default_only_ids_and_counts_are_sent() {
         assert_eq!(
             built(event(json!({"body": "hi"})), json!({}), Kind::IdsOnly).unwrap(),
             json!({"event_id": "$e", "room_id": "!r", "unread": 0, "missed_calls": 3})
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_body_is_cut_and_ciphertext_is_whole_or_absent() {
+    fn a_long_body_is_truncated_but_a_ciphertext_is_complete_or_absent() {
         let cut =
             built(event(json!({"body": "é".repeat(60_000), "msgtype": "m.text"})), json!({}), Kind::Full).unwrap();
         let body = cut["content"]["body"].as_str().unwrap();
@@ -117,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_arrives_fits_and_is_whole_but_for_what_people_read() {
+    fn any_message_fits_and_only_readable_texts_are_truncated() {
         let may_be_cut =
             |place: &str| matches!(place, ".room_name" | ".room_alias" | ".sender_display_name" | ".content.body");
         let mut random = Random(13);

@@ -1,4 +1,4 @@
-//! Requests to push services, and which are never made.
+//! Requests to push services, and those that are refused up front.
 
 #![allow(clippy::unwrap_used)]
 
@@ -8,7 +8,7 @@ use waypost_shared::client::{Outbound, OutboundConfig};
 use super::*;
 use crate::{notification::tests::notification, outcome::Fault};
 
-/// The browser's keys of RFC 8291, appendix A.
+/// The browser's keys from RFC 8291, appendix A.
 const P256DH: &str = "BCVxsr7N_eNgVRqvHtD0zTZsEc6-VV-JvLexhqUzORcxaOzi6-AYWXvTBHm4bjyPjs7Vd8pZGH6SRpkNtoIAiw4";
 const AUTH: &str = "BTBZMqHH6r4Tts7J_aSIgg";
 
@@ -33,7 +33,7 @@ fn prepared(webpush: &WebPush, pushkey: &str, data: &Value, kind: Kind) -> Resul
 }
 
 #[tokio::test]
-async fn a_message_has_these_headers() {
+async fn a_message_has_the_expected_headers() {
     let data = json!({"endpoint": "https://push.example:8443/v1/abc#x", "auth": AUTH, "only_last_per_room": true});
     let request = prepared(&webpush(&["*.example"]), P256DH, &data, Kind::IdsOnly).unwrap();
     assert_eq!(request.uri(), "https://push.example:8443/v1/abc");
@@ -45,7 +45,7 @@ async fn a_message_has_these_headers() {
 }
 
 #[tokio::test]
-async fn an_impossible_subscription_is_gone() {
+async fn a_malformed_subscription_is_gone() {
     let webpush = webpush(&[]);
     let good = json!({"endpoint": "https://push.example/x", "auth": AUTH});
     assert!(prepared(&webpush, P256DH, &good, Kind::IdsOnly).is_ok());
@@ -65,7 +65,7 @@ async fn an_impossible_subscription_is_gone() {
 }
 
 #[tokio::test]
-async fn only_allowed_hosts_are_pushed_to() {
+async fn pushes_go_to_allowed_hosts_only() {
     let webpush = webpush(&["*.push.example"]);
     for (endpoint, allowed) in [
         ("https://eu.push.example/x", true),
@@ -78,11 +78,11 @@ async fn only_allowed_hosts_are_pushed_to() {
 }
 
 #[tokio::test]
-async fn only_what_the_subscription_is_makes_it_gone() {
+async fn only_a_fault_of_the_subscription_itself_makes_it_gone() {
     assert_eq!(unsent(NotEncrypted::NoPoint), Ended::With(Outcome::Gone));
     let Ended::With(Outcome::Refused(refusal)) = unsent(NotEncrypted::Failed) else { panic!("it is refused") };
     assert_eq!(refusal.fault, Fault::App);
-    // A URL, and longer than a request's may be.
+    // A valid URL, but too long for a request.
     let data = json!({"endpoint": format!("https://push.example/{}", "x".repeat(70_000)), "auth": AUTH});
     let refused = prepared(&webpush(&[]), P256DH, &data, Kind::IdsOnly).unwrap_err();
     let Ended::With(Outcome::Refused(refusal)) = refused else { panic!("it is refused") };
@@ -90,7 +90,7 @@ async fn only_what_the_subscription_is_makes_it_gone() {
 }
 
 #[tokio::test]
-async fn each_answer_has_its_meaning() {
+async fn each_answer_maps_to_its_outcome() {
     let webpush = webpush(&[]);
     let outcome = |status: u16| {
         let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
@@ -112,7 +112,7 @@ async fn each_answer_has_its_meaning() {
 }
 
 #[tokio::test]
-async fn counts_alone_are_not_sent_where_only_events_are_wanted() {
+async fn counts_alone_are_not_sent_if_events_only_is_set() {
     let data = json!({"endpoint": "https://push.example/x", "auth": AUTH, "events_only": true});
     let unsent = prepared(&webpush(&[]), P256DH, &data, Kind::CountsOnly).unwrap_err();
     assert_eq!(unsent, Ended::Dropped);
