@@ -1,4 +1,4 @@
-//! `waypost-push-gateway`: takes a homeserver's notifications and passes each to the push service of its app.
+//! `waypost-push-gateway`: accepts notifications from homeservers and forwards each to its app's push service.
 //!
 //! Source: Matrix Push Gateway API.
 
@@ -37,7 +37,8 @@ use clap::Parser as _;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // First of all: rustls asks for it at the first client. Fails only when there is one already, which will do.
+    // Before any TLS client is built: rustls looks the provider up then. Fails only if one is installed already, which
+    // is fine.
     drop(rustls::crypto::ring::default_provider().install_default());
     match cli::run(cli::Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
