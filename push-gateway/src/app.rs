@@ -1,4 +1,4 @@
-//! What all requests share: the configured apps and the memory of past pushes. Built once.
+//! State shared by all requests: the configured apps and the record of past deliveries. Rebuilt on each reload.
 
 use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
 
@@ -31,69 +31,69 @@ use crate::{
     upstream::Upstream,
 };
 
-/// How often an unknown app is logged: so many times at once, then once in each interval. Strangers choose the names.
+/// Rate limit for logging unknown apps (burst, then one line per interval): anybody can send any `app_id`.
 const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
-/// How often it is logged that an app has too many pushes under way.
+/// The shortest time between two log lines about one app's in-flight cap.
 const ONE_LINE_EACH: Duration = Duration::from_secs(60);
 
 /// Why the gateway cannot start.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// A mistake that the operator can mend in the configuration.
+    /// A mistake in the configuration, which the operator can fix.
     #[error(transparent)]
     Config(#[from] ConfigError),
-    /// A certificate file or the resolver's configuration.
-    #[error("calls to other servers cannot be set up")]
+    /// A certificate file, or the resolver's configuration.
+    #[error("cannot set up outgoing connections")]
     Outbound(#[from] OutboundError),
-    /// The way to the collector.
-    #[error("traces cannot be set up")]
+    /// The connection to the trace collector.
+    #[error("cannot set up traces")]
     Traces(#[from] TracesError),
 }
 
-/// The gateway with its configuration. Reading that again makes another one, with the same memory and metrics.
+/// The gateway under one configuration. A reload builds a new `App` that keeps the deliveries and metrics; requests
+/// already running keep the one they started with.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) config: NotifyConfig,
     pub(crate) deliveries: Arc<Deliveries>,
     pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Metrics,
-    /// Counts the pushes that no entry takes.
+    /// Counts pushes whose `app_id` no entry matches.
     pub(crate) unmatched: AppMetrics,
-    /// Lets a line through to the log for a push that no entry takes.
+    /// Limits log lines about unknown apps.
     pub(crate) unknown_apps: Limiter<()>,
     entries: ByGlob<Entry>,
     clock: Clock,
     team_tokens: TeamTokens,
-    /// All of the configuration, to compare another one with.
+    /// The whole configuration: a reload compares the new one with it.
     pub(crate) whole: Config,
 }
 
 /// One configured app.
 #[derive(Debug)]
 pub(crate) struct Entry {
-    /// As configured: this, and no `app_id` of a request, is what logs and metrics name.
+    /// The id as configured. Logs and metrics name this, never the `app_id` of a request.
     pub(crate) id: String,
     pub(crate) content: Content,
-    /// What it is, for people.
+    /// This entry's line in the output of `check-config`.
     line: String,
     pub(crate) provider: Provider,
-    /// Whether its dead pushkeys can be believed.
+    /// Decides whether reports of dead pushkeys are believed.
     pub(crate) hold: Arc<Hold>,
-    /// The pushes that are under way.
     pub(crate) in_flight: Arc<InFlight>,
-    /// Lets a line through to the log when there are too many.
+    /// Limits log lines about the in-flight cap.
     pub(crate) told_full: Limiter<()>,
     pub(crate) metrics: AppMetrics,
-    /// When the app's client certificate is valid, if it has one.
+    /// Validity of the app's client certificate, if it uses one.
     pub(crate) certificate: Option<Validity>,
-    /// Whether its push service did what it was last asked to.
+    /// Health of its push service, judged by the latest answer.
     pub(crate) probe: Arc<HealthProbe>,
     /// This app's rate limit.
     budget: Arc<Limiter<()>>,
 }
 
-/// The budgets that are looked at before any work.
+/// The rate limits that are checked before any work is done.
 #[derive(Debug)]
 pub(crate) struct Limits {
     sources: Limiter<Option<IpAddr>>,
@@ -106,12 +106,12 @@ impl Limits {
         Self { sources: config.per_source.limiter(), pushkeys: config.per_pushkey.limiter(), metrics }
     }
 
-    /// Takes a request from its source's budget.
+    /// Charges a request to its source's limit.
     pub(crate) fn request_from(&self, source: RequestSource) -> Result<(), ApiError> {
         self.within(Limit::Source, self.sources.check(&source.key()))
     }
 
-    /// Takes a push from its app's and its pushkey's budgets.
+    /// Charges a push to the limits of its app and its pushkey.
     pub(crate) fn push_to(&self, entry: Option<&Entry>, target: Target<'_>) -> Result<(), ApiError> {
         if let Some(entry) = entry {
             self.within(Limit::App, entry.budget.check(&()))?;
@@ -128,8 +128,8 @@ impl Limits {
 }
 
 impl Entry {
-    /// Goes on with what `before`, the same app under the configuration `was`, has learned and counted: all of it whose
-    /// own settings are the same in `now`. A reload must neither let in a second set of pushes nor forget a hold.
+    /// Carries over runtime state from `before`, the same app under the old configuration `was`: every part whose own
+    /// settings are unchanged in `now`. A reload must neither double the in-flight cap nor forget a hold.
     fn carry_over(&mut self, before: &Self, was: &Config, now: &Config) {
         self.probe = before.probe.clone();
         if was.hold == now.hold {
@@ -145,7 +145,7 @@ impl Entry {
 }
 
 impl App {
-    /// Checks the configuration and sets up each app's provider; connects nowhere yet.
+    /// Validates the configuration and builds each app's provider; opens no connections yet.
     pub(crate) fn new(loaded: &Loaded<Config>, registry: &mut Registry, clock: Clock) -> Result<Arc<Self>, StartError> {
         let Loaded { config, source } = loaded;
         let providers = config.validate(source)?;
@@ -164,23 +164,19 @@ impl App {
         Ok(Self::assembled(config, parts))
     }
 
-    /// The same gateway with another configuration, whose keys that only a start reads are passed over: those are
-    /// named, so that the operator can be told.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`]; this one stays good.
+    /// Builds the gateway for a new configuration, and returns with it the names of changed keys that take effect only
+    /// after a restart. On an error `self` is unaffected.
     pub(crate) fn renewed(&self, mut loaded: Loaded<Config>) -> Result<(Arc<Self>, Vec<&'static str>), StartError> {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
         let config = &loaded.config;
         let providers = config.validate(&loaded.source)?;
         let upstream = Upstream::new(Outbound::new(&config.outbound)?, self.clock.clone());
-        // Apple punishes those who make new tokens too often.
+        // Apple throttles providers that create new tokens too often.
         let mut team_tokens = self.team_tokens.clone();
         let mut entries = entries(&loaded, providers, &upstream, &mut team_tokens, &self.metrics)?;
         for before in self.entries.iter() {
             let now = entries.iter_mut().find(|entry| entry.id == before.id);
-            // The hold of an app that is left out, or whose rules are others, is over.
+            // A hold does not survive the removal of its app or a change of its rules.
             let mut is_held = false;
             if let Some(now) = now {
                 now.carry_over(before, &self.whole, config);
@@ -188,7 +184,7 @@ impl App {
             }
             before.metrics.set_held(is_held);
         }
-        // Nobody gets a new budget by a reload, unless it changes the limits.
+        // A reload must not refill anybody's budget unless it changes the limits.
         let limits = if config.limits == self.whole.limits {
             self.limits.clone()
         } else {
@@ -225,51 +221,51 @@ impl App {
         })
     }
 
-    /// The secret files of the configuration: when one of them is another one, the configuration is read again.
+    /// The secret files that the configuration names; a change to one of them triggers a reload.
     pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
         self.whole.secret_files()
     }
 
-    /// What is logged.
+    /// The configured log level.
     pub(crate) fn log_level(&self) -> LogLevel {
         self.whole.log.level
     }
 
-    /// All of the configuration.
+    /// The whole configuration.
     pub(crate) fn whole(&self) -> &Config {
         &self.whole
     }
 
-    /// The entry for an `app_id`: the exact one, else the longest pattern that matches.
+    /// The entry for an `app_id`: an exact match, else the longest matching pattern.
     pub(crate) fn entry(&self, app_id: &str) -> Option<&Entry> {
         self.entries.find(app_id)
     }
 
-    /// Where a push goes that `entry`, if there is one, sends.
+    /// The destination of a push to `device` through `entry`.
     pub(crate) fn target<'d>(&self, entry: Option<&Entry>, device: &'d Device) -> Target<'d> {
         let endpoint = entry.map_or("", |entry| entry.provider.endpoint(device));
         self.deliveries.target(&device.app_id, &device.pushkey, endpoint)
     }
 
-    /// All configured apps, by their ids.
+    /// All configured apps, sorted by id.
     pub(crate) fn entries(&self) -> Vec<&Entry> {
         let mut entries: Vec<_> = self.entries.iter().collect();
         entries.sort_by_key(|entry| &entry.id);
         entries
     }
 
-    /// What the status page shows beside the metrics.
+    /// What the status page shows besides the metrics.
     pub(crate) fn facts(&self) -> Facts {
         let entries = self.entries();
         let of_entry = |entry: &&Entry| {
-            let what = if entry.hold.is_on() { "dead pushkeys are held" } else { entry.provider.title() };
+            let what = if entry.hold.is_on() { "rejections are held" } else { entry.provider.title() };
             entry.probe.dependency(&entry.id, entry.provider.name(), what)
         };
         let shared = self.metrics.shared_memory_up.get().map(|up| Dependency {
             name: "shared memory".to_owned(),
             kind: "redis",
             state: if up.get() == 1 { State::Up } else { State::Down },
-            detail: "what was delivered and what is dead".to_owned(),
+            detail: "deliveries and dead pushkeys".to_owned(),
             since_ms: None,
         });
         let expiry = |entry: &&Entry| {
@@ -286,12 +282,12 @@ impl App {
         }
     }
 
-    /// Whether an app is pushed to by UnifiedPush, so that others may discover this gateway.
+    /// Whether any app uses UnifiedPush, in which case clients may discover this gateway.
     pub(crate) fn has_unifiedpush(&self) -> bool {
         self.entries.iter().any(|entry| matches!(entry.provider, Provider::UnifiedPush(_)))
     }
 
-    /// What `check-config` says.
+    /// The output of `check-config`.
     pub(crate) fn summary(&self, config: &Config) -> String {
         let mut text = format!(
             "The configuration is good.\npublic      {}\noperations  {}\n",
@@ -303,14 +299,14 @@ impl App {
         let entry = |app: &AppConfig| self.entries.iter().find(|entry| entry.id == app.id);
         let lines: Vec<_> = config.apps.iter().filter_map(entry).map(|entry| entry.line.as_str()).collect();
         match lines.len() {
-            0 => text.push_str("apps        none: add an [[apps]] entry for each app that is to be pushed to"),
+            0 => text.push_str("apps        none: add an [[apps]] entry for each app to push to"),
             count => text.push_str(&format!("apps        {count}\n{}", lines.join("\n"))),
         }
         text
     }
 }
 
-/// What a gateway is made of beside its configuration.
+/// The parts of an [`App`] besides its configuration.
 struct Parts {
     entries: Vec<Entry>,
     team_tokens: TeamTokens,
@@ -320,7 +316,7 @@ struct Parts {
     limits: Arc<Limits>,
 }
 
-/// An entry for each app, as at a start.
+/// Builds the entry of each app with fresh state.
 fn entries(
     loaded: &Loaded<Config>,
     providers: Vec<ProviderConfig>,
@@ -357,7 +353,7 @@ fn entries(
     if errors.is_empty() { Ok(entries) } else { Err(ConfigError::merge(errors).into()) }
 }
 
-/// The chain of certificates that an app shows, if it does.
+/// The client certificate chain of an app that authenticates with one, as PEM.
 fn certificate(provider: &ProviderConfig) -> Option<&str> {
     match provider {
         ProviderConfig::Apns(_, ApnsCredentials::Certificate { chain, .. }) => Some(chain),
@@ -371,17 +367,17 @@ fn certificate(provider: &ProviderConfig) -> Option<&str> {
 fn warn_of_certificate(app: &str, standing: Standing) {
     match standing {
         Standing::NotYetValid => {
-            tracing::error!(app, "the app's certificate is not valid yet: check it and this machine's clock");
+            tracing::error!(app, "the app's certificate is not valid yet; check it and this machine's clock");
         }
-        Standing::Expired => tracing::error!(app, "the app's certificate has expired: renew it, or set key_file"),
+        Standing::Expired => tracing::error!(app, "the app's certificate has expired; renew it, or use key_file"),
         Standing::ExpiresSoon { days } => {
-            tracing::warn!(app, days, "the app's certificate expires soon: renew it, or set key_file");
+            tracing::warn!(app, days, "the app's certificate expires soon; renew it, or use key_file");
         }
         Standing::Valid { .. } => {}
     }
 }
 
-/// An app and where its pushes go, without anything secret.
+/// Describes an app and where its pushes go, without secrets.
 fn line(app: &AppConfig, provider: &ProviderConfig) -> String {
     let provider = match provider {
         ProviderConfig::Apns(apns, credentials) => {
@@ -399,7 +395,7 @@ fn line(app: &AppConfig, provider: &ProviderConfig) -> String {
         ProviderConfig::Fcm(fcm, credentials) => {
             let credentials = match credentials {
                 FcmCredentials::ServiceAccount { email, .. } => email.as_str(),
-                FcmCredentials::WorkloadIdentity { .. } => "the machine's own identity",
+                FcmCredentials::WorkloadIdentity { .. } => "this machine's identity",
             };
             let profile = match fcm.profile {
                 FcmProfile::Sygnal => "",
@@ -425,6 +421,6 @@ fn line(app: &AppConfig, provider: &ProviderConfig) -> String {
 fn hosts(allowed: &[Glob]) -> String {
     match allowed.len() {
         0 => "any public host".to_owned(),
-        count => format!("hosts that match one of {count} patterns"),
+        count => format!("hosts matching one of {count} patterns"),
     }
 }

@@ -1,5 +1,5 @@
-//! Whatever people write, for properties that hold of each text: the texts come from a generator that always begins
-//! alike, so that a failure can be had again.
+//! Arbitrary texts and notifications for property tests, from a generator with a fixed seed, so that failures can be
+//! reproduced.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,7 +7,7 @@ use serde_json::{Map, Value, json};
 
 use crate::notification::{Notification, tests::notification};
 
-/// Characters of each kind: of one to four bytes, escaped by JSON, joined to their neighbours, right to left.
+/// Characters of every kind: one to four bytes long, escaped in JSON, combining, right to left.
 const ALPHABET: &[char] = &[
     'a',
     'Z',
@@ -41,7 +41,7 @@ const ALPHABET: &[char] = &[
     '\u{10ffff}',
 ];
 
-/// Types of events that are told in different ways, and one that nobody knows.
+/// Event types with different texts, and one unknown type.
 const TYPES: [&str; 6] =
     ["m.room.message", "m.room.encrypted", "m.call.invite", "m.room.member", "org.example.new", ""];
 
@@ -57,17 +57,17 @@ impl Random {
         z ^ (z >> 31)
     }
 
-    /// A number from 0 to `bound`, without the latter.
+    /// A number from 0 up to but not including `bound`.
     pub(crate) fn below(&mut self, bound: usize) -> usize {
         usize::try_from(self.next() % u64::try_from(bound).unwrap()).unwrap()
     }
 
-    /// True once in `times`.
+    /// True with a probability of one in `times`.
     pub(crate) fn once_in(&mut self, times: usize) -> bool {
         self.below(times) == 0
     }
 
-    /// Any character, every second one of those that are likely to go wrong.
+    /// Any character; half of them from [`ALPHABET`], which is likely to break things.
     fn character(&mut self) -> char {
         if self.once_in(2) {
             return ALPHABET[self.below(ALPHABET.len())];
@@ -85,13 +85,13 @@ impl Random {
         (0..self.below(most + 1)).map(|_| self.character()).collect()
     }
 
-    /// A text that is short most of the time.
+    /// A text that is usually short.
     fn odd_text(&mut self) -> String {
         let most = [0, 3, 30, 300, 2000][self.below(5)];
         self.text(most)
     }
 
-    /// Anything that JSON can say, up to so deep.
+    /// Any JSON value, nested at most `depth` levels.
     fn value(&mut self, depth: usize) -> Value {
         match self.below(if depth == 0 { 4 } else { 6 }) {
             0 => Value::Null,
@@ -103,12 +103,12 @@ impl Random {
         }
     }
 
-    /// An object whose keys are nobody's.
+    /// An object with unknown keys.
     fn object(&mut self, depth: usize) -> Map<String, Value> {
         (0..self.below(4)).map(|number| (format!("x{number}{}", self.text(3)), self.value(depth))).collect()
     }
 
-    /// What a client may have stored with its pusher: mostly what Element stores, sometimes what nobody expects.
+    /// A pusher's `default_payload`: usually like Element's, sometimes unexpected.
     fn default_payload(&mut self) -> Value {
         let mut payload = self.object(2);
         if self.once_in(2) {
@@ -123,7 +123,7 @@ impl Random {
             payload.insert("aps".to_owned(), json!({"mutable-content": 1, "alert": alert}));
         }
         if self.once_in(8) {
-            // More than any push may have.
+            // More than any push may hold.
             payload.insert("big".to_owned(), "x".repeat(self.below(6000)).into());
         }
         Value::Object(payload)
@@ -145,7 +145,7 @@ impl Random {
         Value::Object(content)
     }
 
-    /// A notification of one device, as a homeserver may send it; `data` is the pusher's.
+    /// A notification for one device, as a homeserver may send it; `data` is the pusher's.
     pub(crate) fn notification(&mut self, data: &Value) -> Notification {
         let mut value = self.object(1);
         for (key, sign) in [("event_id", '$'), ("room_id", '!'), ("sender", '@')] {
@@ -180,8 +180,8 @@ impl Random {
     }
 }
 
-/// Fails unless `cut` is `whole`, but for texts at places that may be cut: those may be beginnings, with `mark` behind
-/// them, or nothing. A place is written like `.aps.alert.loc-args[]`.
+/// Asserts that `cut` equals `whole`, except that texts at places where `may_be_cut` holds may be prefixes followed by
+/// `mark`, or empty. A place looks like `.aps.alert.loc-args[]`.
 pub(crate) fn assert_only_cut(whole: &Value, cut: &Value, place: &str, may_be_cut: &dyn Fn(&str) -> bool, mark: &str) {
     match (whole, cut) {
         (Value::Object(whole), Value::Object(cut)) => {
@@ -205,7 +205,7 @@ pub(crate) fn assert_only_cut(whole: &Value, cut: &Value, place: &str, may_be_cu
     }
 }
 
-/// Bytes of what is left when all that may be cut is cut away, and how many texts those are.
+/// The size in bytes once every text that may be cut is empty, and how many such texts there are.
 pub(crate) fn least(whole: &Value, may_be_cut: &dyn Fn(&str) -> bool) -> (usize, usize) {
     fn empty(value: &mut Value, place: &str, may_be_cut: &dyn Fn(&str) -> bool) -> usize {
         match value {

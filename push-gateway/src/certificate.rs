@@ -1,20 +1,20 @@
-//! When an app's client certificate is valid.
+//! The validity of an app's client certificate.
 
 use rustls::pki_types::{CertificateDer, pem::PemObject as _};
 use x509_parser::parse_x509_certificate;
 
-/// A certificate should be renewed when it is valid for fewer days than this.
+/// Warn when a certificate is valid for fewer days than this.
 const WARN_DAYS: i64 = 30;
 const MS_PER_DAY: i64 = 24 * 60 * 60 * 1000;
 
-/// The time in which a certificate is valid, in milliseconds since the epoch.
+/// A certificate's validity period, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Validity {
     pub(crate) not_before_ms: i64,
     pub(crate) not_after_ms: i64,
 }
 
-/// What an operator has to know about a certificate now.
+/// The state of a certificate at a given time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     NotYetValid,
@@ -24,7 +24,7 @@ pub(crate) enum Standing {
 }
 
 impl Validity {
-    /// Reads the first certificate of a PEM text, which is the client's own.
+    /// Parses the first certificate of a PEM chain, which is the client's own.
     pub(crate) fn from_pem(pem: &str) -> Option<Self> {
         let der = CertificateDer::pem_slice_iter(pem.as_bytes()).find_map(Result::ok)?;
         let (_, certificate) = parse_x509_certificate(&der).ok()?;
@@ -35,7 +35,7 @@ impl Validity {
         })
     }
 
-    /// Compares with the present.
+    /// The state at `now_ms`, in milliseconds since the epoch.
     pub(crate) fn at(self, now_ms: i64) -> Standing {
         let left_ms = self.not_after_ms.saturating_sub(now_ms);
         let days = left_ms / MS_PER_DAY;
@@ -53,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_says_when_it_is_valid() {
+    fn validity_is_read_from_a_certificate() {
         // openssl x509 -noout -dates
         let expected = Validity { not_before_ms: 1_795_393_617_000, not_after_ms: 2_110_753_617_000 };
         assert_eq!(Validity::from_pem(include_str!("fixtures/certificate.pem")), Some(expected));
@@ -61,7 +61,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_is_due_a_month_before_the_end() {
+    fn a_renewal_is_due_a_month_before_expiry() {
         let validity = Validity { not_before_ms: 1000, not_after_ms: 100 * MS_PER_DAY };
         for (now_ms, expected) in [
             (999, Standing::NotYetValid),

@@ -26,7 +26,7 @@ use crate::{
 #[derive(Debug, Parser)]
 #[command(name = "waypost-push-gateway", version)]
 pub(crate) struct Cli {
-    /// The configuration file; without one the defaults hold, and `WAYPOST_…` variables override either.
+    /// The configuration file. Without one the defaults apply; `WAYPOST_…` environment variables override either.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -41,36 +41,36 @@ enum Command {
     Unconfigured(Unconfigured),
 }
 
-/// What works with a configuration.
+/// Commands that read the configuration.
 #[derive(Debug, Subcommand)]
 enum Configured {
-    /// Take notifications and pass them on, until SIGTERM or SIGINT. SIGHUP reads the configuration again.
+    /// Run the gateway until SIGTERM or SIGINT. SIGHUP reloads the configuration.
     Serve,
-    /// Ask the gateway that runs with this configuration whether it is ready; for health checks of containers.
+    /// Check whether the gateway running with this configuration is ready; for container health checks.
     Health,
-    /// Read the configuration and all files that it names, and say what was understood.
+    /// Check the configuration and the files that it names, and print a summary.
     CheckConfig,
-    /// Try each app's credentials, and say for each that does not work what to change.
+    /// Test each app's credentials, and say how to fix those that do not work.
     Doctor,
-    /// Send one push, and show what was sent, what came back and what it means.
+    /// Send one push, and show the request, the answer and what it means.
     SendTest(send_test::Options),
 }
 
-/// What needs none.
+/// Commands that need no configuration.
 #[derive(Debug, Subcommand)]
 enum Unconfigured {
-    /// Make a VAPID key: the file for `vapid_key_file` on standard output, its public half on standard error.
+    /// Generate a VAPID key: the file for `vapid_key_file` on standard output, its public half on standard error.
     Vapid,
     /// Print a configuration file with every key at its default.
     SampleConfig,
-    /// Print what makes a shell complete this program's command line.
+    /// Print a shell completion script.
     Completions {
         /// The shell.
         shell: Shell,
     },
-    /// Write a man page for this program and for each of its commands.
+    /// Write man pages for this program and each of its commands.
     Man {
-        /// The folder to write them into.
+        /// The folder to write to.
         folder: PathBuf,
     },
 }
@@ -125,7 +125,7 @@ async fn with_configuration(command: Configured, path: Option<PathBuf>) -> Resul
     }
 }
 
-/// Standard output is the file, so that `vapid > vapid.pem` makes one.
+/// Standard output holds only the key file, for use as `vapid > vapid.pem`.
 fn vapid() -> Result<(), RunError> {
     let (key, pem) = Es256Key::generate().map_err(|_| RunError::NoKey)?;
     print!("{}", pem.expose_secret());

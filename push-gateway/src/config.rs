@@ -1,4 +1,4 @@
-//! The configuration file, section by section, with its defaults. `config.sample.toml` explains each key.
+//! The configuration file by section, with defaults. `config.sample.toml` explains each key.
 
 mod apps;
 mod guards;
@@ -28,13 +28,13 @@ pub(crate) use apps::{
 pub(crate) use guards::{HoldConfig, LimitsConfig, MOST_IN_WINDOW};
 pub(crate) use seen::SeenConfig;
 
-/// Bytes of a request that must be taken: Synapse sends whole event contents, up to 64 KiB, escaped.
+/// The least allowed `max_body_bytes`: Synapse sends whole event contents, up to 64 KiB before escaping.
 const LEAST_MAX_BODY_BYTES: usize = 256 * 1024;
 
-/// An answer is due within 25 s (homeservers wait 30 s and more), and takes a moment itself.
+/// The gateway has to answer within 25 s (homeservers wait 30 s or more), which leaves a second for the answer itself.
 const LARGEST_BUDGET_SECS: u64 = 24;
 
-/// All of the configuration.
+/// The whole configuration.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct Config {
@@ -50,7 +50,7 @@ pub(crate) struct Config {
     pub(crate) apps: Vec<AppConfig>,
 }
 
-/// The section `[listen]`: where requests are taken.
+/// The section `[listen]`.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ListenConfig {
@@ -66,17 +66,17 @@ impl Default for ListenConfig {
     }
 }
 
-/// The section `[notify]`: how a request is dealt with.
+/// The section `[notify]`: how requests are handled.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct NotifyConfig {
-    /// Seconds in which all devices of a request are settled or given back. Default 20.
+    /// Seconds until every device of a request is settled or given back to the homeserver. Default 20.
     pub(crate) budget_secs: u64,
-    /// Seconds that a provider has for one attempt. Default 10.
+    /// Time-out of one attempt, in seconds. Default 10.
     pub(crate) attempt_timeout_secs: u64,
-    /// What becomes of a pushkey whose `app_id` no entry of `apps` matches. Default retry.
+    /// How to answer for an `app_id` that no entry of `apps` matches. Default retry.
     pub(crate) unknown_app: UnknownApp,
-    /// Devices that one request may name. Default 100.
+    /// Most devices in one request. Default 100.
     pub(crate) max_devices: usize,
 }
 
@@ -87,29 +87,29 @@ impl Default for NotifyConfig {
 }
 
 impl NotifyConfig {
-    /// The time for a whole request.
+    /// The time budget of a whole request.
     pub(crate) fn budget(&self) -> Duration {
         Duration::from_secs(self.budget_secs)
     }
 
-    /// The time for one attempt.
+    /// The time-out of one attempt.
     pub(crate) fn attempt_timeout(&self) -> Duration {
         Duration::from_secs(self.attempt_timeout_secs)
     }
 }
 
-/// The answer for apps that are not configured.
+/// How to answer for apps that are not configured.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum UnknownApp {
     /// 503: a mistake in the configuration must not delete everybody's pushers.
     Retry,
-    /// The pushkey is rejected, and the homeserver deletes the pusher.
+    /// Reject the pushkey; the homeserver deletes the pusher.
     Reject,
 }
 
 impl Config {
-    /// Reads the file, if any, and `environment` over it.
+    /// Loads the file, if any, with `environment` overriding it.
     pub(crate) fn load(
         path: Option<&Path>,
         environment: impl IntoIterator<Item = (String, String)>,
@@ -117,7 +117,7 @@ impl Config {
         config_file::load_unless(path, environment, apps::flat::problems)
     }
 
-    /// Takes from the configuration `before` what only a start reads, and names what is another one here.
+    /// Copies from `before` the keys that take effect only at a start, and returns the names of those that changed.
     pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
         let mut waiting = Vec::new();
         waypost_shared::keep_started! { self, before, waiting;
@@ -132,7 +132,7 @@ impl Config {
         waiting
     }
 
-    /// The secret files that may be swapped while the gateway runs.
+    /// The secret files that may be replaced while the gateway runs.
     pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
         let of_app = |app: &AppConfig| {
             let apns =
@@ -146,7 +146,7 @@ impl Config {
         of_apps.chain(of_all).flatten().chain(self.traces.secret_files().cloned()).collect()
     }
 
-    /// Checks what the types cannot, and reads the credentials of each app. All mistakes come at once.
+    /// Checks what the types cannot, and reads each app's credentials. Reports all mistakes together.
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<ProviderConfig>, ConfigError> {
         let mut errors = self.server.problems(source);
         errors.extend(self.outbound.problems(source));
@@ -168,7 +168,7 @@ impl Config {
             "must be 1 to notify.budget_secs",
         );
         must(max_devices > 0, "notify.max_devices", "must be 1 or more");
-        let delivered = "must be 1 or more: homeservers send an event again, and no device may get it twice";
+        let delivered = "must be 1 or more: homeservers retry events, and no device may get one twice";
         must(self.seen.delivered_ttl_secs > 0, "seen.delivered_ttl_secs", delivered);
         must(self.seen.max_entries > 0, "seen.max_entries", "must be 1 or more");
         let body = format!("must be {LEAST_MAX_BODY_BYTES} or more: homeservers send whole events");

@@ -1,4 +1,4 @@
-//! Mistakes are named by key and fix, and the sample holds the defaults.
+//! Errors name the key and the fix, and the sample matches the defaults.
 
 #![allow(clippy::unwrap_used)]
 
@@ -9,7 +9,7 @@ use waypost_shared::config::keys;
 
 use super::*;
 
-/// A folder of its own for each test, with a key of each kind.
+/// A temporary folder with one key of each kind.
 struct Folder(TempDir);
 
 impl Folder {
@@ -25,7 +25,7 @@ impl Folder {
         Self(temporary)
     }
 
-    /// The apps' push services, or what is wrong, with the folder's name left out.
+    /// The apps' push services, or the error with the folder's path stripped.
     fn validate(&self, toml: &str) -> Result<Vec<ProviderConfig>, String> {
         let folder = self.0.path().display().to_string();
         let file = self.0.path().join("waypost.toml");
@@ -52,7 +52,7 @@ fn the_sample_shows_every_key() {
     assert_eq!(keys::gaps::<Config>(include_str!("../config.sample.toml")), Vec::<String>::new());
 }
 
-/// A secret that changes is one that a reload takes up or names: none is passed over in silence.
+/// A reload either applies a changed secret or names it; none is ignored silently.
 #[test]
 fn no_change_of_a_secret_is_lost_at_a_reload() {
     let secrets: Vec<_> = keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
@@ -67,7 +67,7 @@ fn no_change_of_a_secret_is_lost_at_a_reload() {
         let mut now = with("herring");
         assert_ne!(now, before, "{}", key.dotted());
         let is_named = !now.keep_what_a_start_reads(&before).is_empty();
-        // What is named goes on with the value before; what is not named is taken up.
+        // A named key keeps its old value; any other is applied.
         assert_eq!(now == before, is_named, "{}", key.dotted());
         assert_eq!(is_named, key.path[0] == "seen", "{}", key.dotted());
     }
@@ -114,7 +114,7 @@ fn an_app_has_one_push_service() {
         ),
         (
             format!("{APNS}[apps.fcm]\nproject_id = 'p'\nworkload_identity = true\n"),
-            "waypost.toml:8: apps.0.fcm: this app has [apps.apns] too; keep one, and make another entry for the other",
+            "waypost.toml:8: apps.0.fcm: this app has [apps.apns] too; keep one of them, and add another entry for the other",
         ),
         (
             format!("{FCM}key_id = 'K'\n"),
@@ -135,15 +135,15 @@ fn an_app_has_one_push_service() {
 }
 
 #[test]
-fn the_flat_form_is_refused_with_the_new_one_spelled_out() {
+fn the_flat_form_is_rejected_with_the_new_one_spelled_out() {
     let folder = Folder::new();
     let flat = "[[apps]]\nid = 'ios'\ncontent = 'full'\ntopic = 't'\ntype = 'apns'\nkey_file = 'swordfish'\n";
-    let moves = "move these keys, with their values, to the end of the entry and below the name of their table:";
+    let moves = "move these keys, with their values, to the end of the entry, under the header of their table:";
     for (toml, expected) in [
         (
             flat.to_owned(),
             format!(
-                "waypost.toml:5: apps.0.type: push services have tables of their own now; remove `type`, and \
+                "waypost.toml:5: apps.0.type: each push service has its own table now; remove `type`, and \
                  {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
             ),
         ),
@@ -151,9 +151,9 @@ fn the_flat_form_is_refused_with_the_new_one_spelled_out() {
         (
             format!("{WEBPUSH}[[apps]]\nid = 'a'\ntype = 'fcm'\nproject_id = 'p'\n[[apps]]\ntype = 'unifiedpush'\n"),
             format!(
-                "waypost.toml:8: apps.1.type: push services have tables of their own now; remove `type`, and \
+                "waypost.toml:8: apps.1.type: each push service has its own table now; remove `type`, and \
                  {moves}\n[apps.fcm]\nproject_id = …\n\
-                 waypost.toml:11: apps.2.type: push services have tables of their own now; remove `type`, and \
+                 waypost.toml:11: apps.2.type: each push service has its own table now; remove `type`, and \
                  write at the end of the entry:\n[apps.unifiedpush]"
             ),
         ),
@@ -161,14 +161,14 @@ fn the_flat_form_is_refused_with_the_new_one_spelled_out() {
         (
             "[[apps]]\nid = 'a'\nttl_secs = 5\n[apps.unifiedpush]\n".to_owned(),
             format!(
-                "waypost.toml:3: apps.0.ttl_secs: push services have tables of their own now; \
+                "waypost.toml:3: apps.0.ttl_secs: each push service has its own table now; \
                  {moves}\n[apps.unifiedpush]\nttl_secs = …"
             ),
         ),
         (
             "[[apps]]\nid = 'a'\nproject_id = 'p'\n".to_owned(),
             format!(
-                "waypost.toml:3: apps.0.project_id: push services have tables of their own now; \
+                "waypost.toml:3: apps.0.project_id: each push service has its own table now; \
                  {moves}\n[apps.fcm]\nproject_id = …"
             ),
         ),
@@ -176,21 +176,21 @@ fn the_flat_form_is_refused_with_the_new_one_spelled_out() {
         (
             format!("{flat}project_id = 'p'\n"),
             format!(
-                "waypost.toml:5: apps.0.type: push services have tables of their own now; remove `type`, \
+                "waypost.toml:5: apps.0.type: each push service has its own table now; remove `type`, \
                  `project_id`, and {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
             ),
         ),
-        // As Sygnal's users know it.
+        // A type that Sygnal's users may have.
         (
             flat.replace("'apns'", "'gcm'"),
             format!(
-                "waypost.toml:5: apps.0.type: push services have tables of their own now (gcm was Google's, and was \
+                "waypost.toml:5: apps.0.type: each push service has its own table now (gcm was Google's, and was \
                  shut down in 2024); remove `type`, and {moves}\n[apps.apns]\ntopic = …\nkey_file = …"
             ),
         ),
         (
             "[[apps]]\nid = 'a'\ntype = 'pigeon'\n".to_owned(),
-            "waypost.toml:3: apps.0.type: is no longer a key; put the table of the push service in its place: \
+            "waypost.toml:3: apps.0.type: is no longer a key; use the table of the push service instead: \
              [apps.apns], [apps.fcm], [apps.webpush] or [apps.unifiedpush]"
                 .to_owned(),
         ),
@@ -219,13 +219,13 @@ fn the_environment_sets_keys_of_a_table() {
     assert_eq!((app.fcm.as_ref(), app.max_in_flight), (Some(&expected), 7));
     assert_eq!(
         load(&[("WAYPOST_APPS__0__PROJECT_ID", "swordfish")]).unwrap_err(),
-        "environment variable WAYPOST_APPS__0__PROJECT_ID: push services have tables of their own now; move these \
-         keys, with their values, to the end of the entry and below the name of their table:\n[apps.fcm]\nproject_id = …"
+        "environment variable WAYPOST_APPS__0__PROJECT_ID: each push service has its own table now; move these \
+         keys, with their values, to the end of the entry, under the header of their table:\n[apps.fcm]\nproject_id = …"
     );
 }
 
 #[test]
-fn limits_and_holds_must_be_possible() {
+fn impossible_limits_and_holds_are_rejected() {
     let folder = Folder::new();
     for (toml, expected) in [
         (
@@ -251,11 +251,11 @@ fn replicas_share_a_memory_and_a_secret() {
     for (toml, expected) in [
         (
             "[seen]\nredis_url = 'redis://cache'\n",
-            "waypost.toml:1: seen.secret: is missing; set it to a secret that all replicas have, such as of `openssl rand -hex 32`",
+            "waypost.toml:1: seen.secret: is missing; set it to a secret that all replicas share, such as the output of `openssl rand -hex 32`",
         ),
         (
             "[seen]\nredis_url = 'http://swordfish@cache'\nsecret_file = 'DIR/secret'\n",
-            "waypost.toml:2: seen.redis_url: must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…, or with rediss for TLS",
+            "waypost.toml:2: seen.redis_url: must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…; use rediss for TLS",
         ),
         (
             "[seen]\nredis_url = 'redis://cache'\nsecret = 'short'\n",
@@ -272,7 +272,7 @@ fn replicas_share_a_memory_and_a_secret() {
 }
 
 #[test]
-fn an_app_for_calls_has_calls_topic() {
+fn an_app_for_calls_gets_the_voip_topic() {
     let toml = APNS.replace("'ios'", "'org.example.ios.voip'");
     let apps = Folder::new().validate(&toml).unwrap();
     let ProviderConfig::Apns(apns, _) = &apps[0] else { panic!("it is APNs") };
@@ -285,7 +285,7 @@ fn a_mistake_is_named_with_its_fix() {
     for (toml, expected) in [
         (
             APNS.replace("key.p8", "rsa.p8"),
-            "waypost.toml:5: apps.0.apns.key_file: rsa.p8 is not a key for the curve P-256 with its public key beside it",
+            "waypost.toml:5: apps.0.apns.key_file: rsa.p8 is not a P-256 key that includes its public key",
         ),
         (
             "[outbound]\nproxy_url = 'swordfish'".to_owned(),
@@ -310,11 +310,11 @@ fn a_mistake_is_named_with_its_fix() {
         ),
         (
             format!("{APNS}{APNS}"),
-            "waypost.toml:9: apps.1.id: an app_id can match this and apps.0.id, and neither is longer; make one of them more particular",
+            "waypost.toml:9: apps.1.id: an app_id can match both this and apps.0.id, and neither is longer; make one of them more specific",
         ),
         (
             format!("{}{}", APNS.replace("'ios'", "'a*x'"), APNS.replace("'ios'", "'?b*'")),
-            "waypost.toml:9: apps.1.id: an app_id can match this and apps.0.id, and neither is longer; make one of them more particular",
+            "waypost.toml:9: apps.1.id: an app_id can match both this and apps.0.id, and neither is longer; make one of them more specific",
         ),
         (
             "[notify]\nbudget_secs = 25".to_owned(),
@@ -334,11 +334,11 @@ fn a_mistake_is_named_with_its_fix() {
         ),
         (
             "[seen]\ndelivered_ttl_secs = 0".to_owned(),
-            "waypost.toml:2: seen.delivered_ttl_secs: must be 1 or more: homeservers send an event again, and no device may get it twice",
+            "waypost.toml:2: seen.delivered_ttl_secs: must be 1 or more: homeservers retry events, and no device may get one twice",
         ),
         (
             format!("{APNS}{}", APNS.replace("'ios'", "'other'").replace("key.p8", "other-key.p8")),
-            "waypost.toml:12: apps.1.apns.key_file: holds another key than that of apps.0, which has the same key_id and team_id",
+            "waypost.toml:12: apps.1.apns.key_file: holds a different key than that of apps.0, which has the same key_id and team_id",
         ),
         (
             format!("{FCM}options = {{ android = {{ ttl = '{}' }} }}\n", "9".repeat(3072 - 21)),
@@ -350,7 +350,7 @@ fn a_mistake_is_named_with_its_fix() {
 }
 
 #[test]
-fn a_services_address_is_kept_as_requests_need_it() {
+fn a_services_address_is_normalized_for_requests() {
     let folder = Folder::new();
     let endpoint = |text: &str| {
         let apps = folder.validate(&format!("{APNS}endpoint = '{text}'\n"))?;
@@ -372,7 +372,7 @@ fn a_services_address_is_kept_as_requests_need_it() {
         "https://user@push.example",
         "https://user:pw@push.example",
     ] {
-        let problem = "must be a URL such as https://push.example.com, without user, query and fragment";
+        let problem = "must be a URL such as https://push.example.com, without user, query or fragment";
         assert_eq!(endpoint(text), Err(format!("waypost.toml:8: apps.0.apns.endpoint: {problem}")), "{text}");
     }
 }
@@ -390,7 +390,7 @@ fn options_may_leave_just_enough_room() {
 }
 
 #[test]
-fn patterns_of_hosts_are_written_as_urls_have_them() {
+fn host_patterns_are_normalized_like_urls() {
     let toml = format!("{WEBPUSH}allowed_endpoints = ['*.Push.Example.', 'a.example']\n");
     let apps = Folder::new().validate(&toml).unwrap();
     let ProviderConfig::WebPush(webpush, _) = &apps[0] else { panic!("it is web push") };
@@ -399,7 +399,7 @@ fn patterns_of_hosts_are_written_as_urls_have_them() {
 }
 
 #[test]
-fn patterns_that_differ_may_overlap_when_one_is_longer() {
+fn patterns_may_overlap_if_one_is_more_specific() {
     let toml = format!("{}{}", APNS.replace("'ios'", "'org.*'"), APNS.replace("'ios'", "'org.example.*'"));
     assert_eq!(Folder::new().validate(&toml).unwrap().len(), 2);
     let toml = format!("{}{}", APNS.replace("'ios'", "'a?'"), APNS.replace("'ios'", "'ab'"));

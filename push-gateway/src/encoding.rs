@@ -1,4 +1,4 @@
-//! Small encodings that the providers share.
+//! Encodings shared by the providers.
 
 use base64::{
     Engine as _, alphabet,
@@ -12,12 +12,13 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
         .with_decode_allow_trailing_bits(true),
 );
 
-/// Decodes base64 in either alphabet, padded or not, as clients write their pushkeys.
+/// Decodes base64 in the standard or URL-safe alphabet, padded or not: clients send pushkeys in every form.
 pub(crate) fn from_base64(text: &str) -> Option<Vec<u8>> {
     LENIENT.decode(text.replace('+', "-").replace('/', "_")).ok()
 }
 
-/// A text as one segment of a path: all but unreserved characters escaped, dots as well, so that it cannot climb.
+/// Encodes a text as one path segment. Everything but unreserved characters is escaped, and dots too, so that `..`
+/// cannot leave the path.
 pub(crate) fn path_segment(text: &str) -> String {
     let mut segment = String::with_capacity(text.len());
     for byte in text.bytes() {
@@ -35,7 +36,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn base64_is_read_in_each_form() {
+    fn base64_is_decoded_in_every_form() {
         for text in ["+/8=", "+/8", "-_8=", "-_8"] {
             assert_eq!(from_base64(text), Some(vec![0xfb, 0xff]), "{text}");
         }
@@ -43,7 +44,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_segment_cannot_climb() {
+    fn a_path_segment_cannot_leave_its_path() {
         assert_eq!(path_segment("../a b?é"), "%2E%2E%2Fa%20b%3F%C3%A9");
     }
 }

@@ -1,5 +1,5 @@
-//! Messages of web push are encrypted for the browser, and those of UnifiedPush for the app, if it wants that; the push
-//! service sees only their length.
+//! Encrypts messages for the browser (web push) or for the app, if it asks for it (UnifiedPush); the push service sees
+//! only their length.
 //!
 //! Source: RFC 8291, "Message Encryption for Web Push", and RFC 8188 for the content coding `aes128gcm`.
 
@@ -12,35 +12,35 @@ use ring::{
 };
 use waypost_shared::random;
 
-/// Bytes of an encrypted message: what each push service has to take (RFC 8030, section 7.2).
+/// Bytes of an encrypted message that every push service has to accept (RFC 8030, section 7.2).
 const MAX_BODY: usize = 4096;
-/// The record size that is written into the message; it is one record, so any size that holds it will do.
+/// The record size in the message header. There is one record, so any size that it fits into will do.
 const RECORD_SIZE: u32 = 4096;
-/// Bytes of an uncompressed point of the curve P-256.
+/// Bytes of an uncompressed P-256 point.
 const POINT: usize = 65;
 /// Bytes of the shared authentication secret.
 const AUTH: usize = 16;
-/// Bytes before the record: salt, record size, length of the key's id, and as that id the public key.
+/// Bytes before the record: salt, record size, length of the key id, and the key id, which is the public key.
 const HEADER: usize = 16 + 4 + 1 + POINT;
 /// Bytes of the authentication tag.
 const TAG: usize = 16;
-/// Bytes of the plaintext at the most; one more marks its end.
+/// Bytes of the longest plaintext; one more byte is the delimiter.
 pub(crate) const MAX_PLAINTEXT: usize = MAX_BODY - HEADER - 1 - TAG;
 
 /// The keys of a subscription.
 pub(crate) struct Subscription {
     /// The browser's public key.
     pub(crate) p256dh: [u8; POINT],
-    /// The secret that it shares with its application.
+    /// The authentication secret that the browser shares with its application server.
     pub(crate) auth: [u8; AUTH],
 }
 
-/// Why a message is not encrypted.
+/// Why a message could not be encrypted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum NotEncrypted {
-    /// The browser's key is no point of the curve.
+    /// The browser's key is not a point on the curve.
     NoPoint,
-    /// Our side: randomness, or the cipher.
+    /// A failure on our side: the random number generator, or the cipher.
     Failed,
 }
 
@@ -62,7 +62,7 @@ pub(crate) fn encrypt(subscription: &Subscription, plaintext: &[u8]) -> Result<V
     body.map_err(NotEncrypted::from)
 }
 
-/// The part that is the same each time when its inputs are: RFC 8291, section 3.4.
+/// The deterministic part: RFC 8291, section 3.4.
 fn encrypt_with(
     ecdh_secret: &[u8],
     own_public: &[u8; POINT],
@@ -78,7 +78,7 @@ fn encrypt_with(
     let nonce = derive::<12>(&secret, &[b"Content-Encoding: nonce\0"])?;
 
     let mut record = plaintext.to_vec();
-    record.push(2); // The last record ends with this; no padding follows.
+    record.push(2); // The delimiter of the last record; no padding follows.
     LessSafeKey::new(UnboundKey::new(&AES_128_GCM, &key)?).seal_in_place_append_tag(
         Nonce::assume_unique_for_key(nonce),
         Aad::empty(),
@@ -88,13 +88,13 @@ fn encrypt_with(
     let mut body = Vec::with_capacity(HEADER + record.len());
     body.extend(salt);
     body.extend(RECORD_SIZE.to_be_bytes());
-    body.push(65); // Bytes of the key's id.
+    body.push(65); // Length of the key id.
     body.extend(own_public);
     body.extend(record);
     Ok(body)
 }
 
-/// A number of bytes to derive.
+/// The number of bytes to derive, as HKDF wants it.
 struct Length(usize);
 
 impl KeyType for Length {
@@ -130,7 +130,7 @@ mod tests {
 
     /// RFC 8291, appendix A.
     #[test]
-    fn the_example_of_the_rfc_comes_out() {
+    fn the_rfcs_example_is_reproduced() {
         let ecdh_secret: [u8; 32] = decoded("kyrL1jIIOHEzg3sM2ZWRHDRB62YACZhhSlknJ672kSs");
         let own = decoded("BP4z9KsN6nGRTbVYI_c7VJSPQTBtkgcy27mlmlMoZIIgDll6e3vCYLocInmYWAmS6TlzAC8wEqKK6PBru3jl7A8");
         let salt = decoded("DGv6ra1nlYgDCS1FRnbzlw");
@@ -150,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_no_point_is_refused() {
+    fn a_key_that_is_not_on_the_curve_is_refused() {
         let mut subscription = subscription();
         subscription.p256dh[64] ^= 1;
         assert_eq!(encrypt(&subscription, b"x"), Err(NotEncrypted::NoPoint));

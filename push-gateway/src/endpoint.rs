@@ -1,11 +1,11 @@
-//! Addresses that strangers choose, of web push and UnifiedPush: what one may look like before anything is asked of
-//! it. Where it leads is the guard's to decide, at the connection (`waypost_shared::http_client`).
+//! Addresses that strangers choose, for web push and UnifiedPush: syntax checks before any request is made. Whether the
+//! IP address behind one may be reached is decided when connecting (`waypost_shared::client`).
 
 use url::Url;
 
 use crate::{encoding::from_base64, encryption::Subscription, glob::Glob};
 
-/// An endpoint that may be pushed to: https, without a user's name, and without a fragment, which is no server's.
+/// Parses an endpoint. It must be https and have no user info; a fragment is dropped, since servers never see it.
 pub(crate) fn parse(text: &str) -> Option<Url> {
     let mut endpoint = Url::parse(text).ok()?;
     let is_plain = endpoint.username().is_empty() && endpoint.password().is_none();
@@ -16,15 +16,15 @@ pub(crate) fn parse(text: &str) -> Option<Url> {
     Some(endpoint)
 }
 
-/// Whether the host is one of those that the operator allows; no pattern allows all.
+/// Whether the operator allows the endpoint's host. An empty list allows every host.
 pub(crate) fn is_allowed(allowed: &[Glob], endpoint: &Url) -> bool {
     let host = endpoint.host_str().unwrap_or_default();
-    // A name with its final dot is the same name.
+    // A trailing dot does not change the name.
     let host = host.strip_suffix('.').unwrap_or(host);
     allowed.is_empty() || allowed.iter().any(|pattern| pattern.matches(host))
 }
 
-/// The keys of a subscription, as clients write them. None when one is not what it has to be.
+/// Decodes the keys of a subscription. None if one is not base64 or has the wrong length.
 pub(crate) fn subscription(p256dh: &str, auth: &str) -> Option<Subscription> {
     let p256dh = from_base64(p256dh)?.try_into().ok()?;
     let auth = from_base64(auth)?.try_into().ok()?;

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and which answer that is.
+//! How a request can fail, and the response for each failure.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use waypost_shared::http::MatrixError;
 
 use crate::notification::InvalidNotification;
 
-/// A failed request. The text goes to the homeserver, so it names no pushkey and no value of the request.
+/// A failed request. The text goes to the homeserver, so it contains no pushkey and no value from the request.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
     /// The body is not a JSON object.
@@ -16,17 +16,17 @@ pub(crate) enum ApiError {
     /// The body is not a notification.
     #[error(transparent)]
     Notification(#[from] InvalidNotification),
-    /// At least one device has no outcome yet. What is settled is remembered, so the same request again sends only
-    /// the rest.
-    #[error("Not all devices could be reached; send the same request again later")]
+    /// At least one device is still without an outcome. Settled ones are remembered, so a retry of the same request
+    /// sends only the rest.
+    #[error("Not all devices could be reached; retry the same request later")]
     Unsettled {
-        /// When it may be worth another try.
+        /// How long to wait before a retry is worthwhile.
         retry_after: Duration,
     },
-    /// Too much at once, for one source, one app or one pushkey. Nothing was done.
-    #[error("Too many requests; send the same request again later")]
+    /// Over the rate limit of one source, one app or one pushkey. Nothing was sent.
+    #[error("Too many requests; retry the same request later")]
     RateLimited {
-        /// When there is room again.
+        /// How long until the limit allows another request.
         retry_after: Duration,
     },
 }
@@ -35,7 +35,7 @@ impl From<&ApiError> for MatrixError {
     fn from(error: &ApiError) -> Self {
         use ApiError as E;
         use InvalidNotification as I;
-        // No `_` arm: a new variant must choose its code here.
+        // No `_` arm: a new variant has to choose its code here.
         let (status, errcode) = match error {
             E::Body(error) => return error.clone(),
             E::Notification(I::NotAnObject) => (StatusCode::BAD_REQUEST, "M_BAD_JSON"),

@@ -1,10 +1,10 @@
-//! Making texts fit: what a provider takes is limited in bytes, and people's messages are not.
+//! Makes texts fit into payloads, whose size providers limit.
 //!
-//! All of it takes time linear in the texts' length, and cuts between characters only.
+//! Everything runs in time linear in the texts' length and cuts only at character boundaries.
 
 use serde_json::{Map, Value};
 
-/// Bytes that a text takes between the quotes of compact JSON.
+/// Bytes of a text in compact JSON, without the quotes.
 pub(crate) fn json_len(text: &str) -> usize {
     text.chars().map(json_char_len).sum()
 }
@@ -17,7 +17,7 @@ fn json_char_len(character: char) -> usize {
     }
 }
 
-/// The longest beginning of `text` that takes no more than `max` bytes in JSON.
+/// The longest prefix of `text` that takes at most `max` bytes in JSON.
 fn beginning(text: &str, max: usize) -> &str {
     let mut taken = 0;
     for (at, character) in text.char_indices() {
@@ -29,12 +29,12 @@ fn beginning(text: &str, max: usize) -> &str {
     text
 }
 
-/// Cuts `text` so that it takes no more than `max` bytes in JSON, `mark` at its end included.
+/// Truncates `text` to at most `max` bytes in JSON, including `mark` at its end.
 pub(crate) fn cut(text: &mut String, max: usize, mark: &str) {
     if json_len(text) <= max {
         return;
     }
-    // Where not even the mark fits, nothing does.
+    // If not even the mark fits, nothing does.
     match max.checked_sub(json_len(mark)) {
         Some(left) => {
             text.truncate(beginning(text, left).len());
@@ -44,9 +44,9 @@ pub(crate) fn cut(text: &mut String, max: usize, mark: &str) {
     }
 }
 
-/// Takes at least `excess` bytes off the texts, the longest first: all that are cut end up equally long.
+/// Shortens the texts by at least `excess` bytes in total, the longest first: all that are cut end up equally long.
 ///
-/// False when there is not that much to take; then nothing is cut.
+/// Returns false, and cuts nothing, if the texts are shorter than `excess` together.
 pub(crate) fn shrink(texts: Vec<&mut String>, excess: usize, mark: &str) -> bool {
     let mut lengths: Vec<_> = texts.iter().map(|text| json_len(text)).collect();
     let Some(budget) = lengths.iter().sum::<usize>().checked_sub(excess) else { return false };
@@ -58,7 +58,7 @@ pub(crate) fn shrink(texts: Vec<&mut String>, excess: usize, mark: &str) -> bool
     true
 }
 
-/// The greatest length that each may have so that all together take no more than `budget`.
+/// The greatest length to limit each text to so that together they take at most `budget`.
 fn level(ascending: &[usize], budget: usize) -> usize {
     let mut left = budget;
     for (shorter, length) in ascending.iter().enumerate() {
@@ -71,7 +71,7 @@ fn level(ascending: &[usize], budget: usize) -> usize {
     usize::MAX
 }
 
-/// An event's content as an app needs it: a notification shows plain text, and HTML takes most of the room.
+/// An event's content without HTML: notifications show plain text, and HTML takes up most of the space.
 pub(crate) fn without_html(content: &Map<String, Value>) -> Map<String, Value> {
     content
         .iter()
@@ -80,8 +80,8 @@ pub(crate) fn without_html(content: &Map<String, Value>) -> Map<String, Value> {
         .collect()
 }
 
-/// A notification as compact JSON of `max_bytes` at the most. Its readable texts are cut; when that is not enough its
-/// content is left out, and the app fetches the event. None when it cannot be made to fit.
+/// Serializes a notification to at most `max_bytes` of compact JSON. Its human-readable texts are cut; if that is not
+/// enough, the content is left out and the app fetches the event. None if it cannot be made to fit.
 pub(crate) fn notification(mut payload: Map<String, Value>, max_bytes: usize) -> Option<String> {
     loop {
         let body = serde_json::to_string(&payload).ok()?;
@@ -91,12 +91,12 @@ pub(crate) fn notification(mut payload: Map<String, Value>, max_bytes: usize) ->
         if shrink(readable(&mut payload), excess, "") {
             continue;
         }
-        // What else is in a content must not be cut (ciphertext, ids, keys).
+        // The rest of the content must not be cut (ciphertext, ids, keys).
         payload.remove("content")?;
     }
 }
 
-/// The texts of a notification that may be cut: what people read.
+/// The texts of a notification that may be cut: the human-readable ones.
 fn readable(payload: &mut Map<String, Value>) -> Vec<&mut String> {
     payload
         .iter_mut()
@@ -120,14 +120,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn lengths_are_those_of_serde_json() {
+    fn lengths_match_serde_json() {
         for text in ["", "abc", "\"\\\n\r\t\u{8}\u{c}\u{0}\u{1f}\u{7f}", "äöü…😀\u{2028}"] {
             assert_eq!(json_len(text) + 2, serde_json::Value::from(text).to_string().len(), "{text:?}");
         }
     }
 
     #[test]
-    fn a_cut_falls_between_characters() {
+    fn a_cut_falls_on_a_character_boundary() {
         for (max, expected) in
             [(9, "a😀b\u{e9}z"), (8, "a😀b\u{e9}"), (7, "a😀b"), (5, "a😀"), (4, "a"), (1, "a"), (0, "")]
         {
@@ -144,7 +144,7 @@ mod tests {
 
     #[test]
     fn the_longest_is_cut_first() {
-        // 2 + 10 + 6 bytes, 7 too many: 11 are left, 2 for the short one, 9 for two: 4 each.
+        // 2 + 10 + 6 bytes, 7 too many. 11 are left: 2 for the short one, and 9 for the other two, so 4 each.
         let (mut short, mut long, mut middle) = ("ab".to_owned(), "0123456789".to_owned(), "abcdef".to_owned());
         assert!(shrink(vec![&mut short, &mut long, &mut middle], 7, ""));
         assert_eq!((short.as_str(), long.as_str(), middle.as_str()), ("ab", "0123", "abcd"));

@@ -1,17 +1,17 @@
-//! Whatever people write: properties that hold for each text.
+//! Properties that hold for arbitrary texts.
 
 #![allow(clippy::unwrap_used)]
 
 use super::*;
 use crate::arbitrary::Random;
 
-/// Bytes between the quotes, as serde_json writes them.
+/// Bytes between the quotes as serde_json writes them.
 fn written(text: &str) -> usize {
     Value::from(text).to_string().len() - 2
 }
 
 #[test]
-fn a_cut_is_the_longest_beginning_that_fits() {
+fn a_cut_keeps_the_longest_prefix_that_fits() {
     let mut random = Random(1);
     for _ in 0..5000 {
         let text = random.text(60);
@@ -22,7 +22,7 @@ fn a_cut_is_the_longest_beginning_that_fits() {
             cut(&mut cut_text, max, mark);
             assert!(written(&cut_text) <= max, "{text:?} {max} {mark}");
             if written(&text) <= max {
-                assert_eq!(cut_text, text, "what fits stays");
+                assert_eq!(cut_text, text, "a text that fits is unchanged");
                 continue;
             }
             if max < written(mark) {
@@ -31,7 +31,7 @@ fn a_cut_is_the_longest_beginning_that_fits() {
             }
             let kept = cut_text.strip_suffix(mark).unwrap();
             assert!(text.starts_with(kept), "{text:?} {cut_text:?}");
-            // One character more would not have fit.
+            // One more character would not have fit.
             let next = text[kept.len()..].chars().next().unwrap();
             assert!(written(&cut_text) + written(&next.to_string()) > max, "{text:?} {max} {cut_text:?}");
         }
@@ -58,7 +58,7 @@ fn shrinking_takes_enough_and_from_the_longest() {
         let longest = after.iter().map(|text| written(text)).max().unwrap();
         for (before, after) in before.iter().zip(&after) {
             assert!(before.starts_with(after.as_str()), "{before:?} {after:?}");
-            // What was cut could have no more than the longest has, give or take a character.
+            // A text that was cut is as long as the longest, give or take a character.
             assert!(before == after || written(after) + 6 > longest.min(written(before)), "{before:?} {after:?}");
         }
     }
@@ -85,18 +85,18 @@ fn a_notification_fits_and_keeps_its_ids_and_ciphertext() {
         let read: Map<String, Value> = serde_json::from_str(&body).unwrap();
         assert_eq!((read["event_id"].as_str(), read["unread"].as_i64()), (Some(id.as_str()), Some(7)));
         if let Some(kept) = read.get("content") {
-            assert_eq!(kept.get("ciphertext"), content.get("ciphertext"), "whole, or the content is not there");
+            assert_eq!(kept.get("ciphertext"), content.get("ciphertext"), "the ciphertext is never cut");
             let (kept, whole) = (kept["body"].as_str().unwrap(), content["body"].as_str().unwrap());
             assert!(whole.starts_with(kept));
         }
         if Value::Object(payload.clone()).to_string().len() <= 4096 {
-            assert_eq!(read, payload, "what fits is not touched");
+            assert_eq!(read, payload, "a payload that fits is unchanged");
         }
     }
 }
 
 #[test]
-fn ids_alone_that_are_too_long_make_no_notification() {
+fn overlong_ids_make_no_notification() {
     let payload = Map::from_iter([("event_id".to_owned(), Value::from("x".repeat(5000)))]);
     assert_eq!(notification(payload, 4096), None);
 }

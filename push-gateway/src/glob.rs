@@ -1,4 +1,4 @@
-//! Patterns with `*` (anything) and `?` (one character), and which of several is meant.
+//! Patterns with `*` (any characters) and `?` (one character), and lookup of the best match.
 
 use std::collections::HashMap;
 
@@ -7,17 +7,17 @@ use std::collections::HashMap;
 pub(crate) struct Glob(Vec<char>);
 
 impl Glob {
-    /// Any text is a pattern.
+    /// Every text is a valid pattern.
     pub(crate) fn new(pattern: &str) -> Self {
         Self(pattern.chars().collect())
     }
 
-    /// Whether the pattern is a plain text that matches itself only.
+    /// Whether the pattern has no wildcards and matches only itself.
     pub(crate) fn is_exact(&self) -> bool {
         !self.0.iter().any(|character| matches!(character, '*' | '?'))
     }
 
-    /// Characters of the pattern; the longer of two is the more particular.
+    /// Characters in the pattern; a longer pattern counts as more specific.
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }
@@ -26,7 +26,7 @@ impl Glob {
     pub(crate) fn matches(&self, text: &str) -> bool {
         let text: Vec<char> = text.chars().collect();
         let (mut at, mut in_text) = (0, 0);
-        // Where to go on when what was tried after the last star did not fit: the star takes one character more.
+        // Where to resume if the match after the last star fails: with the star consuming one more character.
         let mut retry: Option<(usize, usize)> = None;
         while in_text < text.len() {
             match self.0.get(at) {
@@ -48,10 +48,10 @@ impl Glob {
         self.0[at..].iter().all(|rest| *rest == '*')
     }
 
-    /// Whether there is a text that both match.
+    /// Whether some text matches both patterns.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         let (a, b) = (&self.0, &other.0);
-        // table[i][j]: the rests a[i..] and b[j..] have a text in common.
+        // table[i][j]: some text matches both a[i..] and b[j..].
         let mut table = vec![vec![false; b.len() + 1]; a.len() + 1];
         for i in (0..=a.len()).rev() {
             for j in (0..=b.len()).rev() {
@@ -70,7 +70,7 @@ impl Glob {
     }
 }
 
-/// Values by pattern: an exact match wins, else the longest pattern that matches.
+/// Values by pattern: an exact match wins, else the longest matching pattern.
 #[derive(Debug)]
 pub(crate) struct ByGlob<T> {
     exact: HashMap<String, T>,
@@ -79,7 +79,7 @@ pub(crate) struct ByGlob<T> {
 }
 
 impl<T> ByGlob<T> {
-    /// Two equal patterns are refused where the configuration is read.
+    /// Duplicate patterns are rejected earlier, by the validation of the configuration.
     pub(crate) fn new(entries: impl IntoIterator<Item = (String, T)>) -> Self {
         let (mut exact, mut globs) = (HashMap::new(), Vec::new());
         for (pattern, value) in entries {
@@ -94,12 +94,12 @@ impl<T> ByGlob<T> {
         Self { exact, globs }
     }
 
-    /// All values, in no order that means anything.
+    /// All values, in no particular order.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &T> {
         self.exact.values().chain(self.globs.iter().map(|(_, value)| value))
     }
 
-    /// The value that `text` stands for.
+    /// The value of the best match for `text`.
     pub(crate) fn find(&self, text: &str) -> Option<&T> {
         self.exact.get(text).or_else(|| self.globs.iter().find(|(glob, _)| glob.matches(text)).map(|(_, value)| value))
     }
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[test]
-    fn exact_wins_over_globs_and_long_ones_over_short_ones() {
+    fn exact_wins_over_globs_and_long_globs_over_short_ones() {
         let apps = ["org.*", "org.example.*", "org.example.ios"].map(|id| (id.to_owned(), id));
         let apps = ByGlob::new(apps);
         assert_eq!(apps.find("org.example.ios"), Some(&"org.example.ios"));

@@ -1,11 +1,13 @@
-//! Too bad to be true: when an unusual share of an app's pushkeys turns dead at once, it is the credentials, the
-//! environment or the push service that is wrong, and each rejected pushkey would be a user who gets no more pushes.
+//! A circuit breaker for rejections: when an unusual share of an app's pushkeys is reported dead at once, the likely
+//! culprit is the credentials, the environment or the push service, and every rejected pushkey would be a user who
+//! gets no more pushes.
 //!
-//! Such pushkeys are held: they are not rejected, and the homeserver is asked to come again. A hold ends when the
-//! share has fallen, when its time is over (then the dead are believed for as long again), or with a restart.
+//! During a hold dead pushkeys are not rejected; the homeserver is asked to retry instead. A hold ends when the share
+//! of dead pushkeys has fallen, when `hold_secs` have passed (then reports are believed for at least as long), or on a
+//! restart.
 //!
-//! The share is looked at twice: among all pushkeys of the window, and among the latest answers. Without the second an
-//! app whose many users were all alive a minute ago would lose half of them before the first share is unusual.
+//! The share is measured twice: over all pushkeys in the window, and over the latest answers. Without the second, an
+//! app whose many users were all alive a minute ago would lose half of them before the first measure is unusual.
 
 use std::{
     collections::{HashMap, VecDeque},
@@ -24,41 +26,41 @@ use crate::{
     pushkey::PushKey,
 };
 
-/// So many dead begin a hold, if `min_gone` is not less, while no push was taken yet: nothing says then that the
-/// credentials are good.
+/// Dead pushkeys that begin a hold (unless `min_gone` is lower) before the first push was accepted: until then nothing
+/// proves that the credentials are right.
 const UNPROVEN_GONE: usize = 5;
-/// Among so many of the latest answers, or twice `min_gone` if that is more, the dead must not be too many either.
+/// Length of the latest answers, over which the share is measured too; twice `min_gone` if that is more.
 const LATEST: usize = 100;
-/// What a homeserver is asked to wait while dead pushkeys are held: the operator has to look at it first.
+/// `retry_after` for homeservers during a hold. Long, since the operator has to investigate first.
 const WAIT_WHILE_HELD: Duration = Duration::from_secs(15 * 60);
 
-/// What the push service said of a pushkey.
+/// What the push service reported about a pushkey.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Said {
-    /// It took a push for it.
+    /// A push was accepted.
     Alive,
-    /// It called it dead.
+    /// The pushkey was reported dead.
     Dead,
 }
 
-/// What one answer changed.
+/// A change of phase caused by one answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Change {
-    /// A hold began, with so many dead among so many.
+    /// A hold began: `dead` pushkeys or answers out of `of`.
     Began { dead: usize, of: usize },
-    /// A hold ended: the share has fallen, or its time is over.
+    /// A hold ended: because `hold_secs` passed (`in_time`), else because the share has fallen.
     Ended { in_time: bool },
 }
 
-/// The recent answers about one app's pushkeys.
+/// Tracks recent answers about one app's pushkeys and decides whether dead ones are rejected.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    /// As configured, for the log.
+    /// The id as configured, for the log.
     app: String,
     metrics: AppMetrics,
     config: HoldConfig,
     clock: Clock,
-    /// Pushkeys are kept as hashes: they are secrets, and only their number matters.
+    /// Pushkeys are stored as hashes: they are secrets, and only how many there are matters.
     hasher: RandomState,
     state: Mutex<State>,
 }
@@ -68,20 +70,20 @@ struct State {
     phase: Phase,
     window: Window,
     latest: Latest,
-    /// Whether a push was ever taken.
+    /// Whether a push was ever accepted.
     is_proven: bool,
-    /// Deaths of this time were found while something was wrong: from the window before a hold to its end.
+    /// Deaths recorded in this period are not believed: from one window before a hold until its end.
     doubtful_ms: Range<i64>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum Phase {
-    /// The dead are believed, and counted.
+    /// Reports of dead pushkeys are believed, and counted.
     #[default]
     Watching,
-    /// They are not believed, since this time.
+    /// Reports are not believed.
     Holding { since_ms: i64 },
-    /// A hold's time was over before the share had fallen: they are believed, since this time.
+    /// A hold expired before the share had fallen: reports are believed for at least `hold_secs`.
     Believing { since_ms: i64 },
 }
 
@@ -97,7 +99,7 @@ impl Hold {
         }
     }
 
-    /// Counts a verdict and returns what it is taken for: while a hold is on, a dead pushkey is not to be rejected.
+    /// Counts an outcome and returns the one to act on: during a hold, `Gone` becomes `Busy`.
     pub(crate) fn judge(&self, pushkey: &PushKey, outcome: Outcome) -> Outcome {
         let said = match outcome {
             Outcome::Delivered => Said::Alive,
@@ -127,12 +129,12 @@ impl Hold {
             }
             Change::Ended { in_time } => {
                 self.metrics.set_held(false);
-                tracing::warn!(app = self.app, in_time, "the hold has ended; dead pushkeys are rejected again");
+                tracing::warn!(app = self.app, in_time, "hold ended; dead pushkeys are rejected again");
             }
         }
     }
 
-    /// Takes note of an answer.
+    /// Records an answer and moves to the phase that follows from it.
     fn saw(&self, pushkey: &PushKey, said: Said) -> Option<Change> {
         if self.config.min_gone == 0 {
             return None;
@@ -143,7 +145,7 @@ impl Hold {
         let ended = self.end_in_time(&mut state, now_ms);
         let window_ms = secs_to_ms(self.config.window_secs);
         if !matches!(state.phase, Phase::Holding { .. }) {
-            // While it lasts nothing is forgotten: homeservers come again ever more rarely, and would age it away.
+            // During a hold nothing is forgotten: homeservers back off, so the dead would simply age out of the window.
             state.window.forget_before(now_ms.saturating_sub(window_ms));
             state.latest.forget_before(now_ms.saturating_sub(window_ms));
         }
@@ -161,7 +163,7 @@ impl Hold {
             (Phase::Holding { .. }, false) => {
                 state.phase = Phase::Watching;
                 state.doubtful_ms.end = now_ms;
-                // Its dead are not to begin the next one.
+                // The dead of this hold must not start the next one.
                 state.latest = Latest::default();
                 return Some(Change::Ended { in_time: false });
             }
@@ -174,13 +176,13 @@ impl Hold {
         ended
     }
 
-    /// Whether the dead are not believed right now.
+    /// Whether rejections are held right now.
     pub(crate) fn is_on(&self) -> bool {
         let state = self.state.lock();
         matches!(state.phase, Phase::Holding { since_ms } if !self.is_over(since_ms, self.clock.now_ms()))
     }
 
-    /// Whether a death that was found at this time, and remembered, can be believed.
+    /// Whether a remembered death can be believed. `found_ms`: when it was recorded, in milliseconds since the epoch.
     pub(crate) fn believes(&self, found_ms: i64) -> bool {
         let state = self.state.lock();
         match state.phase {
@@ -189,7 +191,7 @@ impl Hold {
         }
     }
 
-    /// The dead and all that they are among, where that is too bad to be true.
+    /// The number of dead and the total, if the share is unusual.
     fn unusual(&self, state: &State) -> Option<(usize, usize)> {
         let HoldConfig { min_gone, share_percent, .. } = self.config;
         let least = if state.is_proven { min_gone } else { min_gone.min(UNPROVEN_GONE) };
@@ -197,7 +199,7 @@ impl Hold {
         if in_window.0 >= least && in_window.0 * 100 > in_window.1 * share_percent {
             return Some(in_window);
         }
-        // Few answers say nothing of a share, and the window knows them all.
+        // Too few for a meaningful share, and all of them are in the window anyway.
         if state.latest.answers.len() < self.most_latest() {
             return None;
         }
@@ -206,8 +208,8 @@ impl Hold {
             Phase::Watching | Phase::Believing { .. } => {
                 in_latest.0 >= min_gone && in_latest.0 * 100 > in_latest.1 * share_percent
             }
-            // It has to fall to half of that: a service that calls some of the living dead would end its hold, and
-            // take some of them, each time that chance lets the share fall a little.
+            // Hysteresis: the share has to fall to half of the limit. Otherwise a service that reports some live
+            // pushkeys dead would end the hold, and lose some of them, on every small random dip.
             Phase::Holding { .. } => in_latest.0 * 200 > in_latest.1 * share_percent,
         };
         is_flood.then_some(in_latest)
@@ -236,17 +238,17 @@ fn secs_to_ms(secs: u64) -> i64 {
     i64::try_from(secs.saturating_mul(1000)).unwrap_or(i64::MAX)
 }
 
-/// The latest answer about each pushkey, however often it was given.
+/// The latest answer about each pushkey, so that repeated answers count once.
 #[derive(Debug, Default)]
 struct Window {
     last: HashMap<u64, (i64, Said)>,
-    /// All answers by age; those that a later one replaced are skipped.
+    /// All answers by age. Entries replaced by a later answer are skipped when they expire.
     ages: VecDeque<(i64, u64)>,
     dead: usize,
 }
 
 impl Window {
-    /// The same answer again is noted when the one before is older than `fresh_ms`; true if it was noted.
+    /// Records an answer and returns true, unless the previous one is the same and younger than `fresh_ms`.
     fn put(&mut self, pushkey: u64, said: Said, now_ms: i64, fresh_ms: i64) -> bool {
         match self.last.get(&pushkey).copied() {
             Some((last_ms, before)) if before == said && now_ms.saturating_sub(last_ms) < fresh_ms => return false,
@@ -273,7 +275,7 @@ impl Window {
     fn forget_oldest(&mut self) {
         let Some((age_ms, pushkey)) = self.ages.pop_front() else { return };
         let Some((last_ms, said)) = self.last.get(&pushkey).copied() else { return };
-        // One that was answered differently since lives on under its later answer.
+        // A pushkey that was answered again since lives on under its later answer.
         if last_ms == age_ms {
             self.last.remove(&pushkey);
             if said == Said::Dead {
@@ -283,7 +285,7 @@ impl Window {
     }
 }
 
-/// The latest answers, of whichever pushkeys.
+/// The latest answers, across all pushkeys.
 #[derive(Debug, Default)]
 struct Latest {
     answers: VecDeque<(i64, Said)>,
@@ -337,7 +339,7 @@ mod tests {
     }
 
     #[test]
-    fn some_dead_among_many_are_usual() {
+    fn a_few_dead_pushkeys_among_many_are_usual() {
         let (hold, _clock) = hold(|_| ());
         assert_eq!(saw(&hold, Said::Alive, 0..5), NONE);
         assert_eq!(saw(&hold, Said::Dead, 5..10), NONE);
@@ -347,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn one_pushkey_that_dies_again_and_again_is_one() {
+    fn a_pushkey_that_is_reported_dead_repeatedly_counts_once() {
         let (hold, _clock) = hold(|_| ());
         for _ in 0..100 {
             assert_eq!(saw(&hold, Said::Dead, 0..2), NONE);
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[test]
-    fn deaths_over_a_long_time_are_usual() {
+    fn deaths_spread_over_a_long_time_are_usual() {
         let (hold, clock) = hold(|_| ());
         for pushkey in 0..20 {
             assert_eq!(saw(&hold, Said::Dead, pushkey..pushkey + 1), NONE);
@@ -368,20 +370,20 @@ mod tests {
     fn a_hold_ends_when_the_share_has_fallen() {
         let (hold, clock) = hold(|_| ());
         assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
-        // The window's time alone ends nothing.
+        // A hold does not end just because the window has passed.
         clock.advance(Duration::from_secs(120));
         assert_eq!(saw(&hold, Said::Dead, 3..10), NONE);
         assert!(hold.is_on());
-        // The same ones that were called dead take pushes again: with the fifth, 5 of 10 are left.
+        // Pushkeys that were reported dead accept pushes again: after the fifth, 5 of 10 are dead.
         assert_eq!(saw(&hold, Said::Alive, 0..8), [Change::Ended { in_time: false }]);
         assert!(!hold.is_on());
-        // And now a real death is believed.
+        // From now on a real death is believed.
         assert_eq!(saw(&hold, Said::Dead, 20..21), NONE);
         assert!(!hold.is_on());
     }
 
     #[test]
-    fn a_hold_ends_in_time_and_then_the_dead_are_believed() {
+    fn a_hold_expires_and_then_the_dead_are_believed() {
         let (hold, clock) = hold(|_| ());
         assert_eq!(saw(&hold, Said::Dead, 0..3).len(), 1);
         clock.advance(Duration::from_secs(600));
@@ -389,13 +391,13 @@ mod tests {
         assert_eq!(saw(&hold, Said::Dead, 3..50), [Change::Ended { in_time: true }]);
         assert!(!hold.is_on());
         assert_eq!(saw(&hold, Said::Dead, 50..100), NONE);
-        // After as long again the next flood is held.
+        // After another `hold_secs` the next flood is held.
         clock.advance(Duration::from_secs(600));
         assert_eq!(saw(&hold, Said::Dead, 0..3), [Change::Began { dead: 3, of: 3 }]);
     }
 
     #[test]
-    fn deaths_of_a_bad_time_are_not_believed_afterwards() {
+    fn deaths_recorded_around_a_hold_are_not_believed_afterwards() {
         let (hold, clock) = hold(|_| ());
         let before_ms = clock.now_ms();
         clock.advance(Duration::from_secs(61));
@@ -406,14 +408,14 @@ mod tests {
         clock.advance(Duration::from_secs(1));
         saw(&hold, Said::Alive, 0..3);
         assert!(hold.believes(before_ms) && !hold.believes(early_ms) && hold.believes(clock.now_ms()));
-        // Where time decided that they are dead, they are.
+        // When a hold expires, its deaths are believed.
         assert_eq!(saw(&hold, Said::Dead, 10..16).len(), 1);
         clock.advance(Duration::from_secs(600));
         assert!(hold.believes(early_ms));
     }
 
     #[test]
-    fn nothing_is_held_where_the_operator_does_not_want_it() {
+    fn nothing_is_held_if_the_operator_disables_holds() {
         let (hold, _clock) = hold(|config| config.min_gone = 0);
         assert_eq!(saw(&hold, Said::Dead, 0..1000), NONE);
         assert!(!hold.is_on());
@@ -423,13 +425,13 @@ mod tests {
     fn an_app_with_many_users_does_not_lose_half_of_them_first() {
         let (hold, _clock) = hold(|config| config.min_gone = 50);
         assert_eq!(saw(&hold, Said::Alive, 0..5000), NONE);
-        // Among the living as many as that are usual, however many there are in all.
+        // One dead in three is usual, however many that is in total.
         for user in 0..2000 {
             let said = if user % 3 == 0 { Said::Dead } else { Said::Alive };
             assert_eq!(saw(&hold, said, 10_000 + user..10_001 + user), NONE);
         }
         assert!(!hold.is_on());
-        // The same users again, all of them dead. Of the latest hundred 33 or 34 were dead before.
+        // The same users again, now all dead. Of the latest hundred, 33 or 34 were dead already.
         let mut rejected = 0;
         for user in 0..5000 {
             saw(&hold, Said::Dead, user..user + 1);
@@ -442,26 +444,26 @@ mod tests {
     fn a_flood_has_to_fall_to_half_the_share() {
         let (hold, _clock) = hold(|config| config.min_gone = 50);
         saw(&hold, Said::Alive, 0..1000);
-        // The latest hundred: 49 that live, and 51 that died.
+        // The latest hundred: 49 alive and 51 dead.
         assert_eq!(saw(&hold, Said::Dead, 0..51), [Change::Began { dead: 51, of: 100 }]);
-        // Half dead and half alive is no reason to believe the dead.
+        // Half dead and half alive is still too many dead to end the hold.
         for user in 0..200 {
             let said = if user % 2 == 0 { Said::Dead } else { Said::Alive };
             assert_eq!(saw(&hold, said, 2000 + user..2001 + user), NONE);
         }
         assert!(hold.is_on());
-        // 50 of the latest hundred are dead, every second one: with 49 more that live, 25 are left.
+        // Every second one of the latest hundred is dead: 49 more live ones push out half of them and leave 25.
         assert_eq!(saw(&hold, Said::Alive, 3000..3048), NONE);
         assert_eq!(saw(&hold, Said::Alive, 3048..3060), [Change::Ended { in_time: false }]);
         assert!(!hold.is_on());
     }
 
     #[test]
-    fn before_a_push_was_taken_a_few_dead_are_enough() {
+    fn before_the_first_accepted_push_a_few_dead_are_enough() {
         let (hold, _clock) = hold(|config| config.min_gone = 50);
         assert_eq!(saw(&hold, Said::Dead, 0..4), NONE);
         assert_eq!(saw(&hold, Said::Dead, 4..10), [Change::Began { dead: 5, of: 5 }]);
-        // One that lives proves the credentials; ten dead are usual then.
+        // A live pushkey proves the credentials; after that ten dead ones are usual.
         assert_eq!(saw(&hold, Said::Alive, 20..21), [Change::Ended { in_time: false }]);
         assert_eq!(saw(&hold, Said::Dead, 30..69), NONE);
         assert_eq!(saw(&hold, Said::Dead, 69..70), [Change::Began { dead: 50, of: 51 }]);

@@ -1,12 +1,12 @@
-//! How many pushes of one app are under way: in all, for one source of requests, and to the servers of one owner where
-//! strangers choose them. Nobody who is slow or loud may take the room of all others.
+//! The in-flight cap of one app: in total, per source of requests, and per owner of servers where strangers choose the
+//! servers. No slow server and no busy sender can starve the others.
 
 use std::{collections::HashMap, hash::Hash, net::IpAddr};
 
 use parking_lot::Mutex;
 use waypost_shared::{owner::Owner, source::RequestSource};
 
-/// The pushes of one app that are under way.
+/// Counts the pushes of one app that are in flight.
 #[derive(Debug)]
 pub(crate) struct InFlight {
     most: usize,
@@ -16,12 +16,12 @@ pub(crate) struct InFlight {
 #[derive(Debug, Default)]
 struct State {
     all: usize,
-    /// Owners and sources without a push under way have no entry.
+    /// Owners and sources without a push in flight have no entry.
     to_owners: HashMap<Owner, usize>,
     from_sources: HashMap<Option<IpAddr>, usize>,
 }
 
-/// The right to one push, until it is dropped.
+/// One slot under the cap, freed on drop.
 #[derive(Debug)]
 pub(crate) struct Permit<'f> {
     in_flight: &'f InFlight,
@@ -29,24 +29,24 @@ pub(crate) struct Permit<'f> {
     source: Option<IpAddr>,
 }
 
-/// What one source, one owner and one address may have of `most` pushes: three quarters.
+/// The share of `most` that a single source, owner or address may use: three quarters.
 pub(crate) fn share(most: usize) -> usize {
     most - most / 4
 }
 
 impl InFlight {
-    /// `most` pushes at once.
+    /// Allows `most` pushes at once.
     pub(crate) fn new(most: usize) -> Self {
         Self { most, state: Mutex::default() }
     }
 
-    /// How many there may be at once.
+    /// The cap.
     pub(crate) fn most(&self) -> usize {
         self.most
     }
 
-    /// One more push, on a request from `source`; to a server of `owner` where each device may have another server.
-    /// None when there is no room.
+    /// Takes a slot for a push requested by `source`; `owner` is set where each device may have a server of its own.
+    /// None at the cap, or if the source or owner has used up its share.
     pub(crate) fn enter(&self, owner: Option<Owner>, source: RequestSource) -> Option<Permit<'_>> {
         let (mut state, source) = (self.state.lock(), source.key());
         let has_share = |count: Option<&usize>| count.is_some_and(|count| *count >= share(self.most));
@@ -102,13 +102,13 @@ mod tests {
     #[test]
     fn one_owner_leaves_room_for_others() {
         let in_flight = InFlight::new(8);
-        // Ports and sub-domains are one owner's, and each push comes from another source.
+        // All ports and subdomains belong to one owner; each push comes from another source.
         let enter = |server: &str, last| in_flight.enter(owner(server), source(last));
         let hanging: Vec<_> =
             (0..6).map(|number| enter(&format!("{number}.a.example:{number}"), number).unwrap()).collect();
         assert!(enter("a.example", 7).is_none() && enter("A.example.:9", 8).is_none());
         let others: Vec<_> = (0..2).map(|number| enter("b.example", number).unwrap()).collect();
-        assert!(enter("b.example", 9).is_none() && in_flight.enter(None, source(9)).is_none(), "there are eight");
+        assert!(enter("b.example", 9).is_none() && in_flight.enter(None, source(9)).is_none(), "eight are in flight");
         drop(others);
         assert!(enter("a.example", 7).is_none());
         drop(hanging);
@@ -122,17 +122,17 @@ mod tests {
     fn one_source_leaves_room_for_others() {
         let in_flight = InFlight::new(8);
         let from = |address: &str| in_flight.enter(None, address.parse::<IpAddr>().unwrap().into());
-        // Addresses of one /64 are one source.
+        // Addresses in the same /64 are one source.
         let hanging: Vec<_> = (0..6).map(|number| from(&format!("2001:db8::{number}")).unwrap()).collect();
         assert!(from("2001:db8::9").is_none());
         let others: Vec<_> = (0..2).map(|_| from("2001:db8:0:1::1").unwrap()).collect();
-        assert!(from("192.0.2.1").is_none(), "there are eight");
+        assert!(from("192.0.2.1").is_none(), "eight are in flight");
         drop((hanging, others));
         assert!(from("2001:db8::9").is_some());
     }
 
     #[test]
-    fn a_single_push_always_has_room() {
+    fn a_cap_of_one_admits_one_push() {
         assert!(InFlight::new(1).enter(owner("a.example"), source(1)).is_some());
     }
 }

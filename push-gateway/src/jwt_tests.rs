@@ -1,4 +1,4 @@
-//! Tokens are checked against their own public keys, as a provider does.
+//! Verifies tokens with the public key, as providers do.
 
 #![allow(clippy::unwrap_used)]
 
@@ -7,10 +7,10 @@ use serde_json::json;
 
 use super::*;
 
-/// An RSA key that was made for these tests.
+/// An RSA key made for these tests.
 pub(crate) const RSA_PEM: &str = include_str!("fixtures/service_account_key.pem");
 
-/// A new key for ES256, as a `.p8` file holds it.
+/// A new ES256 key in the form of a `.p8` file.
 pub(crate) fn p8() -> String {
     pem("PRIVATE KEY", &pkcs8())
 }
@@ -26,7 +26,7 @@ fn pem(label: &str, der: &[u8]) -> String {
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
 }
 
-/// The three parts of a token: header, claims, and whether the signature is good.
+/// A token's header and claims, and whether its signature is valid.
 fn opened(token: &str, verify: impl Fn(&[u8], &[u8]) -> bool) -> (Value, Value, bool) {
     let (signed, signature) = token.rsplit_once('.').unwrap();
     let (header, claims) = signed.split_once('.').unwrap();
@@ -56,9 +56,9 @@ fn an_rs256_token_verifies() {
 }
 
 #[test]
-fn openssls_form_of_a_key_is_read_too() {
+fn a_sec1_key_as_openssl_writes_it_is_accepted() {
     let der = pkcs8();
-    // The SEC 1 key is what PKCS#8 wraps: after 3 bytes of SEQUENCE, 24 of version and algorithm, 2 of OCTET STRING.
+    // PKCS#8 wraps the SEC 1 key: it starts after 3 bytes of SEQUENCE, 24 of version and algorithm, 2 of OCTET STRING.
     let sec1 = &der[29..];
     assert_eq!(sec1_in_pkcs8(sec1).unwrap(), der);
     let (a, b) = (Es256Key::from_pem(&pem("EC PRIVATE KEY", sec1)), Es256Key::from_pem(&pem("PRIVATE KEY", &der)));
@@ -66,7 +66,7 @@ fn openssls_form_of_a_key_is_read_too() {
 }
 
 #[test]
-fn what_is_not_the_right_key_is_told_apart() {
+fn each_kind_of_wrong_key_has_its_own_error() {
     assert_eq!(Es256Key::from_pem("hello").unwrap_err(), InvalidKey::NotPem);
     assert_eq!(Es256Key::from_pem(RSA_PEM).unwrap_err(), InvalidKey::NotP256);
     assert_eq!(Rs256Key::from_pem(&p8()).unwrap_err(), InvalidKey::NotRsa);

@@ -1,4 +1,4 @@
-//! `waypost-push-gateway`: takes a homeserver's notifications and passes each to the push service of its app.
+//! `waypost-push-gateway`: accepts notifications from homeservers and forwards each to its app's push service.
 //!
 //! Source: Matrix Push Gateway API.
 

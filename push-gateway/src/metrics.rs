@@ -1,4 +1,4 @@
-//! All metrics of the gateway: their names, their labels, and what is counted where.
+//! All metrics of the gateway: names, labels and help texts.
 
 use std::sync::{Arc, OnceLock};
 
@@ -19,12 +19,13 @@ use waypost_shared::{
 
 use crate::outcome::{Ended, Outcome};
 
-/// The app and provider of pushes that no configured app takes: an `app_id` is anybody's choice, and no label.
+/// The app and provider labels of pushes that no entry matches: anybody can send any `app_id`, so it must not become a
+/// label.
 const UNMATCHED: &str = "unmatched";
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct PushLabels {
-    /// The app's `id` as configured, which may be a pattern; never an `app_id` that a request names.
+    /// The app's `id` as configured, which may be a pattern; never an `app_id` from a request.
     app: String,
     provider: &'static str,
     outcome: &'static str,
@@ -46,14 +47,14 @@ struct LimitLabels {
     limit: &'static str,
 }
 
-/// Which budget a request was over.
+/// The rate limit that a request exceeded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Limit {
-    /// That of who sent it.
+    /// That of the sender's address.
     Source,
-    /// That of an app that it is for.
+    /// That of an app that it pushes to.
     App,
-    /// That of a pushkey that it is for.
+    /// That of a pushkey that it pushes to.
     Pushkey,
 }
 
@@ -72,9 +73,9 @@ impl Limit {
 /// The registered metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
-    /// Requests of homeservers.
+    /// Requests from homeservers.
     pub(crate) http: HttpMetrics,
-    /// Readings of the configuration.
+    /// Reloads of the configuration.
     pub(crate) reloads: ReloadMetrics,
     /// Spans of traces.
     pub(crate) traces: TraceMetrics,
@@ -83,11 +84,11 @@ pub(crate) struct Metrics {
     certificates: Family<ProviderLabels, Gauge>,
     holding: Family<AppLabels, Gauge>,
     limited: Family<LimitLabels, Counter>,
-    /// 1 while Redis is reachable; set where replicas share something.
+    /// 1 while Redis is reachable, else 0; unset unless replicas share state.
     pub(crate) shared_memory_up: Arc<OnceLock<Gauge>>,
 }
 
-/// From a provider next door (5 ms) to one that used up an attempt.
+/// Histogram buckets in seconds: from a nearby provider (5 ms) to one that used up the whole attempt.
 const ATTEMPTS: [f64; 12] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0];
 
 fn attempts() -> Seconds {
@@ -99,8 +100,8 @@ fn traced_attempts() -> Seconds {
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_push_gateway_`, and those of the process. Those of times name
-    /// traces if there are any.
+    /// Registers all metrics with the prefix `waypost_push_gateway_`, and those of the process. With traces, histograms
+    /// carry trace ids as exemplars.
     pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
         process::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
@@ -120,12 +121,12 @@ impl Metrics {
             shared_memory_up: Arc::default(),
         };
         registry.register("pushes", "Pushes by app, provider and how they ended", metrics.pushes.clone());
-        registry.register("push_attempt_seconds", "Seconds that one call of a provider took", metrics.seconds.clone());
-        let help = "1 while so many of an app's pushkeys are called dead that none is rejected";
+        registry.register("push_attempt_seconds", "Seconds that one call to a provider took", metrics.seconds.clone());
+        let help = "1 while rejections are held because too many of an app's pushkeys are reported dead";
         registry.register("rejections_held", help, metrics.holding.clone());
         registry.register(
             "limited_requests",
-            "Requests answered 429, by the budget they were over",
+            "Requests answered 429, by the rate limit they exceeded",
             metrics.limited.clone(),
         );
         registry.register(
@@ -136,7 +137,7 @@ impl Metrics {
         metrics
     }
 
-    /// Tells when the certificates of apps expire (app, provider, milliseconds since the epoch): of these and no others.
+    /// Sets when apps' certificates expire (app, provider, milliseconds since the epoch), and drops all other apps.
     pub(crate) fn certificates_expire(&self, certificates: &[(String, &'static str, i64)]) {
         self.certificates.clear();
         for (app, provider, at_ms) in certificates {
@@ -145,25 +146,25 @@ impl Metrics {
         }
     }
 
-    /// Whether replicas can reach what they share. Registered only where they share something.
+    /// Registers the gauge for Redis, which exists only where replicas share state.
     pub(crate) fn register_shared_memory(&self, registry: &mut Registry) -> Gauge {
         let registry = registry.sub_registry_with_prefix("waypost_push_gateway");
         let up = Gauge::default();
         registry.register(
             "shared_memory_up",
-            "1 while Redis is reachable, 0 while each replica is on its own",
+            "1 while Redis is reachable, 0 while each replica relies on its own memory",
             up.clone(),
         );
         self.shared_memory_up.get_or_init(|| up).clone()
     }
 
-    /// The counters of requests that are over a budget, by budget.
+    /// The counters of requests that exceeded a rate limit.
     pub(crate) fn of_limits(&self) -> LimitMetrics {
         LimitMetrics(Limit::ALL.map(|limit| self.limited.get_or_create_owned(&LimitLabels { limit: limit.label() })))
     }
 
-    /// The counters of one app, looked up once instead of with each push. All start at 0, so that a dashboard shows
-    /// an app before its first push.
+    /// The metrics of one app, looked up once instead of on each push. All start at 0, so that a dashboard shows an app
+    /// before its first push.
     pub(crate) fn of_app(&self, app: &str, provider: &'static str) -> AppMetrics {
         let counter = |outcome| self.pushes.get_or_create_owned(&PushLabels { app: app.to_owned(), provider, outcome });
         AppMetrics {
@@ -178,7 +179,7 @@ impl Metrics {
         }
     }
 
-    /// The counters of pushes that no configured app takes.
+    /// The metrics of pushes that no entry matches.
     pub(crate) fn of_unmatched(&self) -> AppMetrics {
         self.of_app(UNMATCHED, UNMATCHED)
     }
@@ -198,7 +199,7 @@ pub(crate) struct AppMetrics {
 }
 
 impl AppMetrics {
-    /// Counts a push. Each push ends in exactly one way.
+    /// Counts a push by how it ended.
     pub(crate) fn count(&self, ended: &Ended) {
         let counter = match ended {
             Ended::With(Outcome::Delivered) => &self.delivered,
@@ -211,23 +212,23 @@ impl AppMetrics {
         counter.inc();
     }
 
-    /// Measures a call of the provider, which `trace` tells more about.
+    /// Observes the duration of a call to the provider, with its trace as the exemplar.
     pub(crate) fn attempt_took(&self, seconds: f64, trace: Option<TraceId>) {
         self.seconds.observe(seconds, trace);
     }
 
-    /// Sets whether the app's dead pushkeys are held.
+    /// Sets whether the app's rejections are held.
     pub(crate) fn set_held(&self, is_held: bool) {
         self.holding.set(i64::from(is_held));
     }
 }
 
-/// Counts requests that are over a budget.
+/// Counts requests that exceeded a rate limit.
 #[derive(Clone, Debug)]
 pub(crate) struct LimitMetrics([Counter; 3]);
 
 impl LimitMetrics {
-    /// Counts a request.
+    /// Counts a request that exceeded `limit`.
     pub(crate) fn over(&self, limit: Limit) {
         self.0[limit as usize].inc();
     }
@@ -238,7 +239,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_end_has_its_own_counter() {
+    fn each_ending_has_its_own_counter() {
         let mut registry = Registry::default();
         let app = Metrics::register(&mut registry, &Clock::System, false).of_app("org.example.*", "apns");
         let ends = [

@@ -1,7 +1,7 @@
-//! The request: what arrived about one event, and the devices that it is for.
+//! The request: a notification about one event, and the devices to send it to.
 //!
-//! Source: Push Gateway API, `POST /_matrix/push/v1/notify`; where deployed homeservers differ from it, they win
-//! (null for "not there", an empty `sender` and `id`, missing `tweaks`).
+//! Source: Push Gateway API, `POST /_matrix/push/v1/notify`. Where deployed homeservers deviate from it, this follows
+//! the homeservers (null for absent, an empty `sender` and `id`, missing `tweaks`).
 
 use serde_json::{Map, Value};
 use waypost_shared::source::RequestSource;
@@ -11,13 +11,13 @@ use crate::{
     pushkey::PushKey,
 };
 
-/// Element X sends this each time its user presses "test"; Sygnal's name for an event that does not exist.
+/// Sygnal's id for an event that does not exist; Element X sends it whenever its user presses "test".
 const TEST_EVENT_ID: &str = "$THIS_IS_A_FAKE_EVENT_ID";
 
-/// What an encrypted notification (MSC3013) consists of. Passed on untouched.
+/// The fields of an encrypted notification (MSC3013). Passed on unchanged.
 pub(crate) const ENCRYPTED_KEYS: [&str; 3] = ["ciphertext", "ephemeral", "mac"];
 
-/// Events that ring. The last two are what Element Call sends until MSC3401 and MSC4075 are stable.
+/// Event types that ring. The last two are what Element Call sends until MSC3401 and MSC4075 are stable.
 const CALL_EVENTS: [&str; 5] = [
     "m.call.invite",
     "m.call.member",
@@ -26,18 +26,18 @@ const CALL_EVENTS: [&str; 5] = [
     "org.matrix.msc4075.rtc.notification",
 ];
 
-/// Texts of a notification that may be there.
+/// Optional string fields of a notification.
 const TEXT_KEYS: [&str; 8] =
     ["event_id", "room_id", "type", "sender", "sender_display_name", "room_name", "room_alias", "membership"];
 
-/// Bytes of an app_id: the specification allows 64, and nobody's is longer than this.
+/// Limit on an `app_id`, in bytes. The specification allows 64 characters; this is lenient.
 const MAX_APP_ID: usize = 255;
-/// Bytes of a pushkey: the specification allows 512, and an address of UnifiedPush may be longer.
+/// Limit on a pushkey, in bytes. The specification allows 512, but a UnifiedPush endpoint may be longer.
 const MAX_PUSHKEY: usize = 2048;
-/// A number of seconds above this is one of milliseconds: as seconds it would be the year 5138.
+/// A `pushkey_ts` above this is in milliseconds: as seconds it would be in the year 5138.
 const LARGEST_SECONDS: i64 = 100_000_000_000;
 
-/// Why a request is not a notification. Names the field, never its value: pushkeys are secrets.
+/// Why a request is not a valid notification. Names the field, never its value: pushkeys are secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidNotification {
     /// `notification` itself is not an object.
@@ -49,27 +49,27 @@ pub(crate) enum InvalidNotification {
     /// A field has the wrong type or an impossible value.
     #[error("`{field}` {must}")]
     Invalid {
-        /// The field's place, such as `notification.devices[0].pushkey`.
+        /// The field's path, such as `notification.devices[0].pushkey`.
         field: String,
         /// What it must be.
         must: &'static str,
     },
-    /// More devices than one request may name.
-    #[error("`notification.devices` may name {0} devices at the most")]
+    /// More devices than the limit, which is given.
+    #[error("`notification.devices` may name at most {0} devices")]
     TooManyDevices(usize),
 }
 
-/// How urgent the homeserver calls it.
+/// The notification's `prio`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Priority {
-    /// The default, and what an unknown priority counts as.
+    /// The default, also for unknown values.
     High,
-    /// May wait until the device wakes anyway.
+    /// May wait until the device wakes up by itself.
     Low,
 }
 
 impl Priority {
-    /// As the specification writes it.
+    /// The specification's spelling.
     pub(crate) fn as_str(self) -> &'static str {
         match self {
             Self::High => "high",
@@ -78,7 +78,7 @@ impl Priority {
     }
 }
 
-/// What a user has not seen. `None` says nothing, 0 clears.
+/// Unread counts. `None` leaves a count as it is, 0 clears it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Counts {
     /// Unread messages in all rooms.
@@ -88,7 +88,7 @@ pub(crate) struct Counts {
 }
 
 impl Counts {
-    /// The number on the app's icon, unless the request says nothing about it.
+    /// The number for the app's icon, if the request has any count.
     pub(crate) fn badge(self) -> Option<i64> {
         if self == Self::default() {
             return None;
@@ -96,19 +96,19 @@ impl Counts {
         Some(self.unread.unwrap_or(0).saturating_add(self.missed_calls.unwrap_or(0)))
     }
 
-    /// As the specification writes it; what is not said is not there.
+    /// The specification's JSON form; absent counts are left out.
     pub(crate) fn to_object(self) -> Map<String, Value> {
         let counts = [("unread", self.unread), ("missed_calls", self.missed_calls)];
         counts.into_iter().filter_map(|(key, count)| Some((key.to_owned(), count?.into()))).collect()
     }
 }
 
-/// How much of a notification one device gets.
+/// How much of a notification a device receives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Who, where and what.
+    /// Sender, room and content.
     Full,
-    /// The ids, from which the app fetches the rest itself.
+    /// Ids only; the app fetches the event itself.
     IdsOnly,
     /// No event: only the counts changed.
     CountsOnly,
@@ -117,30 +117,30 @@ pub(crate) enum Kind {
 /// One device of a request.
 #[derive(Clone, Debug)]
 pub(crate) struct Device {
-    /// Chooses the app's configuration.
+    /// Selects the `apps` entry.
     pub(crate) app_id: String,
     pub(crate) pushkey: PushKey,
-    /// The latest moment at which the pushkey may have been set, in milliseconds since the epoch: homeservers tell
-    /// whole seconds.
+    /// The latest time at which the pushkey may have been set, in milliseconds since the epoch: the end of the second
+    /// that the homeserver sent.
     pub(crate) pushkey_ts_ms: Option<i64>,
-    /// What the client stored with its pusher.
+    /// The pusher's `data`, as the client stored it.
     pub(crate) data: Map<String, Value>,
-    /// What is wrong with this device alone, if anything: then nothing is sent to it, and the others get theirs.
+    /// What is wrong with this device, if anything. It gets no push then, but the other devices still do.
     pub(crate) fault: Option<InvalidNotification>,
 }
 
 impl Device {
-    /// The payload that the app wants the rest merged into.
+    /// The payload that the client wants everything else merged into.
     pub(crate) fn default_payload(&self) -> Map<String, Value> {
         self.data.get("default_payload").and_then(Value::as_object).cloned().unwrap_or_default()
     }
 
-    /// A text of the pusher's data.
+    /// A string from the pusher's data.
     pub(crate) fn data_text(&self, key: &str) -> Option<&str> {
         self.data.get(key).and_then(Value::as_str)
     }
 
-    /// A switch of the pusher's data that is off unless it is `true`.
+    /// A flag from the pusher's data; off unless it is `true`.
     pub(crate) fn is_on(&self, switch: &str) -> bool {
         self.data.get(switch) == Some(&Value::Bool(true))
     }
@@ -149,9 +149,9 @@ impl Device {
 /// A notification whose known fields have the right types.
 #[derive(Clone, Debug)]
 pub(crate) struct Notification {
-    /// As it came, but for the devices.
+    /// As received, without the devices.
     raw: Map<String, Value>,
-    /// Who sent the request.
+    /// The sender of the request.
     pub(crate) source: RequestSource,
     pub(crate) counts: Counts,
     pub(crate) prio: Priority,
@@ -159,7 +159,7 @@ pub(crate) struct Notification {
 }
 
 impl Notification {
-    /// Reads a request's body.
+    /// Parses a request body.
     pub(crate) fn parse(
         mut body: Map<String, Value>,
         source: RequestSource,
@@ -199,12 +199,12 @@ impl Notification {
         Ok(Self { raw, source, counts, prio, devices })
     }
 
-    /// All that the request says, but for its devices.
+    /// The notification as received, without its devices.
     pub(crate) fn as_it_came(&self) -> &Map<String, Value> {
         &self.raw
     }
 
-    /// A text of the notification; null and the empty text count as not there.
+    /// A string field of the notification; null and empty count as absent.
     pub(crate) fn text(&self, key: &str) -> Option<&str> {
         self.raw.get(key).and_then(Value::as_str).filter(|text| !text.is_empty())
     }
@@ -214,12 +214,12 @@ impl Notification {
         self.raw.get("content").and_then(Value::as_object)
     }
 
-    /// A text of the event's content.
+    /// A string from the event's content; empty counts as absent.
     pub(crate) fn content_text(&self, key: &str) -> Option<&str> {
         self.content()?.get(key)?.as_str().filter(|text| !text.is_empty())
     }
 
-    /// What the event is about whom: Synapse says it beside the content, the specification in it.
+    /// The membership of a member event: Synapse sends it next to the content, the specification has it in the content.
     pub(crate) fn membership(&self) -> Option<&str> {
         self.text("membership").or_else(|| self.content_text("membership"))
     }
@@ -229,17 +229,17 @@ impl Notification {
         self.raw.get("user_is_target").and_then(Value::as_bool)
     }
 
-    /// Who sent the event, as people read it.
+    /// The sender's display name, else the user id.
     pub(crate) fn sender_name(&self) -> &str {
         self.text("sender_display_name").or_else(|| self.text("sender")).unwrap_or_default()
     }
 
-    /// Where the event was sent, as people read it.
+    /// The room's name, else its alias.
     pub(crate) fn room_name(&self) -> Option<&str> {
         self.text("room_name").or_else(|| self.text("room_alias"))
     }
 
-    /// The parts of an encrypted notification, as they came; null counts as not there.
+    /// The fields of an encrypted notification, as received; null counts as absent.
     pub(crate) fn encrypted_parts(&self) -> impl Iterator<Item = (&'static str, &Value)> {
         ENCRYPTED_KEYS.into_iter().filter_map(move |key| {
             let part = self.raw.get(key).filter(|part| !part.is_null())?;
@@ -247,19 +247,19 @@ impl Notification {
         })
     }
 
-    /// Whether the event asks somebody to pick up.
+    /// Whether the event should ring.
     pub(crate) fn is_call(&self) -> bool {
         self.text("type").is_some_and(|kind| CALL_EVENTS.contains(&kind))
     }
 
-    /// Whether a person pressed "test", and so wants to see each one.
+    /// Whether a user pressed "test" and expects to see every push.
     pub(crate) fn is_test(&self) -> bool {
         self.text("event_id") == Some(TEST_EVENT_ID)
     }
 
-    /// How much of this notification `device` gets from an app that is configured to relay `content`.
+    /// How much of this notification `device` receives from an app configured with `content`.
     pub(crate) fn kind(&self, content: Content, device: &Device) -> Kind {
-        // What is encrypted may be an event, and only the app can tell a sentence about it.
+        // The ciphertext may be an event, and only the app can show it.
         if self.text("ciphertext").is_some() {
             return Kind::IdsOnly;
         }
@@ -293,7 +293,7 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
     if !matches!(device.get("tweaks"), None | Some(Value::Null | Value::Object(_))) {
         return Err(invalid(&format!("{place}.tweaks"), "must be an object"));
     }
-    // A client's mistake in its pusher's data is this device's alone: the others still get their push.
+    // Invalid pusher data affects this device alone: the others still get their push.
     let (data, fault) = match device.remove("data") {
         None | Some(Value::Null) => (Map::new(), None),
         Some(Value::Object(data)) => {
@@ -305,20 +305,20 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
     };
     let fault = too_long(place, &app_id, &pushkey).or(fault);
     if app_id.len() > MAX_APP_ID {
-        // No pattern is tried on a text that may be as long as the body.
+        // Patterns are not matched against a text that may be as long as the body.
         app_id.clear();
     }
     Ok(Device { app_id, pushkey: pushkey.into(), pushkey_ts_ms, data, fault })
 }
 
-/// A device whose names are too long. Its homeserver is told in a 400, tries for a while and gives the event up; that
-/// never deletes the pusher, and a 200 would hide the mistake.
+/// Checks the lengths of a device's `app_id` and pushkey. On the 400 that follows a homeserver retries for a while and
+/// gives up on the event, which never deletes the pusher; a 200 would hide the mistake.
 fn too_long(place: &str, app_id: &str, pushkey: &str) -> Option<InvalidNotification> {
     if app_id.len() > MAX_APP_ID {
-        return Some(invalid(&format!("{place}.app_id"), "must be 255 bytes at the most"));
+        return Some(invalid(&format!("{place}.app_id"), "must be at most 255 bytes"));
     }
     if pushkey.len() > MAX_PUSHKEY {
-        return Some(invalid(&format!("{place}.pushkey"), "must be 2048 bytes at the most"));
+        return Some(invalid(&format!("{place}.pushkey"), "must be at most 2048 bytes"));
     }
     None
 }
@@ -347,14 +347,14 @@ fn counts(value: Option<&Value>) -> Result<Counts, InvalidNotification> {
     Ok(Counts { unread: count("unread")?, missed_calls: count("missed_calls")? })
 }
 
-/// A whole number between -2^53 and 2^53, also when it is written with a fraction of nothing (`2.0`).
+/// An integer between -2^53 and 2^53; a zero fraction (`2.0`) is accepted.
 fn integer(value: &Value) -> Option<i64> {
     const LARGEST: i64 = 1 << 53;
     let number = match value.as_i64() {
         Some(number) => number,
         None => {
             let number = value.as_f64().filter(|number| number.fract() == 0.0)?;
-            // Through text, since a cast would turn what does not fit into something that does.
+            // Through text, since a cast would saturate silently.
             format!("{number:.0}").parse().ok()?
         }
     };

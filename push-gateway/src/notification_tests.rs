@@ -1,4 +1,4 @@
-//! The leniency that homeservers need (docs/compatibility.md, P5), and what is refused nevertheless.
+//! The leniency that deployed homeservers need (docs/compatibility.md, P5), and what is refused all the same.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 
-/// A notification of a whole request, for the tests of the payloads.
+/// Parses a notification; also used by the payload tests.
 pub(crate) fn notification(value: Value) -> Notification {
     parse(json!({"notification": value})).unwrap()
 }
@@ -21,7 +21,7 @@ fn refused(notification: Value) -> String {
 }
 
 #[test]
-fn a_badge_update_of_synapse_is_counts_only() {
+fn synapses_badge_update_is_counts_only() {
     let parsed = notification(json!({
         "id": "", "type": null, "sender": "", "counts": {"unread": 0},
         "devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": 1_700_000_000, "data": null}],
@@ -33,10 +33,10 @@ fn a_badge_update_of_synapse_is_counts_only() {
 }
 
 #[test]
-fn a_pushkey_was_set_in_the_second_that_is_told() {
+fn a_pushkey_ts_in_seconds_means_the_end_of_that_second() {
     for (told, expected) in [
         (json!(1_700_000_000), 1_700_000_000_999),
-        // As milliseconds it is exact.
+        // Milliseconds are exact.
         (json!(1_700_000_000_123_i64), 1_700_000_000_123),
     ] {
         let parsed = notification(json!({"devices": [{"app_id": "a", "pushkey": "k", "pushkey_ts": told}]}));
@@ -45,16 +45,16 @@ fn a_pushkey_was_set_in_the_second_that_is_told() {
 }
 
 #[test]
-fn a_name_that_is_too_long_is_its_devices_fault() {
+fn an_overlong_app_id_or_pushkey_is_that_devices_fault() {
     let fault = |app_id: usize, pushkey: usize| {
         let device = json!({"app_id": "a".repeat(app_id), "pushkey": "k".repeat(pushkey)});
         let parsed = notification(json!({"devices": [device]}));
         parsed.devices[0].fault.as_ref().map(ToString::to_string)
     };
     assert_eq!(fault(255, 2048), None);
-    let expected = "`notification.devices[0].app_id` must be 255 bytes at the most";
+    let expected = "`notification.devices[0].app_id` must be at most 255 bytes";
     assert_eq!(fault(256, 2048).as_deref(), Some(expected));
-    let expected = "`notification.devices[0].pushkey` must be 2048 bytes at the most";
+    let expected = "`notification.devices[0].pushkey` must be at most 2048 bytes";
     assert_eq!(fault(255, 2049).as_deref(), Some(expected));
 }
 
@@ -79,7 +79,7 @@ fn an_unknown_priority_is_high() {
 }
 
 #[test]
-fn contents_are_relayed_only_where_the_app_and_the_pusher_want_them() {
+fn content_is_relayed_only_if_both_the_app_and_the_pusher_want_it() {
     let full = |data: Value| {
         notification(json!({
             "event_id": "$e", "type": "m.room.message", "devices": [{"app_id": "a", "pushkey": "k", "data": data}],
@@ -107,7 +107,7 @@ fn numbers_reach_to_2_to_the_53() {
 }
 
 #[test]
-fn an_error_names_the_field_and_not_its_value() {
+fn an_error_names_the_field_but_not_its_value() {
     let device = json!({"app_id": "a", "pushkey": "k"});
     for (value, expected) in [
         (json!(5), "`notification` must be an object"),
@@ -136,11 +136,11 @@ fn an_error_names_the_field_and_not_its_value() {
         assert_eq!(refused(value), expected);
     }
     let many: Vec<_> = (0..101).map(|_| device.clone()).collect();
-    assert_eq!(refused(json!({"devices": many})), "`notification.devices` may name 100 devices at the most");
+    assert_eq!(refused(json!({"devices": many})), "`notification.devices` may name at most 100 devices");
 }
 
 #[test]
-fn a_mistake_in_the_data_is_that_devices_alone() {
+fn invalid_pusher_data_affects_only_its_device() {
     let parsed = notification(json!({"devices": [
         {"app_id": "a", "pushkey": "1", "data": {"default_payload": []}},
         {"app_id": "a", "pushkey": "2", "data": "x"},
@@ -158,7 +158,7 @@ fn a_mistake_in_the_data_is_that_devices_alone() {
 }
 
 #[test]
-fn an_encrypted_notification_is_more_than_counts() {
+fn an_encrypted_notification_is_not_counts_only() {
     let parsed = notification(json!({
         "ciphertext": "c", "ephemeral": "e", "mac": "m", "devices": [{"app_id": "a", "pushkey": "k"}],
     }));

@@ -1,4 +1,4 @@
-//! One request: all its devices at once, and the answer.
+//! One request: pushes to all its devices concurrently, and the response.
 
 use std::{collections::HashSet, sync::Arc, time::Duration};
 
@@ -18,25 +18,24 @@ use crate::{
     push::Push,
 };
 
-/// What a homeserver is asked to wait when no provider said how long.
+/// `retry_after` for homeservers where no provider gave one.
 const DEFAULT_WAIT: Duration = Duration::from_secs(30);
-/// No homeserver is asked to wait longer, whatever a provider says.
+/// Upper bound of `retry_after`, whatever a provider says.
 const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 
-/// `POST /_matrix/push/v1/notify`: an event, or new counts, for some devices.
+/// `POST /_matrix/push/v1/notify`: an event, or new unread counts, for one or more devices.
 pub(crate) async fn notify(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     app.limits.request_from(request.source)?;
     let notification = Notification::parse(request.json_object()?, request.source, &app.config)?;
     settle(&app, &notification).await
 }
 
-/// `GET /_matrix/push/v1/notify`: UnifiedPush discovery. Without an app that uses UnifiedPush the endpoint takes POST
-/// alone.
+/// `GET /_matrix/push/v1/notify`: UnifiedPush discovery. Answers 405 unless some app uses UnifiedPush.
 ///
 /// Source: UnifiedPush, "Push Gateway for Matrix".
 pub(crate) async fn discovery(app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     if !app.has_unifiedpush() {
-        let text = "This endpoint takes POST";
+        let text = "This endpoint only accepts POST";
         let refused = MatrixError::new(StatusCode::METHOD_NOT_ALLOWED, "M_UNRECOGNIZED", text);
         let mut response = refused.into_response();
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
@@ -45,7 +44,7 @@ pub(crate) async fn discovery(app: Arc<App>, _request: Incoming) -> Result<Respo
     Ok(json(&json!({"gateway": "matrix", "unifiedpush": {"gateway": "matrix"}})))
 }
 
-/// Sends to all devices at once and decides the answer.
+/// Pushes to all devices concurrently and decides the response.
 async fn settle(app: &App, notification: &Notification) -> Result<Response, ApiError> {
     let deadline = Instant::now() + app.config.budget();
     let addressed: Vec<_> = notification
@@ -56,7 +55,7 @@ async fn settle(app: &App, notification: &Notification) -> Result<Response, ApiE
             (device, entry, app.target(entry, device))
         })
         .collect();
-    // Devices whose data is invalid are left out, as long as there is another one.
+    // Devices with invalid data are skipped, unless all of them are invalid.
     let all_faulty = notification.devices.iter().all(|device| device.fault.is_some());
     let fault = notification.devices.iter().find_map(|device| device.fault.clone());
     if let Some(fault) = fault.filter(|_| all_faulty) {
@@ -72,7 +71,7 @@ async fn settle(app: &App, notification: &Notification) -> Result<Response, ApiE
     let mut pushes = Vec::with_capacity(addressed.len());
     for (device, entry, target) in addressed {
         if !known.insert(target.fingerprint()) {
-            // The same device twice in one request: the other one sends.
+            // The same device twice in one request: the first occurrence is sent.
             metrics(app, entry).count(&Ended::Suppressed);
             continue;
         }
@@ -93,14 +92,14 @@ fn metrics<'a>(app: &'a App, entry: Option<&'a Entry>) -> &'a AppMetrics {
     entry.map_or(&app.unmatched, |entry| &entry.metrics)
 }
 
-/// 200 with the rejected pushkeys, or 503 while anything is left to send: a homeserver reads `rejected` only in a 200.
+/// 200 with the rejected pushkeys, or 503 while anything is left to send: homeservers read `rejected` only from a 200.
 fn answer(settled: &[(&Device, Ended)]) -> Result<Response, ApiError> {
     let mut retry_after: Option<Duration> = None;
     let mut rejected: Vec<&str> = Vec::new();
     for (device, ended) in settled {
         let pushkey = device.pushkey.expose();
         match ended.outcome() {
-            // One pushkey may stand in the request for two apps.
+            // One request may list the same pushkey under two apps.
             Outcome::Gone if !rejected.contains(&pushkey) => rejected.push(pushkey),
             Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {}
             Outcome::Busy { retry_after: wait } => retry_after = retry_after.max(Some(wait.unwrap_or(DEFAULT_WAIT))),
@@ -113,7 +112,7 @@ fn answer(settled: &[(&Device, Ended)]) -> Result<Response, ApiError> {
     }
 }
 
-/// What the operator's policy makes of a push that no entry takes.
+/// Applies the operator's policy to a push for an app that is not configured.
 fn unknown_app(app: &App, device: &Device) -> Outcome {
     if app.unknown_apps.check(&()).is_ok() {
         let app_id = family(&device.app_id);
@@ -125,7 +124,7 @@ fn unknown_app(app: &App, device: &Device) -> Outcome {
     }
 }
 
-/// An app_id as far as it may be logged: it is anybody's choice, and some apps put the device's id behind the last dot.
+/// The loggable part of an `app_id`. Anybody can send any text, and some apps put the device id after the last dot.
 fn family(app_id: &str) -> String {
     let named = app_id.rsplit_once('.').map_or("", |(named, _)| named);
     named.chars().take(64).chain(".*".chars()).collect()

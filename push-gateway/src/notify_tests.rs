@@ -1,4 +1,4 @@
-//! Whole requests, against a stand-in for FCM that is served on a port of this machine.
+//! Whole requests, against a fake FCM on a loopback port.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 
@@ -23,7 +23,7 @@ use waypost_shared::{
 use super::*;
 use crate::config::{AppConfig, Config, FcmConfig};
 
-/// What FCM sees and says.
+/// A fake FCM: counts what it receives, and answers pushes with `status`.
 #[derive(Default)]
 struct StandIn {
     pushes: AtomicUsize,
@@ -43,7 +43,7 @@ async fn push(fcm: Arc<StandIn>, _request: Incoming) -> Result<Response, MatrixE
     Ok(json_with(status, &json!({"error": {"details": [{"errorCode": code}]}})))
 }
 
-/// A gateway whose only app goes to a stand-in that answers with `status`.
+/// A gateway whose only app pushes to a fake FCM that answers with `status`.
 async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Arc<StandIn>, Clock) {
     let fcm = Arc::new(StandIn { status: AtomicU16::new(status), ..StandIn::default() });
     let listener = server::bind("127.0.0.1:0").await.unwrap();
@@ -51,7 +51,7 @@ async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Ar
     let routes = Router::new().get("/token", token).post("/v1/projects/p/messages:send", push);
     let state = fcm.clone();
     tokio::spawn(async move {
-        // Kept by the task, so that it is never asked to stop.
+        // Held by the task, so that the server is never told to stop.
         let (_never, stop) = Stop::manual();
         server::serve(listener, routes, state, &ServerConfig::default(), None, None, stop).await
     });
@@ -64,7 +64,7 @@ async fn gateway(status: u16, change: impl FnOnce(&mut Config)) -> (Arc<App>, Ar
     };
     let app = AppConfig { id: "org.example.*".to_owned(), fcm: Some(fcm_config), ..AppConfig::default() };
     let mut config = Config { apps: vec![app], ..Config::default() };
-    // No name is looked up here, and no machine's own configuration matters.
+    // No name is resolved here; this keeps the machine's resolver configuration out of the test.
     config.outbound.dns_servers = vec!["127.0.0.1:53".parse().unwrap()];
     config.notify.budget_secs = 1;
     config.notify.attempt_timeout_secs = 1;
@@ -103,7 +103,7 @@ async fn answered(app: &Arc<App>, request: Incoming) -> (u16, Value) {
     (response.status().as_u16(), serde_json::from_slice(response.body()).unwrap())
 }
 
-/// The same gateway after the configuration was read again.
+/// The gateway after a reload.
 fn renewed(app: &App, change: impl FnOnce(&mut Config)) -> Arc<App> {
     let mut config = app.whole.clone();
     change(&mut config);
@@ -111,7 +111,7 @@ fn renewed(app: &App, change: impl FnOnce(&mut Config)) -> Arc<App> {
 }
 
 #[tokio::test]
-async fn a_new_configuration_gives_an_app_no_new_budget_unless_it_changes_it() {
+async fn a_reload_refills_no_budget_unless_it_changes_the_limits() {
     let (app, _fcm, _clock) = gateway(200, |config| {
         config.limits.per_app.burst = 1;
         config.limits.per_app.refill_secs = 3600.0;
@@ -125,7 +125,7 @@ async fn a_new_configuration_gives_an_app_no_new_budget_unless_it_changes_it() {
 }
 
 #[tokio::test]
-async fn a_new_configuration_lets_in_no_more_pushes_than_there_may_be() {
+async fn a_reload_does_not_raise_the_in_flight_cap() {
     let (app, _fcm, _clock) = gateway(200, |config| config.apps[0].max_in_flight = 1).await;
     let under_way = app.entry("org.example.android").unwrap().in_flight.enter(None, RequestSource::UNKNOWN).unwrap();
     let same = renewed(&app, |config| config.notify.max_devices = 50);
@@ -135,7 +135,7 @@ async fn a_new_configuration_lets_in_no_more_pushes_than_there_may_be() {
 }
 
 #[tokio::test]
-async fn fifty_copies_at_once_are_one_push() {
+async fn fifty_concurrent_copies_are_one_push() {
     let (app, fcm, _clock) = gateway(200, |_| ()).await;
     let copies = (0..50).map(|_| answered(&app, event("$e", json!([device("k")]))));
     for answer in join_all(copies).await {
@@ -175,7 +175,7 @@ async fn a_dead_pushkey_is_rejected_from_memory_until_it_is_set_again() {
 }
 
 #[tokio::test]
-async fn a_dead_pushkey_that_takes_a_test_lives() {
+async fn a_dead_pushkey_that_accepts_a_test_is_alive_again() {
     let (app, fcm, _clock) = gateway(404, |_| ()).await;
     assert_eq!(answered(&app, event("$1", json!([device("k")]))).await, (200, json!({"rejected": ["k"]})));
     fcm.status.store(200, Ordering::SeqCst);
@@ -187,11 +187,11 @@ async fn a_dead_pushkey_that_takes_a_test_lives() {
 }
 
 #[tokio::test]
-async fn a_name_that_is_too_long_is_named_and_nobody_elses_fault() {
+async fn an_overlong_pushkey_is_named_and_affects_no_other_device() {
     let (app, fcm, _clock) = gateway(200, |_| ()).await;
     let long = device(&"k".repeat(2049));
     let (status, body) = answered(&app, event("$e", json!([long]))).await;
-    let error = "`notification.devices[0].pushkey` must be 2048 bytes at the most";
+    let error = "`notification.devices[0].pushkey` must be at most 2048 bytes";
     assert_eq!((status, body), (400, json!({"errcode": "M_INVALID_PARAM", "error": error})));
     assert_eq!(answered(&app, event("$e", json!([long, device("k")]))).await, (200, json!({"rejected": []})));
     assert_eq!(fcm.pushes.load(Ordering::SeqCst), 1);
@@ -208,18 +208,18 @@ fn an_app_id_is_logged_up_to_its_last_dot() {
 }
 
 #[tokio::test]
-async fn a_busy_provider_is_tried_again_and_then_the_homeserver_is_asked_to() {
+async fn a_busy_provider_is_retried_and_then_the_homeserver_is_asked_to_retry() {
     let (app, fcm, _clock) = gateway(503, |_| ()).await;
     let (status, body) = answered(&app, event("$e", json!([device("k")]))).await;
     assert_eq!((status, &body["errcode"], &body["retry_after_ms"]), (503, &json!("M_UNKNOWN"), &json!(30_000)));
-    // The budget is a second, and the first wait half of one at the most.
+    // The budget is a second, and the first wait at most half a second.
     assert!(fcm.pushes.load(Ordering::SeqCst) >= 2);
     fcm.status.store(200, Ordering::SeqCst);
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await, (200, json!({"rejected": []})));
 }
 
 #[tokio::test]
-async fn what_is_the_apps_fault_is_sent_again_and_the_pushs_own_is_not() {
+async fn an_app_fault_is_retried_and_a_push_fault_is_not() {
     let (app, fcm, _clock) = gateway(403, |_| ()).await;
     assert_eq!(answered(&app, event("$e", json!([device("k")]))).await.0, 503);
     fcm.status.store(400, Ordering::SeqCst);
@@ -227,7 +227,7 @@ async fn what_is_the_apps_fault_is_sent_again_and_the_pushs_own_is_not() {
 }
 
 #[tokio::test]
-async fn a_token_that_is_refused_is_fetched_again_once_in_a_while() {
+async fn a_refused_token_is_refetched_at_most_once_a_minute() {
     let (app, fcm, clock) = gateway(401, |_| ()).await;
     for (event_id, wait_secs, tokens) in [("$1", 0, 2), ("$2", 59, 2), ("$3", 1, 3), ("$4", 0, 3)] {
         clock.advance(Duration::from_secs(wait_secs));
@@ -237,10 +237,10 @@ async fn a_token_that_is_refused_is_fetched_again_once_in_a_while() {
 }
 
 #[tokio::test]
-async fn a_token_is_replaced_ahead_of_its_end_and_nobody_waits_for_it() {
+async fn a_token_is_refreshed_in_the_background_before_it_expires() {
     let (app, fcm, clock) = gateway(200, |_| ()).await;
     let fetched = || fcm.tokens.load(Ordering::SeqCst);
-    // It is good for an hour, and old after 48 minutes.
+    // It is valid for an hour, and due for a refresh after 48 minutes.
     for (event_id, wait_secs) in [("$1", 0), ("$2", 48 * 60 - 1)] {
         clock.advance(Duration::from_secs(wait_secs));
         assert_eq!(answered(&app, event(event_id, json!([device("k")]))).await.0, 200);
@@ -250,17 +250,17 @@ async fn a_token_is_replaced_ahead_of_its_end_and_nobody_waits_for_it() {
     assert_eq!(answered(&app, event("$3", json!([device("k")]))).await.0, 200);
     let patience = Instant::now() + Duration::from_secs(30);
     while fetched() < 2 {
-        assert!(Instant::now() < patience, "no other token is fetched");
+        assert!(Instant::now() < patience, "no new token was fetched");
         sleep(Duration::from_millis(5)).await;
     }
-    // The new one serves, also when the old one has ended.
+    // The new one is used, also after the old one has expired.
     clock.advance(Duration::from_secs(13 * 60));
     assert_eq!(answered(&app, event("$4", json!([device("k")]))).await.0, 200);
     assert_eq!((fetched(), fcm.pushes.load(Ordering::SeqCst)), (2, 4));
 }
 
 #[tokio::test]
-async fn an_unknown_app_is_answered_by_policy() {
+async fn an_unknown_app_is_handled_by_policy() {
     let stranger = json!([{"app_id": "com.example", "pushkey": "k"}]);
     let (app, _fcm, _clock) = gateway(200, |_| ()).await;
     assert_eq!(answered(&app, event("$e", stranger.clone())).await.0, 503);
@@ -269,7 +269,7 @@ async fn an_unknown_app_is_answered_by_policy() {
 }
 
 #[tokio::test]
-async fn a_bad_default_payload_is_named_unless_another_device_is_good() {
+async fn a_bad_default_payload_is_an_error_only_if_no_device_is_valid() {
     let (app, fcm, _clock) = gateway(200, |_| ()).await;
     let bad = json!({"app_id": "org.example.android", "pushkey": "bad", "data": {"default_payload": "x"}});
     let (status, body) = answered(&app, event("$e", json!([bad]))).await;

@@ -1,6 +1,6 @@
-//! How a push ends: its push service's verdict, or what became of it without one.
+//! How a push ends: with its push service's verdict, or without one.
 //!
-//! Providers turn answers into an [`Outcome`]; `notify` alone decides what that means for the homeserver.
+//! Providers map answers to an [`Outcome`]; only `notify` decides what that means for the homeserver.
 
 use std::{borrow::Cow, time::Duration};
 
@@ -13,9 +13,9 @@ use waypost_shared::{client::retry::parse_retry_after, clock::Clock};
 pub(crate) enum Outcome {
     /// Accepted for delivery.
     Delivered,
-    /// The pushkey is dead. The only outcome that puts it into `rejected`.
+    /// The pushkey is dead. The only outcome that adds it to `rejected`.
     Gone,
-    /// Busy or unreachable (429, 5xx, time-out). Worth another try.
+    /// Busy or unreachable (429, 5xx, time-out). Worth a retry.
     Busy {
         /// The service's own `Retry-After`, if it gave one.
         retry_after: Option<Duration>,
@@ -24,45 +24,45 @@ pub(crate) enum Outcome {
     Refused(Refusal),
 }
 
-/// Why a push is refused.
+/// Why a push was refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) fault: Fault,
-    /// For the log: names no pushkey, no id and no address.
+    /// For the log; contains no pushkey, id or address.
     pub(crate) why: Cow<'static, str>,
 }
 
 /// Whose fault a refusal is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// This push's own: no later try would succeed either, and the user's next pushes must not wait for it.
+    /// The push itself: no retry would succeed, and the user's next pushes must not wait for it.
     Push,
-    /// The app's configuration (credentials, topic, project): nothing may be lost while the operator fixes it.
+    /// The app's configuration (credentials, topic, project): no push may be lost while the operator fixes it.
     App,
 }
 
 impl Outcome {
-    /// Refused for what the push itself is.
+    /// Refused because of the push itself.
     pub(crate) fn refused_push(why: impl Into<Cow<'static, str>>) -> Self {
         Self::Refused(Refusal { fault: Fault::Push, why: why.into() })
     }
 
-    /// Refused for how the app is configured.
+    /// Refused because of the app's configuration.
     pub(crate) fn refused_app(why: impl Into<Cow<'static, str>>) -> Self {
         Self::Refused(Refusal { fault: Fault::App, why: why.into() })
     }
 
-    /// Busy, for as long as the answer says.
+    /// Busy, with the answer's `Retry-After`.
     pub(crate) fn busy(answer: &Response<Bytes>, clock: &Clock) -> Self {
         Self::Busy { retry_after: parse_retry_after(answer.headers(), clock.now_ms()) }
     }
 
-    /// Busy for an unknown time.
+    /// Busy, without a `Retry-After`.
     pub(crate) const fn unreachable() -> Self {
         Self::Busy { retry_after: None }
     }
 
-    /// As metrics and spans name it.
+    /// The label in metrics and spans.
     pub(crate) const fn label(&self) -> &'static str {
         match self {
             Self::Delivered => "delivered",
@@ -78,14 +78,14 @@ impl Outcome {
 pub(crate) enum Ended {
     /// With a verdict, from the push service or from memory.
     With(Outcome),
-    /// Delivered before, so not sent again.
+    /// Already delivered, so not sent again.
     Suppressed,
-    /// There was nothing to send (such as a badge that the app does not show), or the pusher's data is invalid.
+    /// Nothing to send (such as a badge that the app does not show), or invalid pusher data.
     Dropped,
 }
 
 impl Ended {
-    /// What this means for the homeserver: a push that need not be sent is as good as delivered.
+    /// The outcome as far as the homeserver is concerned: a push that need not be sent counts as delivered.
     pub(crate) fn outcome(&self) -> &Outcome {
         match self {
             Self::With(outcome) => outcome,

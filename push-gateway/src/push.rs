@@ -1,4 +1,4 @@
-//! One push to one device: past what was delivered before, then to its push service, with retries within a budget.
+//! One push to one device: deduplicated, then sent to its push service, with retries within the request's budget.
 
 use std::time::Duration;
 
@@ -20,11 +20,12 @@ use crate::{
     outcome::{Ended, Fault, Outcome, Refusal},
 };
 
-/// Waits between attempts where the provider names none.
+/// Back-off between attempts where the provider sends no `Retry-After`.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(500), max: Duration::from_secs(4) };
-/// What a homeserver is asked to wait while an app is at its in-flight cap.
+/// `retry_after` for homeservers while an app is at its in-flight cap.
 const WAIT_FOR_ROOM: Duration = Duration::from_secs(2);
-/// An attempt needs this long, or a tenth of a smaller budget: one that is cut short may be delivered nevertheless.
+/// The least time worth starting an attempt with (or a tenth of the budget, if that is less): a push whose attempt is
+/// cut short may be delivered anyway.
 const LEAST_ATTEMPT: Duration = Duration::from_secs(2);
 
 /// A push to a device of a configured app.
@@ -40,9 +41,9 @@ pub(crate) struct Push<'a> {
 }
 
 impl Push<'_> {
-    /// Sends an event once, however many copies of it arrive; a test and mere counts each time.
+    /// Sends an event once, however many copies of it arrive. Tests and count updates are sent every time.
     pub(crate) async fn deliver(&self) -> Ended {
-        // Someone who presses "test" wants to know how it is now.
+        // Whoever presses "test" wants to see the current state.
         if self.notification.is_test() {
             return self.send().await;
         }
@@ -52,7 +53,7 @@ impl Push<'_> {
         let Some(event_id) = self.notification.text("event_id") else {
             return self.send().await;
         };
-        // Should the replica that has it fail, there must be time for an attempt of our own.
+        // If the replica holding the lease fails, there must be time left for an attempt of our own.
         let until = self.deadline - least_attempt(self.app.config.budget());
         match self.app.deliveries.begin(event_id, self.target, until).await {
             Begun::Delivered => Ended::Suppressed,
@@ -70,18 +71,18 @@ impl Push<'_> {
         }
     }
 
-    /// Whether the pushkey is known to be dead, from a time when deaths could be believed.
+    /// Whether the pushkey is known to be dead, by a report that is believed.
     async fn is_dead(&self) -> bool {
         let believes = |found_ms| self.entry.hold.believes(found_ms);
         self.app.deliveries.is_dead(self.target, self.device.pushkey_ts_ms, believes).await
     }
 
-    /// Prepares the request and sends it, if there is something to send and room to send it.
+    /// Prepares the request and sends it, if there is something to send and the in-flight cap allows it.
     async fn send(&self) -> Ended {
         let Self { entry, notification, device, .. } = *self;
         let ended = match entry.provider.prepare(notification, device, entry.content) {
             Ok(request) => self.attempts(&request).await.into(),
-            // Not remembered: it costs nothing to find out again, and the pusher's data may be fixed under the same key.
+            // Not remembered: finding out again costs nothing, and the client may fix the data under the same pushkey.
             Err(Ended::With(outcome)) => entry.hold.judge(&device.pushkey, outcome).into(),
             Err(ended) => ended,
         };
@@ -91,16 +92,17 @@ impl Push<'_> {
         ended
     }
 
-    /// Sends the request, again and again while the provider is busy and there is time, and remembers what that says of
-    /// the pushkey.
+    /// Sends the request, retrying while the provider is busy and time is left, and records whether the pushkey is dead
+    /// or alive.
     async fn attempts(&self, request: &Request<Bytes>) -> Outcome {
         let Some(_permit) = self.entry.in_flight.enter(self.entry.provider.owner(request), self.notification.source)
         else {
-            // Not to be waited for: the pushes of an app whose provider hangs would take all connections.
+            // Fail instead of queueing: an app whose provider hangs would tie up every connection.
             if self.entry.told_full.check(&()).is_ok() {
                 tracing::warn!(
                     app = self.entry.id,
-                    "in-flight cap reached: `max_in_flight` in all, or the share of one source or one owner's servers"
+                    "in-flight cap reached (`max_in_flight`, or the share of one source or one owner of servers); \
+                     homeservers are asked to retry"
                 );
             }
             return Outcome::Busy { retry_after: Some(WAIT_FOR_ROOM) };
@@ -118,7 +120,7 @@ impl Push<'_> {
         };
         let outcome = self.entry.hold.judge(&self.device.pushkey, outcome);
         match outcome {
-            // Nothing but a test is sent to a pushkey that is known to be dead.
+            // Only tests are sent to a pushkey that is known to be dead.
             Outcome::Delivered if self.notification.is_test() => self.app.deliveries.found_alive(self.target).await,
             Outcome::Gone => self.app.deliveries.found_dead(self.target).await,
             Outcome::Delivered | Outcome::Busy { .. } | Outcome::Refused(_) => {}
@@ -143,11 +145,11 @@ impl Push<'_> {
     }
 }
 
-/// How a copy of the same push ended, which another request is sending.
+/// Waits for the outcome of the same push, which another request is sending.
 async fn ended_with(mut copy: watch::Receiver<Option<Outcome>>) -> Ended {
     let outcome = match copy.wait_for(Option::is_some).await {
         Ok(outcome) => outcome.clone(),
-        Err(_) => None, // The other request was cut short.
+        Err(_) => None, // The other request was cancelled.
     };
     match outcome.unwrap_or(Outcome::unreachable()) {
         Outcome::Delivered => Ended::Suppressed,
@@ -155,7 +157,7 @@ async fn ended_with(mut copy: watch::Receiver<Option<Outcome>>) -> Ended {
     }
 }
 
-/// The span of an attempt, if the request is traced. It names the app as configured, and nothing of the device.
+/// The span of an attempt, if the request is traced. It names the app as configured, and nothing about the device.
 fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
     let mut span = trace::child(Kind::Internal, "push attempt")?;
     span.set("waypost.app", entry.id.clone());
@@ -164,12 +166,12 @@ fn attempt_span(entry: &Entry, failures: u32) -> Option<Span> {
     Some(span)
 }
 
-/// Notes for the status page whether the push service works.
+/// Records for the status page whether the push service works.
 fn note_health(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
     match outcome {
-        // One of many servers, which says nothing about the app.
+        // The device's own server, which says nothing about the app.
         Outcome::Busy { .. } if entry.provider.owner(request).is_some() => {}
-        Outcome::Busy { .. } => entry.probe.mark_down(|| "busy or away".to_owned()),
+        Outcome::Busy { .. } => entry.probe.mark_down(|| "busy or unreachable".to_owned()),
         Outcome::Refused(Refusal { fault: Fault::App, why }) => entry.probe.mark_down(|| why.to_string()),
         Outcome::Delivered | Outcome::Gone | Outcome::Refused(Refusal { fault: Fault::Push, .. }) => {
             entry.probe.mark_up();
@@ -177,7 +179,7 @@ fn note_health(entry: &Entry, request: &Request<Bytes>, outcome: &Outcome) {
     }
 }
 
-/// Whether what is left is enough to wait and try again.
+/// Whether `left` is enough for waiting and then another attempt.
 fn has_time(wait: Duration, left: Duration, budget: Duration) -> bool {
     left >= wait.saturating_add(least_attempt(budget))
 }

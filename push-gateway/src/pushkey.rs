@@ -1,21 +1,21 @@
-//! A pushkey: a provider's address of one device. A secret, since whoever knows it can push to the device.
+//! A pushkey: a provider's address for one device. A secret, since anybody who knows it can push to the device.
 
 use std::fmt;
 
 use ring::digest;
 
-/// Bytes of the hash that stands for a pushkey in logs.
+/// Bytes of the hash that logs show instead of the pushkey.
 const PRINTED: usize = 4;
 
-/// A pushkey, byte for byte as it came.
+/// A pushkey, byte for byte as received.
 ///
-/// Printed as the first eight digits of its SHA-256: enough to follow one device through a log, and what an operator who
-/// knows the pushkey can search for.
+/// Printed as the first eight hex digits of its SHA-256: enough to follow one device through a log, and searchable for
+/// an operator who knows the pushkey.
 #[derive(Clone, PartialEq, Eq, Hash)]
 pub(crate) struct PushKey(String);
 
 impl PushKey {
-    /// The pushkey itself, for its push service and its homeserver only.
+    /// The pushkey itself; only for its push service and its homeserver.
     pub(crate) fn expose(&self) -> &str {
         &self.0
     }
@@ -45,7 +45,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_pushkey_is_printed_as_the_beginning_of_its_hash() {
+    fn a_pushkey_is_printed_as_a_prefix_of_its_hash() {
         let pushkey = PushKey::from("abc".to_owned());
         // FIPS 180-4: SHA-256("abc") = ba7816bf 8f01cfea …
         assert_eq!(pushkey.to_string(), "ba7816bf");

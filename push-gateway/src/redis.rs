@@ -1,7 +1,7 @@
 //! The client of Redis and Valkey: one shared, pipelined connection that fails fast while the server is unreachable.
 //!
-//! The crate `redis` speaks the protocol: to one server, to the master that Sentinel names, or to a cluster. What is
-//! ours is the way out (`[outbound]`) and what happens during an outage (docs/decisions/0006).
+//! The `redis` crate speaks the protocol: to a single server, to the master that Sentinel names, or to a cluster. This
+//! module adds how connections are made (`[outbound]`) and what happens during an outage (docs/decisions/0006).
 
 mod address;
 mod node;
@@ -27,20 +27,20 @@ use self::{
     node::{Node, PATIENCE},
 };
 
-/// Limit for one attempt to connect, which may ask several servers. No push waits for this.
+/// Time limit for one connection attempt, which may involve several servers. No push waits this long.
 const ATTEMPT: Duration = Duration::from_secs(5);
-/// Waits between attempts to connect.
+/// Back-off between connection attempts.
 const BACKOFF: Backoff = Backoff { first: Duration::from_millis(200), max: Duration::from_secs(5) };
-/// A connection that failed sooner than this after its attempt began leaves the backoff as it is.
+/// The back-off is reset only if the connection failed later than this after the attempt began.
 const HELD: Duration = Duration::from_secs(10);
-/// How often an idle connection is checked, so that the metric is true without traffic too.
+/// Interval of health probes, so that the metric is correct without traffic too.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
-/// The keys that a probe writes, with a number behind.
+/// Prefix of the keys that a probe writes; a number follows.
 const PROBE: &str = "waypost:probe:";
-/// Keys that a probe writes in a cluster: enough that each shard of a usual cluster gets one.
+/// Keys that a probe writes in a cluster: enough to reach each shard of a typical cluster.
 const CLUSTER_PROBES: u32 = 16;
 
-/// The shared connection. Copies share it.
+/// The shared connection; clones use the same one.
 #[derive(Clone)]
 pub(crate) struct Redis {
     address: Address,
@@ -55,17 +55,17 @@ impl fmt::Debug for Redis {
     }
 }
 
-/// What commands find.
+/// The state of the connection, as commands see it.
 enum Link {
-    /// The first attempt to connect is still running. Commands wait for it, so that the first pushes after a start are
-    /// not sent twice, until one has waited for too long.
+    /// The first connection attempt is running. Commands wait for it, so that the first pushes after a start are not
+    /// sent twice; once one command has waited for [`PATIENCE`], the link counts as down.
     Starting,
     Up(Session),
     /// Commands fail at once.
     Down,
 }
 
-/// A connection, from when it works until it fails for the first time.
+/// A connection, from when it is established until its first failure.
 #[derive(Clone)]
 struct Session {
     connection: Connection,
@@ -86,7 +86,8 @@ impl Connection {
         }
     }
 
-    /// Checks that the server takes writes: a replica, or a server that is out of memory, would answer a PING.
+    /// Checks that the server accepts writes; a read-only replica, or a server that is out of memory, would still
+    /// answer a PING.
     async fn probe(&self) -> RedisResult<()> {
         let keys = match self {
             Self::Node(_) => 1,
@@ -103,24 +104,24 @@ impl Connection {
 }
 
 impl Redis {
-    /// Connects nowhere yet. `up` is 1 while there is a connection.
+    /// Opens no connection yet. `up` is 1 while connected, else 0.
     pub(crate) fn new(address: Address, outbound: Outbound, up: Gauge) -> Self {
         Self { address, outbound, up, link: watch::Sender::new(Link::Starting) }
     }
 
-    /// Starts the one task that connects, and reconnects for as long as the process runs. To be called once.
+    /// Starts the task that connects, and reconnects for as long as the process runs. Call once.
     pub(crate) fn connect(&self) {
         let redis = self.clone();
         tokio::spawn(async move { redis.supervise().await });
     }
 
-    /// Runs a command. None while the server is unreachable, or if it refuses the command.
+    /// Runs a command. None while the server is unreachable, or if it rejects the command.
     pub(crate) async fn call<T: FromRedisValue>(&self, command: &Cmd) -> Option<T> {
         let mut session = self.session().await?;
         match session.connection.query::<Value>(command).await {
             Ok(reply) => from_redis_value(reply).ok(),
             Err(error) => {
-                // Full or closed: somebody else has reported a failure of this session.
+                // If the channel is full or closed, another command has reported a failure of this session.
                 drop(session.failure.try_send(error));
                 None
             }
@@ -130,7 +131,7 @@ impl Redis {
     /// Runs a command in the background, for its effect.
     pub(crate) fn post(&self, command: Cmd) {
         let redis = self.clone();
-        // Without a runtime the process is ending, and what was to be given back will expire.
+        // Without a runtime the process is shutting down; a lease that is not released expires.
         if let Ok(runtime) = Handle::try_current() {
             runtime.spawn(async move { redis.call::<Value>(&command).await });
         }
@@ -163,9 +164,9 @@ impl Redis {
             if !is_reported {
                 is_reported = true;
                 let error = reason(&error);
-                tracing::warn!(%error, "Redis is unreachable; replicas remember pushes separately until it is back");
+                tracing::warn!(%error, "Redis is unreachable; relying on local memory and reconnecting");
             }
-            // Quick attempts are for a connection that held for a while.
+            // Retry quickly only if the connection had held for a while.
             if started.elapsed() > HELD {
                 failures = 0;
             }
@@ -174,7 +175,7 @@ impl Redis {
         }
     }
 
-    /// One connection, until it fails.
+    /// Connects and probes until the connection fails.
     async fn run_session(&self, is_reported: &mut bool) -> Result<Infallible, RedisError> {
         let connecting = async {
             let connection = self.open().await?;
@@ -187,7 +188,7 @@ impl Redis {
         self.link.send_replace(Link::Up(Session { connection: connection.clone(), failure }));
         if *is_reported {
             *is_reported = false;
-            tracing::info!("Redis is back; replicas share what they remember again");
+            tracing::info!("Redis is back; sharing deliveries and dead pushkeys again");
         }
         loop {
             tokio::select! {
@@ -207,8 +208,7 @@ impl Redis {
     }
 }
 
-/// Connects to the master, by the answer of the first Sentinel that knows one. If it has been demoted meanwhile, the
-/// probe finds out.
+/// Connects to the master that the first Sentinel to answer names. If it has been demoted meanwhile, the probe fails.
 async fn master(outbound: &Outbound, sentinel: &Sentinel) -> RedisResult<Node> {
     let unknown = || RedisError::from((ErrorKind::MasterNameNotFoundBySentinel, "Sentinel knows no such service"));
     let asking = sentinel.sentinels.iter().map(|server| {
@@ -224,7 +224,7 @@ async fn master(outbound: &Outbound, sentinel: &Sentinel) -> RedisResult<Node> {
     Node::connect(outbound, &sentinel.master(host, port).ok_or_else(unknown)?).await
 }
 
-/// What the log says of a failure. Of a server's answer it is the code alone: the rest may quote the command.
+/// Describes a failure for the log. Of a server's error only the code is shown: the rest may quote the command.
 fn reason(error: &RedisError) -> String {
     match error.code() {
         Some(code) => format!("the server answered {}", code.chars().take(32).collect::<String>()),

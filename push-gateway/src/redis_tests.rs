@@ -1,4 +1,4 @@
-//! Failures, against a server of a few lines. The real ones have their turn in the workspace's tests.
+//! Failures, against a minimal fake server. Real servers are used in the workspace's tests.
 
 #![allow(clippy::unwrap_used)]
 
@@ -10,7 +10,7 @@ use waypost_shared::client::OutboundConfig;
 
 use super::*;
 
-/// A client of a server that answers each command in turn with a text, and then hangs up and listens no more.
+/// A client of a server that answers the commands with `answers` in turn, then hangs up and stops listening.
 async fn client_of(answers: &'static [&'static str]) -> (Redis, Gauge) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = listener.local_addr().unwrap().port();
@@ -49,7 +49,8 @@ fn get() -> Cmd {
     get
 }
 
-/// The failed command ends the connection. The next probe would too, but later than this waits.
+/// Waits until the failed command has ended the connection, for less time than until the next probe, which would end it
+/// too.
 async fn until_down(redis: &Redis) {
     let mut link = redis.link.subscribe();
     let down = timeout(PROBE_INTERVAL - PATIENCE, link.wait_for(|link| matches!(link, Link::Down))).await;
@@ -57,7 +58,7 @@ async fn until_down(redis: &Redis) {
 }
 
 #[tokio::test]
-async fn the_first_command_waits_for_the_connection_and_those_after_its_end_do_not() {
+async fn the_first_command_waits_for_the_connection_and_later_ones_fail_fast() {
     let (redis, up) = client_of(&["+OK\r\n", "$1\r\n1\r\n"]).await;
     assert_eq!(redis.call::<Option<String>>(&get()).await, Some(Some("1".to_owned())));
     assert_eq!(up.get(), 1);
@@ -67,7 +68,7 @@ async fn the_first_command_waits_for_the_connection_and_those_after_its_end_do_n
 }
 
 #[tokio::test]
-async fn a_first_attempt_that_hangs_is_waited_for_once() {
+async fn only_one_command_waits_for_a_first_attempt_that_hangs() {
     let redis = Redis::new(Address::parse("redis://cache").unwrap(), outbound(), Gauge::default());
     let start = Instant::now();
     for _ in 0..10 {
@@ -77,7 +78,7 @@ async fn a_first_attempt_that_hangs_is_waited_for_once() {
 }
 
 #[tokio::test]
-async fn a_server_that_takes_no_writes_is_unreachable() {
+async fn a_server_that_accepts_no_writes_counts_as_unreachable() {
     for answer in
         ["-READONLY a replica\r\n", "-LOADING the dataset\r\n", "-NOAUTH who are you\r\n", "-OOM full\r\n", "HTTP/1.1"]
     {
@@ -88,7 +89,7 @@ async fn a_server_that_takes_no_writes_is_unreachable() {
 }
 
 #[tokio::test]
-async fn a_refused_command_ends_the_connection() {
+async fn a_rejected_command_ends_the_connection() {
     let (redis, up) = client_of(&["+OK\r\n", "-READONLY a replica\r\n"]).await;
     assert_eq!(redis.call::<Value>(&get()).await, None);
     until_down(&redis).await;
@@ -97,7 +98,7 @@ async fn a_refused_command_ends_the_connection() {
 }
 
 #[test]
-fn the_reason_of_an_outage_quotes_no_command() {
+fn the_reason_for_an_outage_quotes_no_command() {
     for (reply, expected) in [
         ("-WRONGPASS swordfish\r\n", "the server answered WRONGPASS"),
         ("-READONLY swordfish\r\n", "the server answered READONLY"),

@@ -1,4 +1,4 @@
-//! Every endpoint of the public listener, one on a line.
+//! Every endpoint of the public listener, one per line.
 
 use std::sync::Arc;
 

@@ -1,4 +1,4 @@
-//! Why a command fails, and the exit code that says so.
+//! Why a command failed, and its exit code.
 
 use std::{io, process::ExitCode};
 
@@ -9,37 +9,37 @@ use waypost_shared::{
 
 use crate::app::StartError;
 
-/// Why the process ends without success.
+/// Why the process exits unsuccessfully.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum RunError {
-    /// The configuration, or what it names.
+    /// The configuration, or a file or server that it names.
     #[error(transparent)]
     Start(#[from] StartError),
     /// Listening or signals.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// A listener or a background job came to an end.
+    /// A listener or a background job stopped unexpectedly.
     #[error(transparent)]
     Service(#[from] ServiceError),
-    /// An option of the command line that cannot be understood.
+    /// An invalid command-line option.
     #[error("{0}")]
     Usage(String),
-    /// `doctor` found something.
+    /// `doctor` found problems: the number of failed checks.
     #[error("{0} of the checks failed")]
     Unhealthy(usize),
-    /// `send-test` did not get through.
+    /// `send-test` did not get its push accepted.
     #[error("the push was not delivered")]
     Undelivered,
-    /// `health` asked.
+    /// `health` found the gateway not ready.
     #[error(transparent)]
     Health(#[from] Unhealthy),
-    /// The machine gives no randomness.
-    #[error("no key could be made")]
+    /// The system's random number generator failed.
+    #[error("cannot generate a key: the system's random number generator failed")]
     NoKey,
 }
 
 impl RunError {
-    /// 2 for the configuration, 1 for all else.
+    /// 2 for a mistake in the configuration or on the command line, 1 for everything else.
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
             Self::Start(_) | Self::Usage(_) => ExitCode::from(2),
@@ -49,7 +49,7 @@ impl RunError {
         }
     }
 
-    /// What is wrong, with its causes, for standard error.
+    /// The error with its causes, for standard error.
     pub(crate) fn text(&self) -> String {
         Chain(self).to_string()
     }

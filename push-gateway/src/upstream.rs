@@ -1,4 +1,4 @@
-//! What all push services have in common: the clients that reach them, and how their answers are read.
+//! Shared by all push services: the HTTP clients that reach them, and how their answers are interpreted.
 
 use std::time::Duration;
 
@@ -15,33 +15,33 @@ use crate::{
     outcome::{Ended, Outcome},
 };
 
-/// Bytes of a provider's answer that are read: all of them say less.
+/// Limit on a provider's answer, in bytes; real ones are far shorter.
 const MAX_ANSWER: usize = 64 * 1024;
 
-/// What a homeserver is asked to wait while too many pushes are in flight to one address. Longer than any request's
-/// budget, so that the push is not tried again here, where it would keep its place.
+/// `retry_after` for homeservers while too many pushes are in flight to one address. Longer than any request's budget,
+/// so that the gateway does not retry the push itself and keep its in-flight slot meanwhile.
 pub(crate) const WAIT_WHERE_CROWDED: Duration = Duration::from_secs(30);
 
-/// The way to the push services, for all apps.
+/// What providers need to reach push services, shared by all apps.
 #[derive(Debug)]
 pub(crate) struct Upstream {
     pub(crate) outbound: Outbound,
-    /// For the services that the operator configured.
+    /// For services whose address the operator configured.
     pub(crate) services: HttpClient,
-    /// For addresses that strangers chose among those that an operator allows.
+    /// For addresses that strangers chose, within the operator's `allowed_endpoints`. Public addresses only.
     pub(crate) strangers: HttpClient,
     pub(crate) clock: Clock,
 }
 
 impl Upstream {
-    /// Two pools of connections for all apps.
+    /// Creates the two connection pools.
     pub(crate) fn new(outbound: Outbound, clock: Clock) -> Self {
         let (services, strangers) = (outbound.client(Reach::Anywhere), outbound.client(Reach::PublicOnly));
         Self { outbound, services, strangers, clock }
     }
 
-    /// A client for the push servers of one app. Where strangers choose them, pushes to one address have a share of
-    /// those that may be in flight: any number of names may lead there.
+    /// A client for the push servers of one app. Where strangers choose them freely, pushes to one address are limited
+    /// to a share of `max_in_flight`: any number of host names may resolve to it.
     pub(crate) fn push_servers(&self, allowed_endpoints: &[Glob], max_in_flight: usize) -> HttpClient {
         if allowed_endpoints.is_empty() {
             self.outbound.client_for_strangers(share(max_in_flight))
@@ -51,11 +51,11 @@ impl Upstream {
     }
 }
 
-/// One call of a push service.
+/// The result of one call to a push service.
 #[derive(Debug)]
 pub(crate) struct Attempt {
     pub(crate) outcome: Outcome,
-    /// What the service said, for people who want to see it; none when it said nothing.
+    /// The service's answer, for `send-test`. None if there was none.
     pub(crate) answer: Option<Response<Bytes>>,
 }
 
@@ -65,17 +65,17 @@ impl From<Outcome> for Attempt {
     }
 }
 
-/// What is good about an app's credentials, or what is not and what to change.
+/// What was verified about an app's credentials, or what is wrong and how to fix it.
 pub(crate) type Checked = Result<String, String>;
 
-/// What a service that gave no good answer means for its app's credentials.
+/// Explains why an app's credentials could not be verified, given what the service answered.
 pub(crate) fn unproven(outcome: Outcome) -> String {
     match outcome {
         Outcome::Refused(refusal) => refusal.why.into_owned(),
         Outcome::Busy { .. } => {
-            "the service was not reached or was busy, and the log says why: look at the network, at [outbound] (proxy, certificates, name servers) and at this app's addresses".to_owned()
+            "the service was unreachable or busy, and the log says why. Check the network, [outbound] (proxy, certificates, name servers) and this app's addresses".to_owned()
         }
-        Outcome::Delivered | Outcome::Gone => "the answer makes no sense: is `endpoint` right?".to_owned(),
+        Outcome::Delivered | Outcome::Gone => "unexpected answer; check `endpoint`".to_owned(),
     }
 }
 
@@ -84,24 +84,24 @@ pub(crate) fn limits(timeout: Duration) -> CallLimits {
     CallLimits { timeout, max_body: MAX_ANSWER }
 }
 
-/// A payload that cannot be made to fit.
+/// Refuses a push whose payload cannot be made to fit.
 pub(crate) fn too_large(limit: usize) -> Ended {
-    Outcome::refused_push(format!("the payload cannot be cut to {limit} bytes")).into()
+    Outcome::refused_push(format!("the payload cannot be shortened to {limit} bytes")).into()
 }
 
-/// A request that was put together from checked parts; should one of them still be impossible, it is one of the
-/// configuration: what strangers name is escaped, or checked for each push.
+/// Unwraps a request built from checked parts. If one is invalid after all, it comes from the configuration: whatever
+/// strangers name is escaped, or checked for each push.
 pub(crate) fn built(request: Result<Request<Bytes>, http::Error>) -> Result<Request<Bytes>, Ended> {
-    request.map_err(|_| Outcome::refused_app("the app's configuration makes no valid request").into())
+    request.map_err(|_| Outcome::refused_app("no valid request can be built from the app's configuration").into())
 }
 
-/// Whether an answer says "not now" and nothing about the push: it came too slowly (408), on the wrong connection
-/// (421), too early (425), as one of too many (429), or the service is in trouble.
+/// Whether a status means "not now" and says nothing about the push itself: request time-out (408), wrong connection
+/// (421), too early (425), too many requests (429), or a failure of the service (5xx).
 pub(crate) fn is_transient(status: StatusCode) -> bool {
     matches!(status.as_u16(), 408 | 421 | 425 | 429 | 500..=599)
 }
 
-/// Whether what is left of an attempt's time is enough for one more call: one that is cut short may be delivered
+/// Whether the rest of an attempt's time is enough for one more call: a call that is cut short may deliver the push
 /// although the homeserver is told otherwise.
 pub(crate) fn is_enough(left: Duration, whole: Duration) -> bool {
     left >= whole / 4
@@ -113,9 +113,9 @@ mod tests {
     use crate::outcome::Fault;
 
     #[test]
-    fn a_request_that_cannot_be_made_is_the_configurations_fault() {
+    fn a_request_that_cannot_be_built_is_the_apps_fault() {
         let request = Request::builder().uri("https://b\u{fc}cher.example").body(Bytes::new());
-        let Err(Ended::With(Outcome::Refused(refusal))) = built(request) else { panic!("it cannot be made") };
+        let Err(Ended::With(Outcome::Refused(refusal))) = built(request) else { panic!("it cannot be built") };
         assert_eq!(refusal.fault, Fault::App);
     }
 

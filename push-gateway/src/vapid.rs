@@ -1,4 +1,4 @@
-//! Who is calling: a signed statement for each push service, reused for hours.
+//! Identifies the gateway to push services: a signed token for each service, reused for hours.
 //!
 //! Source: RFC 8292, "Voluntary Application Server Identification (VAPID) for Web Push".
 
@@ -12,21 +12,21 @@ use waypost_shared::clock::Clock;
 
 use crate::jwt::Es256Key;
 
-/// A statement is good for this long, in seconds; the RFC allows a day.
+/// Lifetime of a token, in seconds; the RFC allows at most a day.
 const LIFE_SECS: i64 = 12 * 60 * 60;
-/// It is used for this long, in milliseconds, so that clocks may differ.
+/// A token is reused for this long, in milliseconds; the rest of its lifetime allows for clock skew.
 const REUSED_MS: i64 = 6 * 60 * 60 * 1000;
-/// Strangers choose the services, so the number of remembered ones is bounded.
+/// Limit on cached tokens: strangers choose the services.
 const MOST_ORIGINS: usize = 1000;
 
-/// The statements of one app.
+/// The VAPID key of one app, and the tokens signed with it.
 #[derive(Debug)]
 pub(crate) struct Vapid {
     key: Es256Key,
     public_key: String,
     contact: String,
     clock: Clock,
-    /// By origin: the header's value, and when it was signed.
+    /// By origin: the header value, and when it was signed in milliseconds since the epoch.
     signed: Mutex<HashMap<String, (HeaderValue, i64)>>,
 }
 
@@ -36,15 +36,15 @@ impl Vapid {
         Self { key, public_key, contact, clock, signed: Mutex::default() }
     }
 
-    /// Signs a statement for nobody: whether it is the key that apps subscribed with, only they know.
+    /// Signs a token for a made-up service. Whether this is the key that clients subscribed with, only they know.
     pub(crate) fn check(&self) -> Result<String, String> {
         match self.authorization("https://push.example") {
-            Ok(_) => Ok(format!("the VAPID key signs; its public half is {}", self.public_key)),
-            Err(_) => Err("the VAPID key cannot sign: make another one with the command `vapid`".to_owned()),
+            Ok(_) => Ok(format!("the VAPID key works; its public half is {}", self.public_key)),
+            Err(_) => Err("the VAPID key cannot sign; generate a new one with the command `vapid`".to_owned()),
         }
     }
 
-    /// The value of `Authorization` for a push service.
+    /// The `Authorization` header for the push service at `origin`.
     pub(crate) fn authorization(&self, origin: &str) -> Result<HeaderValue, Unspecified> {
         let now_ms = self.clock.now_ms();
         let is_fresh = |signed_ms: i64| (signed_ms..signed_ms + REUSED_MS).contains(&now_ms);
@@ -80,7 +80,7 @@ mod tests {
     use crate::jwt::tests::p8;
 
     #[test]
-    fn each_service_has_a_statement_that_is_reused_for_six_hours() {
+    fn each_service_has_a_token_that_is_reused_for_six_hours() {
         let clock = Clock::manual(1_700_000_000_000);
         let key = Es256Key::from_pem(&p8()).unwrap();
         let vapid = Vapid::new(key, "mailto:ops@example.com".to_owned(), clock.clone());

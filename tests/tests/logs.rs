@@ -57,7 +57,9 @@ fn message(arguments: &str) -> String {
 fn events() -> Vec<Event> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
     let mut events = Vec::new();
-    for file in ["shared", "identity", "push-gateway"].iter().flat_map(|package| sources(&root.join(package).join("src"))) {
+    for file in
+        ["shared", "identity", "push-gateway"].iter().flat_map(|package| sources(&root.join(package).join("src")))
+    {
         let source = fs::read_to_string(&file).unwrap();
         for level in ["error", "warn", "info"] {
             for call in source.split(&format!("tracing::{level}!(")).skip(1) {

@@ -98,7 +98,7 @@ async fn the_gateway_shows_each_app_and_what_its_push_service_last_did() {
     assert_eq!(of_android().await, (json!("fcm"), json!("up"), json!("FCM")));
     gateway.fcm.script().always("busy-phone", Answer::empty(503));
     assert_eq!(gateway.notify(&event("$2", &[android("busy-phone")])).await.status, 503);
-    assert_eq!(of_android().await, (json!("fcm"), json!("down"), json!("FCM: busy or away")));
+    assert_eq!(of_android().await, (json!("fcm"), json!("down"), json!("FCM: busy or unreachable")));
     let text = Api::new(&gateway.server.operations).get("/status", None).await.text;
     assert!(!text.contains("busy-phone"), "a pushkey is on the status page");
 }

@@ -77,7 +77,7 @@ def test_the_gateways_page_shows_its_apps_and_runs_nothing_of_their_names(gatewa
 
     for app_id in HOSTILE:
         assert page["text"].count(app_id) >= 2, f"{app_id} is to be seen among the dependencies and the pushes"
-    assert "A dependency is down" in page["text"] and "FCM: busy or away" in page["text"]
+    assert "A dependency is down" in page["text"] and "FCM: busy or unreachable" in page["text"]
     assert page["title"] == "Ready, with trouble · Waypost push gateway"
     assert page["heading"] == "Waypost push gateway"
     assert (page["scripts"], page["links"]) == (1, [f"{address(gateway)}{path}" for path in ("status", "metrics")])

@@ -1,4 +1,4 @@
-//! `doctor`: does each app's push service take its credentials?
+//! `doctor`: checks whether each app's push service accepts its credentials.
 
 use futures_util::future::join_all;
 use waypost_shared::{
@@ -12,11 +12,11 @@ use crate::{
     run_error::RunError,
 };
 
-/// Checks all apps at once and prints what was found, a line for each.
+/// Checks all apps concurrently and prints one line per finding.
 pub(super) async fn run(app: &App, clock: &Clock) -> Result<(), RunError> {
     let entries = app.entries();
     if entries.is_empty() {
-        println!("There are no apps: add an [[apps]] entry for each app that is to be pushed to.");
+        println!("There are no apps: add an [[apps]] entry for each app to push to.");
     }
     let checks = entries.iter().map(|entry| examine(app, entry, clock.now_ms()));
     let mut report = Report::default();
@@ -48,10 +48,10 @@ fn certificate(standing: Standing) -> Finding {
                 .to_owned(),
         ),
         Standing::Expired => {
-            Finding::Bad("certificate_file has expired: renew it at Apple, or use a key (key_file)".to_owned())
+            Finding::Bad("certificate_file has expired: renew it with Apple, or use a key (key_file)".to_owned())
         }
         Standing::ExpiresSoon { days } => {
-            Finding::Soon(format!("certificate_file is good for {days} days: renew it at Apple"))
+            Finding::Soon(format!("certificate_file is good for {days} days: renew it with Apple"))
         }
         Standing::Valid { days } => Finding::Good(format!("certificate_file is good for {days} days")),
     }
@@ -62,15 +62,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_certificate_is_good_only_in_its_time_and_called_for_before_its_end() {
+    fn a_certificate_is_good_while_valid_and_flagged_before_it_expires() {
         for (standing, expected) in [
             (
                 Standing::NotYetValid,
                 "BAD   a: certificate_file is not valid yet: check its notBefore (openssl x509 -noout -dates) and \
                  this machine's clock",
             ),
-            (Standing::Expired, "BAD   a: certificate_file has expired: renew it at Apple, or use a key (key_file)"),
-            (Standing::ExpiresSoon { days: 29 }, "soon  a: certificate_file is good for 29 days: renew it at Apple"),
+            (Standing::Expired, "BAD   a: certificate_file has expired: renew it with Apple, or use a key (key_file)"),
+            (Standing::ExpiresSoon { days: 29 }, "soon  a: certificate_file is good for 29 days: renew it with Apple"),
             (Standing::Valid { days: 30 }, "good  a: certificate_file is good for 30 days"),
         ] {
             assert_eq!(certificate(standing).line("a"), expected);

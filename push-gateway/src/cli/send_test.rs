@@ -1,4 +1,4 @@
-//! `send-test`: one push, what was sent, what came back, and what it means.
+//! `send-test`: sends one push and shows the request, the answer and what it means.
 
 use bytes::Bytes;
 use clap::Args;
@@ -16,13 +16,13 @@ use crate::{
     upstream::Attempt,
 };
 
-/// Whom to send to.
+/// The device to send to.
 #[derive(Debug, Args)]
 pub(super) struct Options {
     /// The `app_id` of the device's pusher.
     #[arg(long, value_name = "ID")]
     app: String,
-    /// The device's pushkey. It is shown shortened.
+    /// The device's pushkey. The output shows it shortened.
     #[arg(long, value_name = "KEY", allow_hyphen_values = true)]
     pushkey: String,
     /// The pusher's `data`, such as {"endpoint":"https://…","auth":"…"} for web push.
@@ -30,14 +30,14 @@ pub(super) struct Options {
     data: Option<String>,
 }
 
-/// Sends, and prints.
+/// Sends the push and prints the exchange.
 pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
     let entry = app
         .entry(&options.app)
         .ok_or_else(|| RunError::Usage(format!("no entry of `apps` matches --app {}", options.app)))?;
     let notification = notification(app, options)?;
     let [device] = notification.devices.as_slice() else {
-        return Err(RunError::Usage("--pushkey names no device".to_owned()));
+        return Err(RunError::Usage("--pushkey does not name a device".to_owned()));
     };
     if let Some(fault) = &device.fault {
         return Err(RunError::Usage(format!("--data or --pushkey: {fault}")));
@@ -51,7 +51,7 @@ pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
                 entry.provider.attempt(&request, device, app.config.attempt_timeout()).await;
             match answer {
                 Some(answer) => println!("{}", hidden.shorten(&received(&answer))),
-                None => println!("<  nothing came back; a line of the log says why"),
+                None => println!("<  no answer; see the log for the reason"),
             }
             outcome
         }
@@ -60,7 +60,7 @@ pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
             outcome
         }
         Err(Ended::Dropped | Ended::Suppressed) => {
-            println!(">  nothing was sent: this app gets other events only (an app for calls gets calls)");
+            println!(">  nothing was sent: this app only gets other events (an app for calls only gets calls)");
             return Err(RunError::Undelivered);
         }
     };
@@ -68,12 +68,12 @@ pub(super) async fn run(app: &App, options: &Options) -> Result<(), RunError> {
     if outcome == Outcome::Delivered { Ok(()) } else { Err(RunError::Undelivered) }
 }
 
-/// A message that people recognise, with the event id that is never taken for a repetition.
+/// A recognisable message, with the event id that is never deduplicated.
 fn notification(app: &App, options: &Options) -> Result<Notification, RunError> {
     let data: Value = match &options.data {
         None => Value::Null,
         Some(text) => {
-            serde_json::from_str(text).map_err(|error| RunError::Usage(format!("--data is no JSON: {error}")))?
+            serde_json::from_str(text).map_err(|error| RunError::Usage(format!("--data is not valid JSON: {error}")))?
         }
     };
     let body = json!({"notification": {
@@ -101,7 +101,7 @@ fn received(answer: &Response<Bytes>) -> String {
     [head, headers('<', answer.headers()), body('<', answer.body())].concat()
 }
 
-/// A line for each header. Those that prove who is calling are named only.
+/// One line per header. Values of headers that authenticate the gateway are hidden.
 fn headers(mark: char, headers: &HeaderMap) -> String {
     let line = |(name, value): (&http::HeaderName, &http::HeaderValue)| match value.to_str() {
         Ok(value_text) if !value.is_sensitive() => format!("\n{mark}  {name}: {value_text}"),
@@ -121,25 +121,25 @@ fn body(mark: char, body: &Bytes) -> String {
 fn meaning(outcome: &Outcome) -> String {
     match outcome {
         Outcome::Delivered => {
-            "Delivered: the push service took it. If the device shows nothing, look at the app and its settings.".to_owned()
+            "Delivered: the push service accepted it. If the device shows nothing, check the app and its settings.".to_owned()
         }
         Outcome::Gone => {
-            "Gone: the pushkey is dead. A homeserver would be told so and delete the pusher; the app has to make a new one.".to_owned()
+            "Gone: the pushkey is dead. The homeserver would be told and delete the pusher; the app has to register a new one.".to_owned()
         }
         Outcome::Busy { retry_after: Some(wait) } => {
-            format!("Busy: the push service asks for {} s of patience. A homeserver would be asked to come again.", wait.as_secs())
+            format!("Busy: the push service asks for {} s of patience. The homeserver would be asked to retry.", wait.as_secs())
         }
         Outcome::Busy { retry_after: None } => {
-            "Busy: the push service is in trouble or was not reached. A homeserver would be asked to come again.".to_owned()
+            "Busy: the push service failed or was unreachable. The homeserver would be asked to retry.".to_owned()
         }
         Outcome::Refused(refusal) => match refusal.fault {
-            Fault::Push => format!("Refused, for what this push is: {}.", refusal.why),
-            Fault::App => format!("Refused, for how the app is configured: {}.", refusal.why),
+            Fault::Push => format!("Refused because of this push: {}.", refusal.why),
+            Fault::App => format!("Refused because of the app's configuration: {}.", refusal.why),
         },
     }
 }
 
-/// Texts that tell who the device is, and what is shown in their place.
+/// Texts that identify the device, each with its replacement in the output.
 struct Hidden(Vec<(String, String)>);
 
 impl Hidden {
@@ -167,7 +167,7 @@ impl Hidden {
     }
 }
 
-/// Enough to recognise a pushkey by.
+/// A prefix, enough to recognise a pushkey by.
 fn beginning(key: &str) -> String {
     let shown = (key.chars().count() / 4).min(8);
     key.chars().take(shown).chain(['…']).collect()
@@ -180,7 +180,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_device_is_recognised_by_the_beginning_of_its_key_only() {
+    fn only_a_prefix_of_the_pushkey_is_shown() {
         let device = Device {
             app_id: "a".to_owned(),
             pushkey: "AB".repeat(32).into(),

@@ -1,4 +1,4 @@
-//! `waypost-push-gateway serve`.
+//! `serve`: runs the gateway.
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -25,7 +25,7 @@ use crate::{
 /// The service's name on the status page and in traces.
 const NAME: &str = "waypost-push-gateway";
 
-/// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
+/// Serves until SIGTERM or SIGINT. `path` is the file that `config` was read from, if any.
 pub(super) async fn run(
     config: &Config,
     app: Arc<App>,

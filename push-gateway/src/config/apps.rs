@@ -1,4 +1,4 @@
-//! The entries of `[[apps]]`: what all apps have, and a table for each push service.
+//! The entries of `[[apps]]`: keys common to all apps, and a table for each push service.
 
 pub(super) mod ambiguous;
 pub(super) mod credentials;
@@ -11,15 +11,15 @@ use serde_json::{Map, Value};
 
 use crate::glob::Glob;
 
-/// An entry of `[[apps]]`. Exactly one of its tables is there, which the types cannot tell.
+/// An entry of `[[apps]]`. Validation makes sure that exactly one of its tables is present.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct AppConfig {
-    /// An `app_id`, or a pattern of several. Needed.
+    /// An `app_id`, or a pattern for several. Required.
     pub(crate) id: String,
     /// What the push service may see. Default `ids_only`.
     pub(crate) content: Content,
-    /// Pushes that are under way at the same time. Default 1000.
+    /// In-flight cap. Default 1000.
     pub(crate) max_in_flight: usize,
     pub(crate) apns: Option<ApnsConfig>,
     pub(crate) fcm: Option<FcmConfig>,
@@ -32,8 +32,8 @@ impl Default for AppConfig {
         Self {
             id: String::new(),
             content: Content::IdsOnly,
-            // A provider that answers in 50 ms takes 20,000 a second of these; and they are a quarter of the
-            // connections that homeservers may have open by default.
+            // Enough for 20,000 pushes per second to a provider that answers in 50 ms, and a quarter of the connections
+            // that homeservers may have open by default.
             max_in_flight: 1000,
             apns: None,
             fcm: None,
@@ -47,27 +47,27 @@ impl Default for AppConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ApnsConfig {
-    /// The app's bundle id. Needed.
+    /// The app's bundle id. Required.
     pub(crate) topic: String,
-    /// Which of Apple's services the app's tokens belong to. Default production.
+    /// The APNs environment of the app's device tokens. Default production.
     pub(crate) environment: Environment,
-    /// Another address than that of `environment`. Default empty.
+    /// Overrides the address of `environment`. Default empty.
     pub(crate) endpoint: String,
-    /// A signing key of the team. This with its ids, or a certificate.
+    /// A signing key of the team. Either this with both ids, or a certificate.
     pub(crate) key_file: Option<PathBuf>,
     pub(crate) key_id: String,
     pub(crate) team_id: String,
-    /// A certificate for the app.
+    /// A client certificate for the app.
     pub(crate) certificate_file: Option<PathBuf>,
-    /// Its key. Default: it is in `certificate_file` too.
+    /// The certificate's key. Default: it is in `certificate_file` too.
     pub(crate) certificate_key_file: Option<PathBuf>,
     /// Whether pushkeys are base64 of the device token. Default true.
     pub(crate) convert_device_token_to_hex: bool,
-    /// Whether the number on the app's icon is set. Default true.
+    /// Whether pushes set the badge on the app's icon. Default true.
     pub(crate) send_badge_counts: bool,
     /// Default `alert`, and `voip` for calls.
     pub(crate) push_type: Option<PushType>,
-    /// Whether a new push replaces the one before of the same room. Default false.
+    /// Whether a push replaces the previous one from the same room. Default false.
     pub(crate) collapse: bool,
 }
 
@@ -91,7 +91,7 @@ impl Default for ApnsConfig {
 }
 
 impl ApnsConfig {
-    /// Whether the topic, or the app of this id, is one for calls: PushKit wants `.voip` at the end.
+    /// Whether the app with this id is for calls: PushKit topics end in `.voip`.
     pub(super) fn is_for_calls(&self, id: &str) -> bool {
         match self.push_type {
             Some(push_type) => push_type == PushType::Voip,
@@ -99,7 +99,7 @@ impl ApnsConfig {
         }
     }
 
-    /// The configured type, or the one that the topic wants.
+    /// The configured push type, else the one implied by the topic.
     pub(crate) fn push_type(&self) -> PushType {
         let default = if self.topic.ends_with(".voip") { PushType::Voip } else { PushType::Alert };
         self.push_type.unwrap_or(default)
@@ -110,21 +110,21 @@ impl ApnsConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FcmConfig {
-    /// The id of the Firebase project. Needed.
+    /// The id of the Firebase project. Required.
     pub(crate) project_id: String,
-    /// The key file of a service account. This, or `workload_identity`.
+    /// The key file of a service account. Either this or `workload_identity`.
     pub(crate) service_account_file: Option<PathBuf>,
-    /// Whether the identity of the Google machine that this runs on is used. Default false.
+    /// Whether to use the identity of the Google Cloud machine that this runs on. Default false.
     pub(crate) workload_identity: bool,
-    /// Another address than Google's. Default empty.
+    /// Overrides FCM's address. Default empty.
     pub(crate) endpoint: String,
-    /// Another address for tokens of the service account than the one in its file. Default empty.
+    /// Overrides the token address in the service account's file. Default empty.
     pub(crate) token_uri: String,
-    /// Another address for tokens of the machine than Google's. Default empty.
+    /// Overrides the metadata server's token address. Default empty.
     pub(crate) metadata_uri: String,
-    /// How the app reads its messages. Default `sygnal`.
+    /// The message format that the app expects. Default `sygnal`.
     pub(crate) profile: FcmProfile,
-    /// What each message holds besides. Default nothing.
+    /// Extra fields for every message. Default none.
     pub(crate) options: Map<String, Value>,
 }
 
@@ -143,25 +143,25 @@ impl Default for FcmConfig {
     }
 }
 
-/// The tables `[apps.webpush]`, for services that browsers choose, and `[apps.unifiedpush]`, for servers that people
-/// choose.
+/// The tables `[apps.webpush]` (the browser chooses the push service) and `[apps.unifiedpush]` (the user chooses the
+/// server).
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct WebPushConfig {
-    /// The key that messages are signed with. Needed for web push; UnifiedPush may do without both.
+    /// The VAPID key. Required for web push, with `vapid_contact`; UnifiedPush may omit both.
     pub(crate) vapid_key_file: Option<PathBuf>,
-    /// A mail address or https URL to ask about them.
+    /// A mail address or https URL where push services reach the operator.
     pub(crate) vapid_contact: String,
-    /// Hosts that may be pushed to; empty for all. Default empty.
+    /// Patterns of hosts that may be pushed to; empty allows all. Default empty.
     #[serde(deserialize_with = "hosts")]
     pub(crate) allowed_endpoints: Vec<Glob>,
-    /// Seconds that a message is kept for a device that is away. Default 900 for web push, and a day for UnifiedPush.
+    /// Seconds to keep a message for a device that is offline. Default 900 for web push, and a day for UnifiedPush.
     pub(crate) ttl_secs: Option<u64>,
-    /// Whether updates of counts alone are left out. Default false.
+    /// Whether to skip updates of counts alone. Default false.
     pub(crate) events_only: bool,
 }
 
-/// Patterns of hosts, as URLs have them: in lower case, without the dot that may end a name.
+/// Normalizes host patterns the way URLs are: lower case, no trailing dot.
 fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Glob>, D::Error> {
     let hosts = Vec::<String>::deserialize(deserializer)?;
     let glob = |host: String| {
@@ -177,38 +177,38 @@ fn hosts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Glob>, D::Err
 pub(crate) enum Content {
     /// Ids and counts; the app fetches the event itself.
     IdsOnly,
-    /// All that the homeserver sent.
+    /// Everything that the homeserver sent.
     Full,
 }
 
-/// Which of Apple's services a device's token belongs to.
+/// The APNs environment of a device token.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Environment {
-    /// Apps from the store and TestFlight.
+    /// Apps from the App Store and TestFlight.
     Production,
-    /// Apps that were installed from Xcode.
+    /// Apps installed from Xcode.
     Sandbox,
 }
 
-/// The values of `apns-push-type` that make sense here.
+/// The supported values of `apns-push-type`.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum PushType {
     /// Shown to the user.
     Alert,
-    /// Wakes the app in silence.
+    /// Wakes the app silently.
     Background,
     /// Rings.
     Voip,
 }
 
-/// How an FCM app reads its messages.
+/// The message format that an FCM app expects.
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum FcmProfile {
-    /// As Sygnal sends them, for Element and most others.
+    /// Sygnal's format, for Element and most other apps.
     Sygnal,
-    /// As hedwig sends them: counts and devices as JSON, and what iOS shows.
+    /// Hedwig's format: counts and devices as JSON, and an alert for iOS.
     FluffyChat,
 }

@@ -1,4 +1,4 @@
-//! The sections `[limits]` and `[hold]`: how much is too much, and what is too bad to be true.
+//! The sections `[limits]` and `[hold]`: rate limits, and when rejections are held.
 
 use serde::Deserialize;
 use waypost_shared::{
@@ -6,15 +6,15 @@ use waypost_shared::{
     http::rate_limit::Rate,
 };
 
-/// The section `[limits]`: what is answered 429 before any work. Counted in this process.
+/// The section `[limits]`: rate limits, answered 429 before any work is done. Counted per process.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
-    /// Requests from one source address. Default 20000, then one in 0.0002 seconds.
+    /// Requests from one source address. Default: a burst of 20000, then one every 0.0002 seconds.
     pub(crate) per_source: Rate,
-    /// Pushes for one entry of `apps`. Default 20000, then one in 0.0002 seconds.
+    /// Pushes for one entry of `apps`. Default: a burst of 20000, then one every 0.0002 seconds.
     pub(crate) per_app: Rate,
-    /// Pushes for one pushkey. Default 300, then one in 0.2 seconds.
+    /// Pushes for one pushkey. Default: a burst of 300, then one every 0.2 seconds.
     pub(crate) per_pushkey: Rate,
 }
 
@@ -29,7 +29,7 @@ impl Default for LimitsConfig {
 }
 
 impl LimitsConfig {
-    /// What the types cannot tell.
+    /// Mistakes that the types cannot rule out.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let Self { per_source, per_app, per_pushkey } = self;
         let rates = [("per_source", per_source), ("per_app", per_app), ("per_pushkey", per_pushkey)];
@@ -38,17 +38,17 @@ impl LimitsConfig {
     }
 }
 
-/// The section `[hold]`: when so many pushkeys of an app turn dead at once that none of them is rejected for now.
+/// The section `[hold]`: when rejections are held because too many of an app's pushkeys are reported dead at once.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HoldConfig {
-    /// So many different pushkeys of one app must be called dead within the window; 0 is never. Default 50.
+    /// Distinct pushkeys of one app that must be reported dead within the window; 0 disables holds. Default 50.
     pub(crate) min_gone: usize,
-    /// And more than this share of the pushkeys that were pushed to, in percent. Default 50.
+    /// The share of all pushkeys with an answer that the dead must exceed as well, in percent. Default 50.
     pub(crate) share_percent: usize,
-    /// Seconds of the window. Default 600.
+    /// Length of the window in seconds. Default 600.
     pub(crate) window_secs: u64,
-    /// Seconds until dead pushkeys are believed although the share has not fallen. Default 21600 (six hours).
+    /// Seconds until a hold ends although the share has not fallen. Default 21600 (six hours).
     pub(crate) hold_secs: u64,
 }
 
@@ -58,13 +58,13 @@ impl Default for HoldConfig {
     }
 }
 
-/// Pushkeys of one app that a window remembers at the most.
+/// Most answers that the window of one app holds.
 pub(crate) const MOST_IN_WINDOW: usize = 10_000;
-/// A window and a hold of more than a month are mistakes.
+/// Upper bound of a window or hold, in seconds: more than a month is surely a mistake.
 const LONGEST_SECS: u64 = 31 * 24 * 60 * 60;
 
 impl HoldConfig {
-    /// What the types cannot tell.
+    /// Mistakes that the types cannot rule out.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         let mut must = |holds: bool, key: &str, problem: String| {

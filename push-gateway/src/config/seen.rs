@@ -1,4 +1,4 @@
-//! The section `[seen]`: what is remembered of past pushes, and where.
+//! The section `[seen]`: what is remembered about past pushes, and where.
 
 use std::path::PathBuf;
 
@@ -10,24 +10,24 @@ use waypost_shared::config::{
 
 use crate::redis::Address;
 
-/// Bytes of a secret that nobody guesses.
+/// The least length of the secret in bytes, so that nobody guesses it.
 const LEAST_SECRET: usize = 16;
 
-/// What is remembered of past pushes: in memory, and where replicas share it in Redis or Valkey.
+/// The section `[seen]`. State is kept in memory and, where replicas share it, in Redis or Valkey.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SeenConfig {
-    /// Seconds that a delivered event is remembered, so that no device gets it twice. Default 7200.
+    /// Seconds to remember a delivered event, so that no device gets it twice. Default 7200.
     pub(crate) delivered_ttl_secs: u64,
-    /// Seconds that a dead pushkey is remembered, so that its provider is not asked again. Default 3600.
+    /// Seconds to remember a dead pushkey, so that its provider is not asked again. Default 3600.
     pub(crate) dead_ttl_secs: u64,
-    /// Entries of each kind at the most; the oldest make room. Default 200000.
+    /// Most entries of each kind; the oldest are evicted. Default 200000.
     pub(crate) max_entries: usize,
-    /// Where replicas share what they remember, `redis://`, `redis+sentinel://` or `redis+cluster://`. Default nowhere.
+    /// The Redis that replicas share, as `redis://`, `redis+sentinel://` or `redis+cluster://`. Default none.
     pub(crate) redis_url: Option<SecretString>,
     /// A file that holds the URL.
     pub(crate) redis_url_file: Option<PathBuf>,
-    /// What the keys in Redis are hashed with, the same in all replicas.
+    /// The secret for hashing the keys in Redis; must be the same in all replicas.
     pub(crate) secret: Option<SecretString>,
     /// A file that holds the secret.
     pub(crate) secret_file: Option<PathBuf>,
@@ -47,7 +47,7 @@ impl Default for SeenConfig {
     }
 }
 
-/// Where replicas share what they remember.
+/// The Redis that replicas share, and the secret for hashing its keys.
 #[derive(Clone, Debug)]
 pub(crate) struct ReplicasConfig {
     pub(crate) address: Address,
@@ -55,7 +55,7 @@ pub(crate) struct ReplicasConfig {
 }
 
 impl SeenConfig {
-    /// Reads what replicas share; none is memory alone.
+    /// Resolves the settings for sharing; None means memory only.
     pub(crate) fn replicas(&self, source: &Source) -> Result<Option<ReplicasConfig>, ConfigError> {
         let read = |key: &str, inline: &Option<SecretString>, file: &Option<PathBuf>| {
             secret::inline_or_file(inline.as_ref(), file.as_deref())
@@ -65,12 +65,13 @@ impl SeenConfig {
         let secret = read("secret", &self.secret, &self.secret_file)?;
         let Some(url) = url else { return Ok(None) };
         let address = Address::parse(url.expose_secret()).ok_or_else(|| {
-            // Without the value, which may hold a password.
-            let problem = "must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…, or with rediss for TLS";
+            // The value is left out: it may hold a password.
+            let problem = "must be a URL such as redis://user:password@redis.example.com:6379/0, redis+sentinel://… or redis+cluster://…; use rediss for TLS";
             source.error("seen.redis_url", problem)
         })?;
         let Some(secret) = secret else {
-            let problem = "is missing; set it to a secret that all replicas have, such as of `openssl rand -hex 32`";
+            let problem =
+                "is missing; set it to a secret that all replicas share, such as the output of `openssl rand -hex 32`";
             return Err(source.error("seen.secret", problem));
         };
         if secret.expose_secret().len() < LEAST_SECRET {

@@ -1,18 +1,18 @@
-//! What is remembered for a while: bounded in time and in number.
+//! A map bounded in time and size.
 
 use std::{
     collections::{HashMap, VecDeque},
     hash::Hash,
 };
 
-/// A map whose entries expire after a fixed time, and whose oldest make room for new ones.
+/// A map whose entries expire after a fixed time, and whose oldest entries are evicted when it is full.
 #[derive(Debug)]
 pub(super) struct Expiring<K, V> {
     ttl_ms: i64,
     max_entries: usize,
-    /// With the time of expiry.
+    /// With the time of expiry, in milliseconds since the epoch.
     entries: HashMap<K, (i64, V)>,
-    /// All insertions by age; those that were removed or replaced since are skipped.
+    /// All insertions by age. Entries removed or replaced since are skipped when they expire.
     ages: VecDeque<(i64, K)>,
 }
 
@@ -35,7 +35,7 @@ impl<K: Copy + Eq + Hash, V> Expiring<K, V> {
                 break;
             }
             self.ages.pop_front();
-            // An entry that was put again lives on under its later insertion.
+            // An entry that was inserted again lives on under its later insertion.
             if self.entries.get(&oldest).is_some_and(|(expires_ms, _)| *expires_ms == oldest_ms) {
                 self.entries.remove(&oldest);
             }

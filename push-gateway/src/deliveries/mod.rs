@@ -1,8 +1,8 @@
-//! What was delivered and what is dead: so that no device gets an event twice (docs/compatibility.md, P8) and no
+//! Remembers deliveries and dead pushkeys, so that no device gets an event twice (docs/compatibility.md, P8) and no
 //! provider is asked about a dead pushkey again (P9). In memory and, where replicas share it, in Redis or Valkey.
 //!
-//! Entries are keyed hashes, so that a copy of the memory, or of Redis, reveals no ids. Redis has the last word while
-//! it is reachable; otherwise each replica goes by what it remembers itself.
+//! Entries are keyed hashes, so that a copy of the memory, or of Redis, reveals no ids. Redis is authoritative while it
+//! is reachable; otherwise each replica relies on its own memory.
 
 mod expiring;
 mod replicas;
@@ -28,10 +28,10 @@ use self::{
 };
 use crate::{config::SeenConfig, outcome::Outcome, pushkey::PushKey};
 
-/// How often a push that another replica is sending is looked at.
+/// How often to poll the state of a push that another replica is sending.
 const LOOK_AGAIN: Duration = Duration::from_millis(200);
 
-/// A keyed hash of the texts that make an entry.
+/// A keyed hash that identifies an entry.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub(crate) struct Fingerprint([u8; 16]);
 
@@ -51,13 +51,13 @@ pub(crate) struct Target<'d> {
 }
 
 impl Target<'_> {
-    /// Tells two destinations apart without naming them.
+    /// Identifies the destination without revealing it.
     pub(crate) fn fingerprint(self) -> Fingerprint {
         self.fingerprint
     }
 }
 
-/// The memory of past pushes.
+/// The record of past deliveries and dead pushkeys.
 #[derive(Debug)]
 pub(crate) struct Deliveries {
     key: hmac::Key,
@@ -69,39 +69,39 @@ pub(crate) struct Deliveries {
 #[derive(Debug)]
 struct State {
     delivered: Expiring<Fingerprint, ()>,
-    /// With the time at which the pushkey was found dead.
+    /// With the time at which the pushkey was found dead, in milliseconds since the epoch.
     dead: Expiring<Fingerprint, i64>,
-    /// Pushes that are being sent right now; who wants to send the same waits for their outcome.
+    /// Pushes in flight; other requests for the same push wait for the outcome.
     under_way: HashMap<Fingerprint, watch::Receiver<Option<Outcome>>>,
 }
 
-/// What to do with a push.
+/// How to proceed with a push.
 #[derive(Debug)]
 pub(crate) enum Begun {
-    /// It is nobody else's: send it, and say how it went.
+    /// The caller sends it, and reports the outcome to the ticket.
     Send(Ticket),
-    /// It is being sent by another request, whose outcome is this one's too.
+    /// Another request is sending it; wait for its outcome.
     Wait(watch::Receiver<Option<Outcome>>),
-    /// Another replica is sending it, and did not end in time.
+    /// Another replica was still sending it at the deadline.
     Elsewhere,
-    /// It was delivered before.
+    /// Already delivered.
     Delivered,
 }
 
-/// The right to send one push, until it is finished or dropped.
+/// The exclusive right to send one push, until finished or dropped.
 #[derive(Debug)]
 pub(crate) struct Ticket {
     deliveries: Arc<Deliveries>,
     fingerprint: Fingerprint,
     outcome: watch::Sender<Option<Outcome>>,
-    /// The same right among replicas.
+    /// The right among replicas; None if Redis is unreachable or not used.
     lease: Option<Lease>,
-    /// Whether another replica had that right before.
+    /// Whether another replica held the lease while this one waited.
     was_elsewhere: bool,
 }
 
 impl Deliveries {
-    /// An empty memory. Replicas that share theirs hash with the same secret.
+    /// Starts empty. Replicas that share state have to hash with the same secret.
     pub(crate) fn new(config: &SeenConfig, clock: Clock, shared: Option<(Replicas, SecretString)>) -> Self {
         let state = State {
             delivered: Expiring::new(config.delivered_ttl_secs, config.max_entries),
@@ -117,14 +117,14 @@ impl Deliveries {
         Self { key, clock, state: Mutex::new(state), replicas }
     }
 
-    /// Connects to what replicas share, if they do.
+    /// Connects to Redis, if replicas share state.
     pub(crate) fn connect(&self) {
         if let Some(replicas) = &self.replicas {
             replicas.connect();
         }
     }
 
-    /// From now on no sending takes longer than `budget`: where replicas share their memory, none takes over a push that
+    /// Sets the longest time that sending may take. Leases outlive it, so that no replica takes over a push that
     /// another one may still be sending.
     pub(crate) fn set_budget(&self, budget: Duration) {
         if let Some(replicas) = &self.replicas {
@@ -132,13 +132,13 @@ impl Deliveries {
         }
     }
 
-    /// The destination of a push. `endpoint` is what the service goes by beside the pushkey; empty where that is all.
+    /// The destination of a push. `endpoint` is what the service needs besides the pushkey; empty if nothing.
     pub(crate) fn target<'d>(&self, app_id: &'d str, pushkey: &'d PushKey, endpoint: &'d str) -> Target<'d> {
         let fingerprint = self.fingerprint(&[app_id, pushkey.expose(), endpoint]);
         Target { app_id, pushkey, endpoint, fingerprint }
     }
 
-    /// Asks to send an event to a device. Where another replica is sending it, this waits until `deadline`.
+    /// Requests to send an event to a device. If another replica is sending it, waits until `deadline`.
     pub(crate) async fn begin(self: &Arc<Self>, event_id: &str, target: Target<'_>, deadline: Instant) -> Begun {
         let Target { app_id, pushkey, endpoint, .. } = target;
         let fingerprint = self.fingerprint(&[event_id, app_id, pushkey.expose(), endpoint]);
@@ -162,7 +162,7 @@ impl Deliveries {
         Begun::Send(Ticket { deliveries: self.clone(), fingerprint, outcome, lease: None, was_elsewhere: false })
     }
 
-    /// Remembers that the provider called a pushkey dead.
+    /// Remembers that the provider reported a pushkey dead.
     pub(crate) async fn found_dead(&self, target: Target<'_>) {
         let now_ms = self.clock.now_ms();
         self.state.lock().dead.insert(target.fingerprint, now_ms, now_ms);
@@ -171,13 +171,13 @@ impl Deliveries {
         }
     }
 
-    /// Forgets that the pushkey was dead, for the provider took a push for it.
+    /// Forgets that the pushkey was dead, because the provider accepted a push for it.
     pub(crate) async fn found_alive(&self, target: Target<'_>) {
         self.forget_dead(target.fingerprint).await;
     }
 
-    /// Whether the pushkey is known to be dead, since a time that can be believed. One that was set again since then is
-    /// forgotten and may live.
+    /// Whether the pushkey is known to be dead, by a report that `believes` accepts. If the client has set the pushkey
+    /// again since then, the report is dropped.
     pub(crate) async fn is_dead(
         &self,
         target: Target<'_>,
@@ -213,11 +213,11 @@ impl Deliveries {
         }
     }
 
-    /// Each text with its length before it, so that no two lists look alike.
+    /// Hashes the texts, each prefixed with its length so that no two lists collide.
     fn fingerprint(&self, texts: &[&str]) -> Fingerprint {
         let mut context = hmac::Context::with_key(&self.key);
         for text in texts {
-            // Of a fixed size: replicas may run on machines of different kinds.
+            // Fixed width and endianness: replicas may run on different architectures.
             context.update(&u64::try_from(text.len()).unwrap_or(u64::MAX).to_le_bytes());
             context.update(text.as_bytes());
         }
@@ -228,7 +228,7 @@ impl Deliveries {
 }
 
 impl Ticket {
-    /// Asks for the right among replicas. Without an answer the push is this replica's to send.
+    /// Claims the lease among replicas. If Redis is unreachable, this replica sends the push.
     async fn claim(mut self, replicas: &Replicas, deadline: Instant) -> Begun {
         let key = self.fingerprint.hex();
         loop {
@@ -252,12 +252,12 @@ impl Ticket {
         }
     }
 
-    /// Whether another replica was sending it before, without success: it may have found the pushkey dead.
+    /// Whether another replica tried before, without success. It may have found the pushkey dead.
     pub(crate) fn was_elsewhere(&self) -> bool {
         self.was_elsewhere
     }
 
-    /// Ends the push. Only a delivery is remembered: everything else may be tried again.
+    /// Reports the outcome. Only a delivery is remembered: everything else may be retried.
     pub(crate) async fn finish(mut self, outcome: &Outcome) {
         self.settle(outcome);
         let Some(replicas) = &self.deliveries.replicas else { return };
@@ -270,7 +270,7 @@ impl Ticket {
         }
     }
 
-    /// Tells this replica.
+    /// Records the outcome in this process and wakes the requests that wait for it.
     fn settle(&self, outcome: &Outcome) {
         if *outcome == Outcome::Delivered {
             let now_ms = self.deliveries.clock.now_ms();
@@ -281,7 +281,7 @@ impl Ticket {
 }
 
 impl Drop for Ticket {
-    /// Also when the sending was cut short: who waits then sees the channel closed.
+    /// Covers cancellation too: waiting requests then see a closed channel.
     fn drop(&mut self) {
         self.deliveries.state.lock().under_way.remove(&self.fingerprint);
         if let (Some(replicas), Some(lease)) = (&self.deliveries.replicas, self.lease.take()) {

@@ -1,7 +1,6 @@
-//! What replicas share, in Redis or Valkey: which push is being sent or was delivered, and which pushkey is dead.
+//! The state that replicas share in Redis or Valkey: leases on pushes, deliveries and dead pushkeys.
 //!
-//! Keys are hashes and values say nothing of whom they are about. All of it expires. A method that gets no answer says
-//! so with None: Redis is unreachable.
+//! Keys are hashes, and values identify nobody. Everything expires. Methods return None if Redis is unreachable.
 
 use std::{
     sync::atomic::{AtomicI64, Ordering},
@@ -13,17 +12,17 @@ use waypost_shared::{clock::millis, random};
 
 use crate::{config::SeenConfig, redis::Redis};
 
-/// Where a push stands: being sent by the holder of a lease, or delivered.
+/// Key prefix for a push. The value is the lease of the replica that is sending it, or [`DELIVERED`].
 const PUSH: &str = "waypost:push:";
-/// Since when a pushkey is dead, in milliseconds since the epoch.
+/// Key prefix for a dead pushkey. The value is when it was found dead, in milliseconds since the epoch.
 const DEAD: &str = "waypost:dead:";
-/// The value of a push that was delivered.
+/// The value for a delivered push.
 const DELIVERED: &[u8] = b"delivered";
-/// Deletes a lease if it is still the same one: after a long pause it may be another replica's.
+/// Deletes a lease if it is still ours: after a long pause another replica may hold it.
 const RELEASE: &str = "if redis.call('get', KEYS[1]) == ARGV[1] then return redis.call('del', KEYS[1]) end return 0";
-/// Ten years: Redis refuses times that it cannot add to the present.
+/// Ten years: Redis rejects expiry times that overflow.
 const LONGEST_MS: u64 = 10 * 365 * 24 * 60 * 60 * 1000;
-/// A lease outlives the budget of any request by this much.
+/// How much longer a lease lasts than the budget of a request.
 const SPARE: Duration = Duration::from_secs(10);
 
 /// The shared memory.
@@ -31,16 +30,16 @@ const SPARE: Duration = Duration::from_secs(10);
 pub(crate) struct Replicas {
     redis: Redis,
     delivered_ms: u64,
-    /// 0 if dead pushkeys are not to be remembered.
+    /// 0 disables remembering dead pushkeys.
     dead_ms: u64,
     lease_ms: AtomicI64,
 }
 
-/// The right to send a push that no other replica has.
+/// The exclusive right among replicas to send a push.
 #[derive(Debug)]
 pub(super) struct Lease(String);
 
-/// Whose push it is.
+/// The result of claiming a push.
 #[derive(Debug)]
 pub(super) enum Claim {
     Ours(Lease),
@@ -49,7 +48,7 @@ pub(super) enum Claim {
 }
 
 impl Replicas {
-    /// Connects nowhere yet. No sending takes longer than `budget`, until [`Replicas::set_budget`] says otherwise.
+    /// Opens no connection yet. `budget` is the longest time that sending may take, until [`Replicas::set_budget`].
     pub(crate) fn new(redis: Redis, config: &SeenConfig, budget: Duration) -> Self {
         let ms = |secs: u64| secs.saturating_mul(1000).min(LONGEST_MS);
         Self {
@@ -60,42 +59,42 @@ impl Replicas {
         }
     }
 
-    /// Connects now, so that the metric is true before the first push. To be called once.
+    /// Connects now, so that the metric is correct before the first push. Call once.
     pub(super) fn connect(&self) {
         self.redis.connect();
     }
 
-    /// From now on no sending takes longer than `budget`.
+    /// Sets the longest time that sending may take.
     pub(super) fn set_budget(&self, budget: Duration) {
         self.lease_ms.store(millis(budget + SPARE), Ordering::Relaxed);
     }
 
-    /// Asks for the right to send a push.
+    /// Claims the lease on a push.
     pub(super) async fn claim(&self, push: &str) -> Option<Claim> {
         let lease = random::token();
         let mut set = command("SET", PUSH, push);
         set.arg(&lease).arg("NX").arg("PX").arg(self.lease_ms.load(Ordering::Relaxed));
         let get = command("GET", PUSH, push);
-        // Both at once; the second is only of interest when the first found something.
+        // Pipelined; the GET only matters if the SET found a value.
         let (set, found) = tokio::join!(self.redis.call::<Value>(&set), self.redis.call::<Option<Vec<u8>>>(&get));
         if set? == Value::Okay {
             return Some(Claim::Ours(Lease(lease)));
         }
         Some(match found? {
             Some(text) if text == DELIVERED => Claim::Delivered,
-            // Also one that has just been given up: it will be there to take.
+            // None: released between the two commands, so the next attempt will get it.
             Some(_) | None => Claim::Elsewhere,
         })
     }
 
-    /// Remembers that a push was delivered, whoever has the right to send it now.
+    /// Remembers a delivery, no matter who holds the lease by now.
     pub(super) async fn delivered(&self, push: &str) {
         let mut set = command("SET", PUSH, push);
         set.arg(DELIVERED).arg("PX").arg(self.delivered_ms);
         self.redis.call::<Value>(&set).await;
     }
 
-    /// Gives the right back.
+    /// Releases a lease, in the background.
     pub(super) fn release(&self, push: &str, lease: &Lease) {
         let mut eval = cmd("EVAL");
         eval.arg(RELEASE).arg(1).arg(format!("{PUSH}{push}")).arg(&lease.0);
@@ -117,7 +116,7 @@ impl Replicas {
         self.redis.call::<Value>(&command("DEL", DEAD, target)).await;
     }
 
-    /// Since when a pushkey is dead, if it is.
+    /// When a pushkey was found dead, if it was, in milliseconds since the epoch.
     pub(super) async fn dead_since(&self, target: &str) -> Option<Option<i64>> {
         self.redis.call(&command("GET", DEAD, target)).await
     }

@@ -1,4 +1,4 @@
-//! What one process remembers by itself. What replicas share is tested with a real server in the workspace's tests.
+//! The memory of a single process. What replicas share is tested against a real Redis in the workspace's tests.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ static PUSHKEY: LazyLock<PushKey> = LazyLock::new(|| "key".to_owned().into());
 static OTHER_PUSHKEY: LazyLock<PushKey> = LazyLock::new(|| "other key".to_owned().into());
 const ENDPOINT: &str = "https://push.example/1";
 
-/// A destination, and others that differ from it in one part.
+/// A destination, and others that differ from it in one part each.
 struct Targets {
     one: Target<'static>,
     other_app: Target<'static>,
@@ -47,7 +47,7 @@ async fn deliver(deliveries: &Arc<Deliveries>, event_id: &str) {
 }
 
 #[tokio::test]
-async fn what_was_delivered_is_not_sent_again_until_it_is_forgotten() {
+async fn a_delivered_push_is_not_sent_again_until_it_expires() {
     let (deliveries, clock) = deliveries(100);
     let to = targets(&deliveries);
     deliver(&deliveries, "$e").await;
@@ -60,7 +60,7 @@ async fn what_was_delivered_is_not_sent_again_until_it_is_forgotten() {
 }
 
 #[tokio::test]
-async fn copies_wait_for_the_one_that_is_under_way() {
+async fn copies_wait_for_the_push_in_flight() {
     let (deliveries, _clock) = deliveries(100);
     let to = targets(&deliveries);
     let Begun::Send(ticket) = begin(&deliveries, "$e", to.one).await else { panic!("the first one sends") };
@@ -73,7 +73,7 @@ async fn copies_wait_for_the_one_that_is_under_way() {
 }
 
 #[tokio::test]
-async fn a_sending_that_was_cut_short_blocks_nobody() {
+async fn a_cancelled_push_blocks_nobody() {
     let (deliveries, _clock) = deliveries(100);
     let to = targets(&deliveries);
     let ticket = begin(&deliveries, "$e", to.one).await;
@@ -84,25 +84,25 @@ async fn a_sending_that_was_cut_short_blocks_nobody() {
 }
 
 #[tokio::test]
-async fn a_dead_pushkey_is_known_until_it_is_set_again() {
+async fn a_dead_pushkey_is_remembered_until_it_is_set_again() {
     let (deliveries, clock) = deliveries(100);
     let to = targets(&deliveries);
     deliveries.found_dead(to.one).await;
     let found_ms = clock.now_ms();
     assert!(is_dead(&deliveries, to.one, None).await);
     assert!(is_dead(&deliveries, to.one, Some(found_ms - 1000)).await);
-    assert!(!deliveries.is_dead(to.one, None, |since_ms| since_ms != found_ms).await, "it is not believed");
+    assert!(!deliveries.is_dead(to.one, None, |since_ms| since_ms != found_ms).await, "the report is not believed");
     assert!(!is_dead(&deliveries, to.other_key, None).await);
     assert!(!is_dead(&deliveries, to.other_endpoint, None).await);
     assert!(!is_dead(&deliveries, to.one, Some(found_ms + 1000)).await);
     assert!(!is_dead(&deliveries, to.one, None).await, "it was forgotten");
     deliveries.found_dead(to.one).await;
     clock.advance(Duration::from_secs(60));
-    assert!(!is_dead(&deliveries, to.one, None).await, "its time is over");
+    assert!(!is_dead(&deliveries, to.one, None).await, "it has expired");
 }
 
 #[tokio::test]
-async fn a_dead_pushkey_that_took_a_push_lives() {
+async fn a_dead_pushkey_that_accepted_a_push_is_alive_again() {
     let (deliveries, _clock) = deliveries(100);
     let to = targets(&deliveries);
     deliveries.found_dead(to.one).await;
@@ -113,7 +113,7 @@ async fn a_dead_pushkey_that_took_a_push_lives() {
 }
 
 #[tokio::test]
-async fn the_oldest_make_room() {
+async fn the_oldest_entries_are_evicted() {
     let (deliveries, _clock) = deliveries(2);
     let to = targets(&deliveries);
     for event_id in ["$1", "$2", "$3"] {

@@ -1,19 +1,19 @@
-//! `seen.redis_url`: where Redis is, how it is laid out, and who we are to it.
+//! `seen.redis_url`: the address, topology and login of Redis.
 
 use percent_encoding::percent_decode_str;
 use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo as _, RedisConnectionInfo};
 use url::Url;
 
-/// Ports where the URL names none.
+/// Default ports.
 const REDIS_PORT: u16 = 6379;
 const SENTINEL_PORT: u16 = 26379;
 
-/// A URL, taken apart. Its `Debug` shows no password.
+/// A parsed URL. Its `Debug` shows no password.
 #[derive(Clone, Debug)]
 pub(crate) enum Address {
     Server(ConnectionInfo),
     Sentinel(Sentinel),
-    /// Nodes to ask for all others.
+    /// Seed nodes, from which the rest of the cluster is discovered.
     Cluster(Vec<ConnectionInfo>),
 }
 
@@ -21,21 +21,21 @@ pub(crate) enum Address {
 #[derive(Clone, Debug)]
 pub(crate) struct Sentinel {
     pub(super) sentinels: Vec<ConnectionInfo>,
-    /// What Sentinel calls the master and its replicas.
+    /// Sentinel's name for the master and its replicas.
     pub(super) service: String,
     is_tls: bool,
     login: RedisConnectionInfo,
 }
 
 impl Sentinel {
-    /// The master, where Sentinel says that it is.
+    /// The master at the address that Sentinel gave.
     pub(super) fn master(&self, host: String, port: u16) -> Option<ConnectionInfo> {
         server(host, port, self.is_tls, &self.login)
     }
 }
 
 impl Address {
-    /// Reads one of these, where `rediss` is TLS:
+    /// Parses one of these forms, where `rediss` means TLS:
     ///
     /// - `redis://user:password@host:port/database`
     /// - `redis+sentinel://user:password@host:port,host:port/service/database?sentinel_user=…&sentinel_password=…`
@@ -48,7 +48,7 @@ impl Address {
             "rediss" => true,
             _ => return None,
         };
-        // One URL for each host: there is no URL with several.
+        // Parse one URL per host: a standard URL has only one.
         let (authority, path) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
         let (login, hosts) = authority.rsplit_once('@').unwrap_or(("", authority));
         let urls: Vec<Url> = hosts
@@ -81,7 +81,7 @@ impl Address {
             "sentinel" => {
                 let (mut user, mut password) = ("", None);
                 for pair in url.query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
-                    // Not as a form: a plus in a password is a plus.
+                    // Not form-decoded: a plus in a password is a plus.
                     match pair.split_once('=')? {
                         ("sentinel_user", value) => user = value,
                         ("sentinel_password", value) => password = Some(value),
@@ -133,7 +133,7 @@ mod tests {
 
     use super::*;
 
-    /// Each server as `host:port`, then `tls`, user, password and database as far as they are set.
+    /// Each server as `host:port`, followed by `tls`, user, password and database where they are set.
     fn shown(servers: &[ConnectionInfo]) -> Vec<String> {
         let shown = |server: &ConnectionInfo| {
             let login = server.redis_settings();
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn a_server() {
+    fn a_single_server_is_parsed() {
         for (text, expected) in [
             ("redis://cache", "cache:6379"),
             ("redis://127.0.0.1:7000/", "127.0.0.1:7000"),
@@ -162,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn servers_behind_sentinel() {
+    fn servers_behind_sentinel_are_parsed() {
         let text = "rediss+sentinel://push:secret@s1,s2:7000/my%20master/2?sentinel_user=u&sentinel_password=a+b%26";
         let Some(Address::Sentinel(sentinel)) = Address::parse(text) else { panic!("{text}") };
         assert_eq!(shown(&sentinel.sentinels), ["s1:26379 tls u a+b&", "s2:7000 tls u a+b&"]);
@@ -178,7 +178,7 @@ mod tests {
     }
 
     #[test]
-    fn a_cluster() {
+    fn a_cluster_is_parsed() {
         let Some(Address::Cluster(seeds)) = Address::parse("redis+cluster://:secret@a,b:7001,[::1]:7002") else {
             panic!()
         };
@@ -188,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_address_is_none() {
+    fn an_invalid_address_is_none() {
         for text in [
             "cache:6379",
             "http://cache",

@@ -1,4 +1,4 @@
-//! Connections over our own streams, so that a Redis is resolved and trusted as `[outbound]` says, cluster or not.
+//! Connections over our own streams, so that name resolution and TLS trust follow `[outbound]`, for clusters too.
 
 use std::{
     io,
@@ -24,22 +24,23 @@ use tokio::{
 use tokio_rustls::TlsConnector;
 use waypost_shared::client::Outbound;
 
-/// Limit for one reply, and for connecting to one server, TLS included: a push waits for it.
+/// Time limit for one reply, and for connecting to one server, TLS included. A push may wait this long.
 pub(super) const PATIENCE: Duration = Duration::from_secs(1);
-/// Redirections (MOVED, ASK) and repetitions of one command in a cluster. After that the cluster counts as unreachable.
+/// Redirections (MOVED, ASK) and retries of one command in a cluster, after which it counts as unreachable.
 const CLUSTER_RETRIES: u32 = 3;
-/// The shortest and the longest pause before a repetition, in milliseconds.
+/// The shortest and the longest back-off before a retry, in milliseconds.
 const CLUSTER_RETRY_MS: (u64, u64) = (10, 100);
 
-/// The way to a cluster's nodes. The crate connects to them by itself and by a function without state, so this cannot
-/// be handed along; a process has one Redis.
+/// How to reach a cluster's nodes. The crate connects to them itself, through a trait function without state, so this
+/// has to be a global. That is sound since a process uses one Redis.
 static TO_CLUSTER: OnceLock<Outbound> = OnceLock::new();
 
-/// A pipelined connection to one server. Copies share it; it is closed with the last one.
+/// A pipelined connection to one server. Clones share it; dropping the last one closes it.
 #[derive(Clone)]
 pub(super) struct Node {
     connection: MultiplexedConnection,
-    // The crate's driver outlives its connection while a reply is due, which from a silent server is forever.
+    // Aborts the crate's driver on drop: it would otherwise outlive the connection while a reply is due, which is
+    // forever if the server is silent.
     _driver: Arc<JoinSet<()>>,
 }
 
@@ -65,7 +66,7 @@ impl Node {
     where
         S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
     {
-        // The library's name is of no use to anybody, and an ACL would have to allow it.
+        // Skip CLIENT SETINFO: nobody needs the library's name, and an ACL would have to allow the command.
         let login = server.redis_settings().clone().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(PATIENCE));
         let (connection, driver) = MultiplexedConnection::new_with_config(&login, stream, config).await?;
@@ -80,7 +81,7 @@ async fn tcp(outbound: &Outbound, host: &str, port: u16) -> io::Result<TcpStream
     let connecting: Vec<_> =
         addresses.into_iter().map(|address| Box::pin(TcpStream::connect((address, port)))).collect();
     if connecting.is_empty() {
-        return Err(io::Error::other("the name has no address"));
+        return Err(io::Error::other("the host name has no address"));
     }
     let (stream, _) = select_ok(connecting).await?;
     stream.set_nodelay(true)?;
@@ -119,7 +120,7 @@ impl Connect for Node {
     }
 }
 
-/// Learns a cluster's layout from the first of `seeds` that knows it, and connects to its masters.
+/// Discovers a cluster's topology from the first of `seeds` that answers, and connects to its masters.
 pub(super) async fn cluster(outbound: &Outbound, seeds: &[ConnectionInfo]) -> RedisResult<ClusterConnection<Node>> {
     TO_CLUSTER.get_or_init(|| outbound.clone());
     let (shortest_ms, longest_ms) = CLUSTER_RETRY_MS;

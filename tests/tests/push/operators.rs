@@ -244,9 +244,9 @@ async fn a_test_push_that_fails_says_what_it_means() {
         (
             "device-of-another-app",
             fcm::refusal(403, "PERMISSION_DENIED", Some("SENDER_ID_MISMATCH")),
-            "Refused, for how",
+            "Refused because of the app's configuration",
         ),
-        ("device-with-a-bad-push", fcm::bad_field("message.data"), "Refused, for what this push is"),
+        ("device-with-a-bad-push", fcm::bad_field("message.data"), "Refused because of this push"),
     ] {
         gateway.fcm.script().always(name, answer);
         let (code, out, _) = command(&gateway, &["send-test", "--app", ANDROID, "--pushkey", name]).await;

@@ -1,15 +1,15 @@
-//! Entries of `[[apps]]` that one `app_id` could belong to both of.
+//! Finds entries of `[[apps]]` that match the same `app_id` with equal precedence.
 
 use waypost_shared::config::file::{ConfigError, Source};
 
 use super::AppConfig;
 use crate::glob::Glob;
 
-/// Finds each entry that a longer id does not tell apart from an earlier one.
+/// Reports each entry that clashes with an earlier one: neither id is exact or longer.
 pub(in crate::config) fn problems(apps: &[AppConfig], source: &Source) -> Vec<ConfigError> {
     let globs: Vec<_> = apps.iter().map(|app| Glob::new(&app.id)).collect();
     let mut errors = Vec::new();
-    // An id that is missing is another mistake.
+    // A missing id is reported elsewhere.
     for (later, glob) in globs.iter().enumerate().filter(|(_, glob)| glob.len() > 0) {
         let clash = globs[..later].iter().position(|earlier| {
             if earlier.is_exact() || glob.is_exact() {
@@ -20,7 +20,7 @@ pub(in crate::config) fn problems(apps: &[AppConfig], source: &Source) -> Vec<Co
         });
         if let Some(earlier) = clash {
             let problem = format!(
-                "an app_id can match this and apps.{earlier}.id, and neither is longer; make one of them more particular"
+                "an app_id can match both this and apps.{earlier}.id, and neither is longer; make one of them more specific"
             );
             errors.push(source.error(&format!("apps.{later}.id"), problem));
         }

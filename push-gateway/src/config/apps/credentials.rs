@@ -1,4 +1,4 @@
-//! The credentials that the entries of `[[apps]]` name, read from their files, and what else their types cannot tell.
+//! Reads the credential files that the entries of `[[apps]]` name, and checks what else the types cannot rule out.
 
 use std::{collections::HashMap, fs, path::Path};
 
@@ -14,28 +14,27 @@ use waypost_shared::config::{
 use super::{ApnsConfig, AppConfig, Environment, FcmConfig, WebPushConfig};
 use crate::jwt::{Es256Key, Rs256Key};
 
-/// No machine has room for more, and a semaphore takes no more than this either.
+/// Upper bound of `max_in_flight`: no machine can hold more.
 const MOST_IN_FLIGHT: usize = 1_000_000;
-/// Where Google's machines tell a program who it is.
+/// The metadata server of Google Cloud, which issues tokens for the machine's service account.
 const METADATA_URI: &str = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token";
-/// Keys of an FCM message that no configuration may set: who gets it, and what the homeserver said.
+/// Keys of an FCM message that `options` may not set: the recipient, and the notification itself.
 const OWN_FCM_KEYS: [&str; 4] = ["token", "topic", "condition", "data"];
-/// Bytes of an FCM app's options: of the 4096 that Google takes, 1024 are left for the event.
+/// Limit on an FCM app's `options`, in bytes: leaves 1024 of the 4096 that Google accepts for the event.
 const MAX_FCM_OPTIONS: usize = 3072;
 
-/// The push service of an app as it is configured, with addresses and topics written as requests need them, and the
-/// credentials for it.
+/// An app's push service: its table, with addresses and topics normalized for requests, and its credentials.
 #[derive(Debug)]
 pub(crate) enum ProviderConfig {
     Apns(ApnsConfig, ApnsCredentials),
     Fcm(FcmConfig, FcmCredentials),
     WebPush(WebPushConfig, Es256Key),
-    /// Signed only where the operator wants that.
+    /// Signed only if the operator configured a key.
     UnifiedPush(WebPushConfig, Option<Es256Key>),
 }
 
 impl ProviderConfig {
-    /// As its table is named.
+    /// The name of its table.
     pub(crate) fn name(&self) -> &'static str {
         match self {
             Self::Apns(..) => "apns",
@@ -46,7 +45,7 @@ impl ProviderConfig {
     }
 }
 
-/// How Apple knows who is calling.
+/// How to authenticate to Apple.
 #[derive(Debug)]
 pub(crate) enum ApnsCredentials {
     /// A signing key of the team `team_id`.
@@ -55,16 +54,16 @@ pub(crate) enum ApnsCredentials {
     Certificate { chain: String, key: SecretString },
 }
 
-/// How Google knows who is calling.
+/// How to authenticate to Google.
 #[derive(Debug)]
 pub(crate) enum FcmCredentials {
     /// A service account's key, exchanged for tokens.
     ServiceAccount { key: Rs256Key, key_id: Option<String>, email: String, token_uri: String },
-    /// The machine's own identity.
+    /// The identity of the machine.
     WorkloadIdentity { metadata_uri: String },
 }
 
-/// The parts of a service account's file that matter.
+/// The relevant fields of a service account's key file.
 #[derive(Deserialize)]
 struct ServiceAccount {
     client_email: String,
@@ -73,7 +72,7 @@ struct ServiceAccount {
     token_uri: Option<String>,
 }
 
-/// Checks all apps and reads their keys, one for each entry; all mistakes come at once.
+/// Checks all apps and reads their credentials. Returns one provider per entry, or all mistakes together.
 pub(in crate::config) fn read(apps: &[AppConfig], source: &Source) -> Result<Vec<ProviderConfig>, ConfigError> {
     let mut errors = Vec::new();
     let providers: Vec<_> = apps
@@ -85,7 +84,8 @@ pub(in crate::config) fn read(apps: &[AppConfig], source: &Source) -> Result<Vec
     if errors.is_empty() { Ok(providers.into_iter().flatten().collect()) } else { Err(ConfigError::merge(errors)) }
 }
 
-/// Entries that call two keys by one name: apps share the token of a name, so one of them would use the other's.
+/// Reports entries with different keys under the same ids: apps with the same ids share a token, so one of them would
+/// use the other's.
 fn two_keys_of_one_name(providers: &[Option<ProviderConfig>], source: &Source) -> Vec<ConfigError> {
     let mut known = HashMap::new();
     let mut errors = Vec::new();
@@ -96,25 +96,25 @@ fn two_keys_of_one_name(providers: &[Option<ProviderConfig>], source: &Source) -
         let (earlier, earlier_key) = known.entry(name).or_insert_with(|| (position, public_key.clone()));
         if *earlier_key != public_key {
             let problem =
-                format!("holds another key than that of apps.{earlier}, which has the same key_id and team_id");
+                format!("holds a different key than that of apps.{earlier}, which has the same key_id and team_id");
             errors.push(source.error(&format!("apps.{position}.apns.key_file"), problem));
         }
     }
     errors
 }
 
-/// One entry under examination.
+/// The entry being checked.
 struct Entry<'a> {
     app: &'a AppConfig,
     position: usize,
-    /// The table that keys are looked for in; none for the entry itself.
+    /// The table that error messages name; None for the entry itself.
     table: Option<&'static str>,
     source: &'a Source,
     errors: &'a mut Vec<ConfigError>,
 }
 
 impl Entry<'_> {
-    /// `None` means that there is at least one error.
+    /// None if there is at least one error.
     fn provider(mut self) -> Option<ProviderConfig> {
         let app = self.app;
         self.needed("id", &app.id, "the app_id of the app's pushers, or a pattern with * and ?");
@@ -132,7 +132,7 @@ impl Entry<'_> {
             [table] => self.table = Some(table),
             [first, second, ..] => {
                 let problem =
-                    format!("this app has [apps.{first}] too; keep one, and make another entry for the other");
+                    format!("this app has [apps.{first}] too; keep one of them, and add another entry for the other");
                 self.wrong(second, &problem);
                 return None;
             }
@@ -197,7 +197,7 @@ impl Entry<'_> {
             }
             (None, Some(file)) => {
                 let chain = self.read("certificate_file", file);
-                // One file may hold both, as Sygnal's does.
+                // One file may hold both, as with Sygnal.
                 let key = match &config.certificate_key_file {
                     Some(file) => self.read("certificate_key_file", file),
                     None => chain.clone(),
@@ -260,7 +260,7 @@ impl Entry<'_> {
         })
     }
 
-    /// The table with the contact as a URL, and the key that messages are signed with.
+    /// The table with the contact normalized to a URL, and the VAPID key.
     fn vapid(&mut self, config: &WebPushConfig) -> Option<(WebPushConfig, Es256Key)> {
         let mut webpush = config.clone();
         let what = "a mail address or https URL where push services reach you";
@@ -280,7 +280,7 @@ impl Entry<'_> {
         self.es256("vapid_key_file", file).map(|key| (webpush, key))
     }
 
-    /// Whether the text is there.
+    /// Reports an empty value as missing. True if there is one.
     fn needed(&mut self, key: &str, value: &str, what: &str) -> bool {
         if value.is_empty() {
             self.wrong(key, &format!("is missing; set it to {what}"));
@@ -288,11 +288,11 @@ impl Entry<'_> {
         !value.is_empty()
     }
 
-    /// An address of a service: the configured one (empty is not set), else the default.
+    /// A service's address: the configured one, or the default if that is empty.
     fn uri(&mut self, key: &str, configured: &str, default: &str) -> Option<String> {
         let normal = normal_uri(if configured.is_empty() { default } else { configured });
         if normal.is_none() {
-            let problem = "must be a URL such as https://push.example.com, without user, query and fragment";
+            let problem = "must be a URL such as https://push.example.com, without user, query or fragment";
             self.wrong(key, problem);
         }
         normal
@@ -318,8 +318,8 @@ impl Entry<'_> {
     }
 }
 
-/// A service's address as requests are made with it: names in ASCII, no slash at the end. None when it is none, or
-/// has parts that a path cannot be appended to.
+/// Normalizes a service's address for requests: host names in ASCII, no trailing slash. None if it is not a valid URL,
+/// or has parts that a path cannot be appended to.
 fn normal_uri(text: &str) -> Option<String> {
     let url = Url::parse(text).ok()?;
     let is_plain =
@@ -328,6 +328,6 @@ fn normal_uri(text: &str) -> Option<String> {
         return None;
     }
     let uri = url.as_str().trim_end_matches('/');
-    // Another library's opinion, but the one that counts when the request is made.
+    // The URI library has to accept it too, since it builds the request.
     uri.parse::<Uri>().is_ok().then(|| uri.to_owned())
 }

@@ -1,5 +1,5 @@
-//! Entries of `[[apps]]` in the form that they had before push services got tables: refused, with the new form spelled
-//! out.
+//! Rejects entries of `[[apps]]` in the form from before each push service had its own table, and spells out the new
+//! form.
 
 use std::fmt::Write as _;
 
@@ -7,8 +7,8 @@ use waypost_shared::config::{file::Table, keys::keys_of};
 
 use super::{ApnsConfig, FcmConfig, WebPushConfig};
 
-/// Keys of the flat entries, and what to write in their place. Values are not repeated: one of them may be a secret that
-/// stands at the wrong key.
+/// Keys of flat entries, each with what to write instead. Values are not repeated: one may be a secret under the wrong
+/// key.
 pub(in crate::config) fn problems(config: &Table) -> Vec<(String, String)> {
     let apps = config.get("apps").and_then(|apps| apps.as_array()).into_iter().flatten();
     let entries = apps.enumerate().filter_map(|(position, app)| Some((position, app.as_table()?)));
@@ -31,7 +31,7 @@ fn problem(position: usize, app: &Table) -> Option<(String, String)> {
         Some(_) => "type",
         None => app.keys().map(String::as_str).find(is_moved)?,
     };
-    // The service that the entry names, in either form; else the one that most of the keys belong to.
+    // The service that the entry names, in either form, else the one that most of its keys belong to.
     let named = services.iter().find(|(service, _)| kind == Some(service) || app.contains_key(*service));
     let likely = || {
         let count = |names: &[&'static str]| held(names).len();
@@ -41,22 +41,19 @@ fn problem(position: usize, app: &Table) -> Option<(String, String)> {
     let place = format!("apps.{position}.{key}");
     let Some((service, names)) = named.or_else(likely) else {
         let tables = "[apps.apns], [apps.fcm], [apps.webpush] or [apps.unifiedpush]";
-        return Some((
-            place,
-            format!("is no longer a key{gcm}; put the table of the push service in its place: {tables}"),
-        ));
+        return Some((place, format!("is no longer a key{gcm}; use the table of the push service instead: {tables}")));
     };
     let moved = held(names);
     let foreign = app.keys().map(String::as_str).filter(is_moved).filter(|name| !moved.contains(name));
     let removed: Vec<_> = kind.map(|_| "type").into_iter().chain(foreign).collect();
-    let mut text = format!("push services have tables of their own now{gcm}; ");
+    let mut text = format!("each push service has its own table now{gcm}; ");
     if !removed.is_empty() {
         let _ = write!(text, "remove `{}`, and ", removed.join("`, `"));
     }
     text.push_str(if moved.is_empty() {
         "write at the end of the entry:\n"
     } else {
-        "move these keys, with their values, to the end of the entry and below the name of their table:\n"
+        "move these keys, with their values, to the end of the entry, under the header of their table:\n"
     });
     let _ = write!(text, "[apps.{service}]");
     for name in moved {
