@@ -289,7 +289,7 @@ def test_a_restored_folder_is_given_to_the_service(machine):
     machine.run("chown", "--recursive", "root:", "/var/lib/private/waypost-identity")
     start(machine, "waypost-identity")
     assert machine.status(READY["waypost-identity"]) == 200
-    assert "made a new key" not in machine.log("waypost-identity").split("Stopped")[-1]
+    assert "generated a new key" not in machine.log("waypost-identity").split("Stopped")[-1]
 
 
 def test_an_upgrade_restarts_and_keeps_the_configuration(machine, packages):
