@@ -269,7 +269,7 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine, name
 def test_commands_of_root_leave_the_files_to_the_service(machine):
     start(machine, "waypost-identity")
     command = ["waypost-identity", "--config", "/etc/waypost/identity.toml"]
-    assert "The one before is answered until" in machine.run(*command, "pepper", "rotate").stdout
+    assert "The previous one is accepted until" in machine.run(*command, "pepper", "rotate").stdout
     assert len(machine.run(*command, "pepper", "list").stdout.splitlines()) == 2
     assert machine.run(*command, "doctor").returncode == 0
     owners = machine.run("find", "/var/lib/private/waypost-identity", "-printf", "%U\\n").stdout.split()
