@@ -1,4 +1,4 @@
-//! Everything that requests share, built once, by `serve` and by tests.
+//! State shared by all requests, built once by `serve` and by tests.
 
 use std::{sync::Arc, time::Duration};
 
@@ -47,10 +47,10 @@ mod token_cache;
 pub(crate) use opening::{OpenError, Opened, open, serve_alone};
 pub(crate) use token_cache::{Account, TokenCache};
 
-/// Everything that requests share. A reload builds a new one from the same [`Lasting`] parts; requests already running
-/// keep the one that they started with.
+/// State shared by all requests. A reload builds a new one from the same [`Lasting`] parts; requests in flight keep the
+/// one they started with.
 pub(crate) struct App {
-    // What lasts over a reload.
+    // Survives a reload.
     pub(crate) clock: Clock,
     pub(crate) store: Store,
     pub(crate) keys: Arc<StorageKeys>,
@@ -60,41 +60,42 @@ pub(crate) struct App {
     pub(crate) metrics: Metrics,
     /// Notified when the database may have a new pepper.
     pub(crate) peppers_changed: Arc<Notify>,
-    /// Notified when a row was put into the outbox.
+    /// Notified when a row is added to the outbox.
     pub(crate) outbox_filled: Arc<Notify>,
     address_locks: AddressLocks,
     /// Whether the database answered when the status page last asked.
     database: Arc<HealthProbe>,
 
-    // What follows from the configuration.
+    // Derived from the configuration.
     pub(crate) config: Config,
     /// The configuration's generation, for the token cache.
     pub(crate) generation: u64,
     pub(crate) signer: Signer,
     pub(crate) terms: Terms,
     pub(crate) hosted_terms: HostedTerms,
-    /// The secret that callers of the internal listener send. None if there is no such listener.
+    /// The secret that callers of the internal listener present; `None` if none is configured.
     pub(crate) internal_secret: Option<SecretString>,
     pub(crate) homeservers: Homeservers,
-    /// Tells apart whose the homeservers are, for budgets and block lists.
+    /// Maps a homeserver to its owner, for rate limits and block lists.
     pub(crate) owners: Owners,
     pub(crate) mailer: Mailer,
     pub(crate) sms: Sms,
-    /// Where text messages may go (everywhere if it is empty), and where they may not.
+    /// Countries that text messages may go to (all, if empty), and countries that they may not.
     pub(crate) sms_countries: (Vec<Country>, Vec<Country>),
     pub(crate) templates: Templates,
     pub(crate) next_links: Vec<next_link::Pattern>,
     pub(crate) limits: Arc<Limits>,
-    /// The address that people reach the server by, without a final slash.
+    /// The URL at which users reach this server, without a trailing slash.
     pub(crate) base_url: String,
-    /// What homeservers may call this server in what they sign: its name, and the address that people reach it by.
+    /// The names that homeservers may use for this server in signed requests: its server name and its public URL
+    /// without the scheme.
     pub(crate) own_names: Vec<String>,
 }
 
-/// An address's lock is one of these, chosen by its fingerprint.
+/// Striped locks: the fingerprint of an address selects one of them.
 type AddressLocks = Arc<[Mutex<()>; 64]>;
 
-/// The parts of [`App`] that live as long as the process, whatever the configuration becomes.
+/// The parts of [`App`] that live as long as the process, across reloads.
 #[derive(Clone)]
 struct Lasting {
     clock: Clock,
@@ -110,15 +111,15 @@ struct Lasting {
     database: Arc<HealthProbe>,
 }
 
-/// What those that fill indexes and those that wait for one share.
+/// Shared by the tasks that fill indexes and the requests that wait for one.
 struct Filling {
-    /// Held while indexes are filled: one after the other.
+    /// Held while filling, so that only one fill runs at a time.
     turn: Mutex<()>,
     /// Notified when an index is complete.
     done: watch::Sender<()>,
 }
 
-/// Budgets that each replica counts for itself.
+/// Rate limits that each replica counts for itself.
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) register: Limiter<Option<std::net::IpAddr>>,
@@ -144,7 +145,7 @@ impl Limits {
     }
 }
 
-/// Why the server cannot start, or cannot take up another configuration.
+/// Why the server cannot start, or cannot apply a new configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
     /// The database or the files beside it.
@@ -165,7 +166,7 @@ pub(crate) enum StartError {
     /// Templates.
     #[error(transparent)]
     Templates(#[from] TemplateError),
-    /// Policies that this server shows itself.
+    /// Policies hosted by this server.
     #[error(transparent)]
     HostedTerms(#[from] HostedTermsError),
 }
@@ -177,11 +178,7 @@ impl From<StoreError> for StartError {
 }
 
 impl App {
-    /// Opens the database, reads or makes the keys, and sets up everything but the index.
-    ///
-    /// # Errors
-    ///
-    /// [`StartError`].
+    /// Opens the database, reads or generates the keys, and sets up everything except the lookup index.
     pub(crate) async fn new(config: Config, clock: Clock, registry: &mut Registry) -> Result<Self, StartError> {
         let Opened { keys, signing_keys, store } = open(&config).await?;
         if store.pepper().await?.is_none() {
@@ -204,23 +201,23 @@ impl App {
         Self::configured(lasting, config, signing_keys, limits)
     }
 
-    /// The same server with another configuration. Keys that only a start reads keep their values; they are returned
-    /// by name, so that the operator can be told.
+    /// Applies a new configuration. Settings that are read only at startup keep their values; those that were changed
+    /// are returned by name, so that the operator can be told.
     ///
     /// # Errors
     ///
-    /// [`StartError`]; this state stays good.
+    /// [`StartError`]; `self` remains usable.
     pub(crate) fn renewed(&self, mut config: Config) -> Result<(Self, Vec<&'static str>), StartError> {
         let waiting = config.keep_what_a_start_reads(&self.config);
         let signing_keys = opening::signing_keys(&config)?;
         let limits = if config.limits == self.config.limits {
-            // Nobody gets a new budget by it.
+            // A reload must not refill the budgets.
             self.limits.clone()
         } else {
             Arc::new(Limits::new(&config.limits))
         };
         let mut renewed = Self::configured(self.lasting(), config, signing_keys, limits)?;
-        // Requests may begin under this configuration until the other one is in its place.
+        // Requests may still start under the old configuration until the new one replaces it.
         renewed.generation = self.tokens.begin_anew();
         Ok((renewed, waiting))
     }
@@ -285,13 +282,13 @@ impl App {
         })
     }
 
-    /// Held while an address is bound in the database and then in the index, so that two binds of one address reach
-    /// both in the same order.
+    /// Locks an address while it is bound, first in the database and then in the index, so that concurrent binds of one
+    /// address reach both in the same order.
     pub(crate) async fn lock_address(&self, fingerprint: &Fingerprint) -> MutexGuard<'_, ()> {
         self.address_locks[usize::from(fingerprint[0]) % self.address_locks.len()].lock().await
     }
 
-    /// How long validation sessions live.
+    /// Lifetime and attempt limit of validation sessions.
     pub(crate) fn session_rules(&self) -> SessionRules {
         let validation = &self.config.validation;
         SessionRules {
@@ -301,7 +298,7 @@ impl App {
     }
 }
 
-/// The address that people reach the server by, without a final slash.
+/// The URL at which users reach this server, without a trailing slash.
 pub(crate) fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -> String {
     match configured {
         Some(url) => url.as_str().trim_end_matches('/').to_owned(),
@@ -309,7 +306,7 @@ pub(crate) fn base_url(configured: Option<&Url>, public: std::net::SocketAddr) -
     }
 }
 
-/// Synapse signs for the server by the name that its users gave it, which may have a port and a path.
+/// Synapse signs for whatever name its users gave for this server, which may include a port and a path.
 fn own_names(config: &Config) -> Vec<String> {
     let mut names = vec![config.identity.server_name.clone()];
     if let Some((_, name)) = config.identity.public_base_url.as_ref().and_then(|url| url.as_str().split_once("://")) {

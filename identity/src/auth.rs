@@ -1,4 +1,4 @@
-//! Who sends a request and what they have proven: access tokens, accepted terms, validated sessions.
+//! Authentication: access tokens, accepted terms, validated sessions, and the callers that the operator trusts.
 
 use subtle::ConstantTimeEq as _;
 use waypost_shared::{clock::DAY_MS, config::secret::ExposeSecret as _, http::Incoming};
@@ -12,14 +12,14 @@ use crate::{
     error::ApiError,
 };
 
-/// How often the use of a token is noted.
+/// Minimum interval between updates of the time that a token was last used.
 const TOUCH_EVERY_MS: i64 = DAY_MS;
 
-/// The account of the request's token, whether or not its owner accepted the terms.
+/// The account that the request's token belongs to, whether or not the user has accepted the terms.
 ///
 /// # Errors
 ///
-/// [`ApiError::Unauthorized`], or the database failed.
+/// [`ApiError::Unauthorized`], or a database failure.
 pub(crate) async fn account(app: &App, request: &Incoming) -> Result<Account, ApiError> {
     let token = token(app, request).ok_or(ApiError::Unauthorized)?;
     let token_hash = app.keys.token_hash(&token);
@@ -30,7 +30,7 @@ pub(crate) async fn account(app: &App, request: &Incoming) -> Result<Account, Ap
     let forgotten = app.tokens.forgotten();
     let unused_ms = i64::from(app.config.tokens.unused_days).saturating_mul(DAY_MS);
     let row = app.store.token(&token_hash, now_ms.saturating_sub(unused_ms)).await?.ok_or(ApiError::Unauthorized)?;
-    // Where tokens live for a day, noting their use once a day would come too late.
+    // Where tokens expire after a day without use, recording their use once a day would be too late.
     if now_ms.saturating_sub(row.used_ms) >= TOUCH_EVERY_MS.min(unused_ms / 10) {
         app.store.touch_token(&token_hash, now_ms).await?;
     }
@@ -38,32 +38,29 @@ pub(crate) async fn account(app: &App, request: &Incoming) -> Result<Account, Ap
     let homeserver = row.mxid.server_name().into();
     let owner = app.owners.of(row.mxid.server_name());
     let account = Account { mxid: row.mxid, homeserver, owner, token_hash, terms_accepted };
-    // Who has terms to accept will be back in a moment, perhaps having accepted them at another replica.
+    // Not cached before the terms are accepted: the user will be back in a moment, perhaps having accepted them on
+    // another replica.
     if terms_accepted {
         app.tokens.put(account.clone(), now_ms, forgotten, app.generation);
     }
     Ok(account)
 }
 
-/// The account of the request's token, whose owner is of a homeserver that is allowed and accepted the terms.
+/// Like [`account`], but the homeserver must be allowed and the user must have accepted the terms.
 ///
 /// # Errors
 ///
-/// [`ApiError::Unauthorized`], [`ApiError::HomeserverNotAllowed`], [`ApiError::TermsNotSigned`], or the database failed.
+/// [`ApiError::Unauthorized`], [`ApiError::HomeserverNotAllowed`], [`ApiError::TermsNotSigned`], or a database failure.
 pub(crate) async fn account_with_terms(app: &App, request: &Incoming) -> Result<Account, ApiError> {
     let account = account(app, request).await?;
-    // A homeserver that the operator took off the list has users with tokens, which live for a year.
+    // Users of a homeserver that was removed from the list may still hold tokens, which are good for a year.
     if !app.config.homeservers.allows(&account.homeserver) {
         return Err(ApiError::HomeserverNotAllowed);
     }
     if account.terms_accepted { Ok(account) } else { Err(ApiError::TermsNotSigned) }
 }
 
-/// Lets in callers of the internal listener that know its secret, compared in constant time.
-///
-/// # Errors
-///
-/// [`ApiError::Unauthorized`]
+/// Admits callers of the internal listener that present its secret, compared in constant time.
 pub(crate) fn internal_caller(app: &App, request: &Incoming) -> Result<(), ApiError> {
     let secret = app.internal_secret.as_ref().ok_or(ApiError::Unauthorized)?;
     let given = request.bearer().ok_or(ApiError::Unauthorized)?;
@@ -71,33 +68,30 @@ pub(crate) fn internal_caller(app: &App, request: &Incoming) -> Result<(), ApiEr
     if bool::from(right) { Ok(()) } else { Err(ApiError::Unauthorized) }
 }
 
-/// Lets in callers that the operator listed by address: what the older API has in place of access tokens.
-///
-/// # Errors
-///
-/// [`ApiError::CallerNotListed`].
+/// Admits callers whose address the operator has listed, since the v1 API has no access tokens.
 pub(crate) fn listed_caller(app: &App, request: &Incoming) -> Result<(), ApiError> {
-    // A page in the browser of somebody on the listed network is not a listed caller; homeservers send no Origin.
+    // A web page opened by somebody on a listed network is not a listed caller; homeservers send no `Origin`.
     let from_a_page = request.headers.contains_key(http::header::ORIGIN);
     let is_listed = |address: std::net::IpAddr| app.config.v1.allow.iter().any(|range| range.contains(&address));
     if !from_a_page && request.source.address().is_some_and(is_listed) {
         return Ok(());
     }
-    tracing::debug!(source = %request.source, "a caller is not in v1.allow");
+    tracing::debug!(source = %request.source, "refused a v1 request: its source is not in v1.allow");
     Err(ApiError::CallerNotListed)
 }
 
-/// The request's token, whether or not anybody has it.
+/// The request's token, not checked against the database.
 pub(crate) fn token(app: &App, request: &Incoming) -> Option<String> {
     let in_query = || if app.config.tokens.allow_in_query { request.query_param("access_token") } else { None };
     request.bearer().map(str::to_owned).or_else(in_query).filter(|token| !token.is_empty())
 }
 
-/// The address of a session that was proven, and when, for whoever knows its secret.
+/// The address that a session validated, and when (milliseconds since the epoch), for a client that knows its secret.
 ///
 /// # Errors
 ///
-/// [`ApiError::NoValidSession`], [`ApiError::SessionExpired`], [`ApiError::SessionNotValidated`], or the database failed.
+/// [`ApiError::NoValidSession`], [`ApiError::SessionExpired`], [`ApiError::SessionNotValidated`], or a database
+/// failure.
 pub(crate) async fn validated_session(app: &App, sid: &str, client_secret: &str) -> Result<(Threepid, i64), ApiError> {
     if !is_opaque_id(client_secret) {
         return Err(ApiError::NotOpaqueId("client_secret"));
@@ -130,7 +124,7 @@ mod tests {
     };
 
     #[tokio::test]
-    async fn who_accepted_the_terms_of_before_has_not_accepted_the_new_ones() {
+    async fn accepting_old_terms_does_not_accept_new_ones() {
         let (app, clock, _folder) = app(|_| {}).await;
         app.store
             .add_token(&Mxid::parse("@alice:hs.test").unwrap(), &app.keys.token_hash("token"), clock.now_ms())
@@ -153,7 +147,7 @@ mod tests {
         let mut config = app.config.clone();
         config.terms.policies = [("privacy_policy".to_owned(), policy)].into();
         let (renewed, _) = app.renewed(config).unwrap();
-        // One that began before the new configuration was in its place must not answer for those that begin after.
+        // A request that started under the old configuration must not cache its account for requests under the new one.
         account_with_terms(&app, &request).await.unwrap();
         assert!(matches!(account_with_terms(&renewed, &request).await, Err(ApiError::TermsNotSigned)));
     }

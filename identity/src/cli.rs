@@ -23,10 +23,10 @@ mod outbox;
 mod pepper;
 mod serve;
 
-/// Exit code of a wrong configuration; clap uses the same for a wrong command line.
+/// Exit code for an invalid configuration; clap uses the same for an invalid command line.
 const WRONG_CONFIGURATION: u8 = 2;
 
-/// A Matrix identity server: proves addresses, binds them to Matrix ids, and lets contacts find them.
+/// A Matrix identity server: validates addresses, binds them to Matrix IDs, and lets contacts find them.
 #[derive(Debug, Parser)]
 #[command(
     version,
@@ -34,7 +34,7 @@ const WRONG_CONFIGURATION: u8 = 2;
     after_help = "Environment variables override the file: WAYPOST_DATABASE__URL sets `url` of `[database]`."
 )]
 pub(crate) struct Cli {
-    /// The configuration file. Without one the embedded defaults start: loopback, SQLite in ./waypost-data.
+    /// The configuration file. Default: built-in settings, with loopback listeners and SQLite in ./waypost-data.
     #[arg(long, short, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
     #[command(subcommand)]
@@ -49,55 +49,55 @@ enum Command {
     Unconfigured(Unconfigured),
 }
 
-/// What works with a configuration.
+/// Commands that need a configuration.
 #[derive(Debug, Subcommand)]
 enum Configured {
-    /// Serve until SIGTERM or Ctrl-C. SIGHUP reads the configuration again.
+    /// Run the server until SIGTERM or Ctrl-C. SIGHUP reloads the configuration.
     Serve,
-    /// Ask the server that runs with this configuration whether it is ready; for health checks of containers.
+    /// Check whether the server that runs with this configuration is ready, for container health checks.
     Health,
-    /// Read the configuration, say what is wrong with it or what it means, and stop.
+    /// Validate the configuration, and print its mistakes or a summary.
     CheckConfig,
-    /// Try what the server will need, say for each failure what to change, and change nothing.
+    /// Check everything that `serve` needs, and say what to change. Changes nothing itself.
     Doctor,
-    /// Look at and take back invites that wait for their address to be bound.
+    /// List and revoke invites that are waiting for their address to be bound.
     Invites {
         #[command(subcommand)]
         action: invites::Action,
     },
-    /// Look at and try again what homeservers could not be told.
+    /// List and retry notifications that homeservers did not accept.
     Outbox {
         #[command(subcommand)]
         action: outbox::Action,
     },
-    /// What lookups are hashed with.
+    /// Rotate and list the peppers that lookups are hashed with.
     Pepper {
         #[command(subcommand)]
         command: pepper::PepperCommand,
     },
-    /// Whose an address is.
+    /// Show, list and remove the bindings of addresses.
     Association {
         #[command(subcommand)]
         command: association::AssociationCommand,
     },
 }
 
-/// What needs none.
+/// Commands that need none.
 #[derive(Debug, Subcommand)]
 enum Unconfigured {
-    /// Print a new key, for a file or a secret.
+    /// Generate and print a new key, for a file or a secret.
     Keys {
         #[command(subcommand)]
         kind: KeyKind,
     },
     /// Print a configuration file with every key at its default.
     SampleConfig,
-    /// Print what makes a shell complete this program's command line.
+    /// Print shell completions.
     Completions {
         /// The shell.
         shell: Shell,
     },
-    /// Write a man page for this program and for each of its commands.
+    /// Write man pages for this program and each of its commands.
     Man {
         /// The folder to write them into.
         folder: PathBuf,
@@ -106,13 +106,13 @@ enum Unconfigured {
 
 #[derive(Debug, Subcommand)]
 enum KeyKind {
-    /// Storage keys, which addresses are sealed with (`keys.storage_key_file`).
+    /// Storage keys, which addresses in the database are encrypted with (`keys.storage_key_file`).
     Storage,
     /// A signing key (`keys.signing_key_file`).
     Signing,
 }
 
-/// Does what the command line says.
+/// Runs the command; returns the exit code.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
     match cli.command {
         Command::Configured(command) => return Box::pin(with_configuration(command, cli.config)).await,
@@ -144,7 +144,7 @@ async fn with_configuration(command: Configured, path: Option<PathBuf>) -> ExitC
             match Box::pin(serve::serve(config, path)).await {
                 Ok(()) => ExitCode::SUCCESS,
                 Err(error) => {
-                    tracing::error!(error = %Chain(&*error), "cannot serve");
+                    tracing::error!(error = %Chain(&*error), "the server failed");
                     ExitCode::FAILURE
                 }
             }
@@ -162,7 +162,7 @@ async fn with_configuration(command: Configured, path: Option<PathBuf>) -> ExitC
     }
 }
 
-/// Says what went wrong with a command, if anything did.
+/// Prints the error of a command, if any, and returns its exit code.
 fn finished(done: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
     let Err(error) = done else { return ExitCode::SUCCESS };
     eprintln!("{}", Chain(&*error));
@@ -172,7 +172,7 @@ fn finished(done: Result<(), Box<dyn std::error::Error>>) -> ExitCode {
 fn check_config(config: &Config) {
     let database = match config.database_url() {
         Ok(url) if url.starts_with("sqlite:") => url,
-        // The rest of the URL may hold a password.
+        // The rest of the URL may contain a password.
         Ok(_) => "PostgreSQL".to_owned(),
         Err(error) => error.to_string(),
     };

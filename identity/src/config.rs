@@ -1,4 +1,4 @@
-//! The configuration: every key, its default and its unit. `config.sample.toml` shows the same to operators.
+//! The configuration: every key, its default and its unit. `config.sample.toml` documents the same for operators.
 
 mod email;
 mod limits;
@@ -55,10 +55,11 @@ pub(crate) struct Config {
 }
 
 impl Config {
-    /// Takes from the configuration `before` what only a start reads, and names what is another one here.
+    /// Restores settings that are read only at startup from the configuration `before`, and returns the names of those
+    /// that differ.
     pub(crate) fn keep_what_a_start_reads(&mut self, before: &Self) -> Vec<&'static str> {
         let mut waiting = Vec::new();
-        // What `listen.public` became at the start, port 0 among others, is in `before` and in no file.
+        // `before` holds the address that was bound, so port 0 in the file is not a change.
         if self.listen.public.port() != 0 && self.listen.public != before.listen.public {
             waiting.push("listen.public");
         }
@@ -87,8 +88,8 @@ impl Config {
         waiting
     }
 
-    /// The files with secrets that may be swapped while the server runs: when one of them is another one, the
-    /// configuration is read again.
+    /// Files with secrets that may be replaced while the server runs; a change of any of them reloads the
+    /// configuration.
     pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
         let files = [
             &self.email.smtp_password_file,
@@ -102,11 +103,7 @@ impl Config {
         files.chain([self.signing_key_file().path]).collect()
     }
 
-    /// The database's URL; SQLite in the data folder when none is configured.
-    ///
-    /// # Errors
-    ///
-    /// When its file cannot be read.
+    /// The database's URL; SQLite in the data folder if none is configured.
     pub(crate) fn database_url(&self) -> Result<String, secret::SecretError> {
         let inline = self.database.url.as_ref().filter(|url| !url.expose_secret().is_empty());
         let url = secret::inline_or_file(inline, self.database.url_file.as_deref())?;
@@ -116,41 +113,32 @@ impl Config {
         })
     }
 
-    /// The SMTP password, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When its file cannot be read.
+    /// The SMTP password, if any.
     pub(crate) fn smtp_password(&self) -> Result<Option<SecretString>, secret::SecretError> {
         secret::inline_or_file(self.email.smtp_password.as_ref(), self.email.smtp_password_file.as_deref())
     }
 
-    /// The secret of the internal listener, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When its file cannot be read.
+    /// The secret of the internal listener, if any.
     pub(crate) fn internal_secret(&self) -> Result<Option<SecretString>, secret::SecretError> {
         secret::inline_or_file(self.internal.secret.as_ref(), self.internal.secret_file.as_deref())
     }
 
-    /// Where the storage keys stand, and whether they may be made when they are not there.
+    /// Where the storage keys are, and whether they may be generated if missing.
     pub(crate) fn storage_key_file(&self) -> KeyFile {
         KeyFile::new(self.keys.storage_key_file.as_deref(), &self.identity.data_dir, "storage.key")
     }
 
-    /// Where the signing key stands, and whether it may be made when it is not there.
+    /// Where the signing key is, and whether it may be generated if missing.
     pub(crate) fn signing_key_file(&self) -> KeyFile {
         KeyFile::new(self.keys.signing_key_file.as_deref(), &self.identity.data_dir, "signing.key")
     }
 }
 
-/// A key file's place.
+/// Where a key file is.
 #[derive(Debug)]
 pub(crate) struct KeyFile {
-    /// Where it is.
     pub(crate) path: PathBuf,
-    /// Whether the operator named it: then it must be there.
+    /// Whether the operator configured it: then it must exist.
     pub(crate) configured: bool,
 }
 
@@ -168,7 +156,7 @@ pub(super) mod tests {
 
     use super::*;
 
-    /// Reads and checks a configuration, as a file of the name `waypost.toml`.
+    /// Loads and validates a configuration, as if from a file named `waypost.toml`.
     pub(crate) fn load(text: &str) -> Result<Config, String> {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("waypost.toml");
@@ -188,9 +176,9 @@ pub(super) mod tests {
         assert_eq!(keys::gaps::<Config>(sample), Vec::<String>::new());
     }
 
-    /// A secret that changes is one that a reload takes up or names: none is passed over in silence.
+    /// A reload either applies a changed secret or reports it by name; it ignores none.
     #[test]
-    fn no_change_of_a_secret_is_lost_at_a_reload() {
+    fn no_changed_secret_is_ignored_by_a_reload() {
         let secrets: Vec<_> = keys::keys_of::<Config>().into_iter().filter(|key| key.is_secret).collect();
         let names: Vec<_> = secrets.iter().map(keys::Key::dotted).collect();
         assert_eq!(
@@ -214,7 +202,7 @@ pub(super) mod tests {
             let mut now = with("herring");
             assert_ne!(now, before, "{}", key.dotted());
             let is_named = !now.keep_what_a_start_reads(&before).is_empty();
-            // What is named goes on with the value before; what is not named is taken up.
+            // A reported key keeps its old value; any other is applied.
             assert_eq!(now == before, is_named, "{}", key.dotted());
             assert_eq!(is_named, key.dotted() == "database.url", "{}", key.dotted());
         }

@@ -1,4 +1,4 @@
-//! How requests fail: one list of failures, one table of codes.
+//! Request failures, and the table of their statuses and error codes.
 
 use std::time::Duration;
 
@@ -17,57 +17,57 @@ use crate::{
 
 /// A failed request.
 ///
-/// The `Display` text goes to the client, so it names no address, token or SQL; the sources go to the log, once, where
-/// the router answers.
+/// The `Display` text goes to the client, so it contains no address, token or SQL; the router logs the sources, once,
+/// when it answers.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ApiError {
-    /// What the shared readers of requests refuse: JSON, parameters.
+    /// Malformed JSON or parameters.
     #[error(transparent)]
     Request(#[from] MatrixError),
-    /// No access token, or one that nobody has.
+    /// No access token, or an unknown one.
     #[error("The access token is missing or unknown")]
     Unauthorized,
-    /// `logout` with a token that nobody has.
+    /// `logout` with an unknown token.
     #[error("The access token is unknown")]
     UnknownToken,
     /// There are policies that the user has not accepted.
     #[error("Please accept the terms of service first")]
     TermsNotSigned,
     /// The request is about another user.
-    #[error("That Matrix id is not the one that this access token belongs to")]
+    #[error("This access token belongs to a different Matrix ID")]
     NotYourMxid,
-    /// An endpoint of the older API, and a caller whose address the operator did not list.
-    #[error("Only homeservers that this server's operator has listed may call this")]
+    /// A v1 endpoint, called from an address that the operator has not listed.
+    #[error("Only homeservers listed by this server's operator may call this")]
     CallerNotListed,
-    /// The user's homeserver is not on the list.
-    #[error("Users of that homeserver cannot use this server")]
+    /// The user's homeserver is not in `homeservers.allow`.
+    #[error("Users of that homeserver may not use this server")]
     HomeserverNotAllowed,
-    /// The homeserver could not be asked, or answered what it should not.
+    /// The homeserver could not be reached, or sent an unexpected response.
     #[error("{0}")]
     Homeserver(#[from] HomeserverError),
-    /// A `client_secret` or `sid` with other characters than the specification has.
+    /// A `client_secret` or `sid` that does not match the grammar of the specification.
     #[error("`{0}` must be 1 to 255 of the characters 0-9 a-z A-Z . = _ -")]
     NotOpaqueId(&'static str),
     /// Not an email address, or not a phone number.
     #[error("That is {0}")]
     InvalidAddress(#[from] InvalidAddress),
-    /// The mail could not be sent.
-    #[error("The mail could not be sent")]
+    /// The email could not be sent.
+    #[error("The email could not be sent")]
     Mail(#[from] MailError),
-    /// No message may go to this phone number, or to any.
+    /// Text messages to this phone number, or to any, are not allowed.
     #[error("This server does not send messages to that phone number's country")]
     DestinationRejected,
     /// The text message could not be sent.
     #[error("The text message could not be sent")]
     Sms(#[from] SmsError),
-    /// `next_link` leads elsewhere than this server allows.
-    #[error("`next_link` is not one that this server redirects to")]
+    /// `next_link` points to a place that is not allowed.
+    #[error("`next_link` is not a URL that this server may redirect to")]
     NextLinkNotAllowed,
     /// No session has this `sid` and `client_secret`.
-    #[error("No session has this sid and client_secret")]
+    #[error("No session has this `sid` and `client_secret`")]
     NoValidSession,
-    /// The same, to somebody who submits a token.
-    #[error("`sid` or `client_secret` is not that of a session")]
+    /// The same for `submitToken`, which has a different error code.
+    #[error("No session has this `sid` and `client_secret`")]
     SubmitToNoSession,
     /// The token is not the session's.
     #[error("The token is incorrect")]
@@ -75,69 +75,69 @@ pub(crate) enum ApiError {
     /// Too late, or too many wrong tokens.
     #[error("This validation session has expired; ask for a new one")]
     SessionExpired,
-    /// The token was not submitted yet.
+    /// The token has not been submitted yet.
     #[error("This validation session has not yet been completed")]
     SessionNotValidated,
     /// A hash algorithm that is not offered.
-    #[error("`algorithm` must be one that hash_details lists")]
+    #[error("`algorithm` must be one of those listed by hash_details")]
     UnknownAlgorithm,
-    /// More addresses than one request may have.
+    /// More addresses than one request may contain.
     #[error("At most {0} addresses can be looked up at once")]
     TooManyAddresses(usize),
-    /// A pepper that is not in force; the one in force goes into the body, since some clients look for it there.
+    /// A pepper that is not valid. The current one goes into the body, since some clients read it there.
     #[error("Unknown or invalid pepper: it may have been rotated")]
     InvalidPepper {
-        /// The algorithm that was asked for.
+        /// The requested algorithm.
         algorithm: String,
-        /// The pepper in force.
+        /// The current pepper.
         lookup_pepper: String,
     },
-    /// An invite to something else than an email address.
+    /// An invite to something other than an email address.
     #[error("Only email addresses can be invited")]
     UnsupportedMedium,
     /// An invite that the configuration refuses.
     #[error("This invite is not allowed")]
     InviteNotAllowed,
-    /// An invite to an address that belongs to this user.
+    /// An invite to an address that is bound to this user.
     #[error("This address is already bound")]
     ThreepidInUse(Mxid),
-    /// No invite that waits has this token.
+    /// No pending invite has this token.
     #[error("No pending invite has this token")]
     UnknownInvite,
-    /// A private key that was not made for the invite.
-    #[error("The private key is not that of this invite")]
+    /// A private key that does not belong to the invite.
+    #[error("The private key does not belong to this invite")]
     WrongPrivateKey,
     /// An unbind with neither a session nor a signature.
-    #[error("Either `sid` and `client_secret`, or a homeserver's X-Matrix signature is needed")]
+    #[error("Either `sid` and `client_secret` or the homeserver's X-Matrix signature is required")]
     NoProof,
-    /// An unbind with a session of another address.
-    #[error("The session is not one of this address")]
+    /// An unbind with a session for a different address.
+    #[error("The session is for a different address")]
     OtherAddress,
-    /// A homeserver's signature that does not hold for this request.
-    #[error("The homeserver's signature does not hold for this user and this request")]
+    /// A homeserver's signature that is not valid for this request.
+    #[error("The homeserver's signature is not valid for this user and request")]
     InvalidSignature,
-    /// A pepper that will be in force in a moment, when its index is complete here too.
+    /// A pepper whose index is not complete on this replica yet.
     #[error("This server is not ready for that pepper yet; try again in a moment")]
     PepperNotReady,
-    /// No key has this id.
-    #[error("There is no key with this id")]
+    /// No key has this ID.
+    #[error("There is no key with this ID")]
     UnknownKey,
-    /// Too often.
+    /// A rate limit was exceeded.
     #[error("Too many requests")]
     RateLimited {
-        /// When there is room again.
+        /// How long to wait until there is room again.
         retry_after: Duration,
     },
-    /// A text that could not be made: a template of the operator's, or a signature.
+    /// An internal failure, such as a template of the operator that does not render.
     #[error("Internal server error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database failed. The client learns only that we did.
+    /// The database failed. The client is told no more than that.
     #[error("Internal server error")]
     Store(#[from] StoreError),
 }
 
 impl ApiError {
-    /// The failure of a request that has to wait for its budget.
+    /// The failure of a request that exceeds a rate limit.
     pub(crate) fn rate_limited(retry_after: Duration) -> Self {
         Self::RateLimited { retry_after }
     }
@@ -163,8 +163,8 @@ impl From<&ApiError> for MatrixError {
             E::DestinationRejected => (StatusCode::BAD_REQUEST, "M_DESTINATION_REJECTED"),
             E::Mail(MailError::Address) => (StatusCode::BAD_REQUEST, "M_INVALID_EMAIL"),
             E::Mail(_) => (StatusCode::BAD_REQUEST, "M_EMAIL_SEND_ERROR"),
-            // The specification's code. Clients show what a 400 says and offer to try again; a 500 is for them, and for
-            // a homeserver that passes it on, a server that is broken.
+            // The specification's code. Clients show the message of a 400 and offer to retry; to them, and to a
+            // homeserver that relays it, a 500 means that the server is broken.
             E::Sms(_) => (StatusCode::BAD_REQUEST, "M_SEND_ERROR"),
             E::NoValidSession => (StatusCode::NOT_FOUND, "M_NO_VALID_SESSION"),
             E::SubmitToNoSession => (StatusCode::BAD_REQUEST, "M_INVALID_PARAM"),

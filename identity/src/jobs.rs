@@ -1,4 +1,4 @@
-//! What goes on beside requests: following other replicas, and removing what is over.
+//! Background jobs: following the changes made by other replicas, and deleting expired rows.
 
 pub(crate) mod outbox;
 
@@ -14,22 +14,22 @@ use crate::{
 
 pub(crate) mod peppers;
 
-/// How often changes are polled for without a notification: one may be lost with its connection, and SQLite sends none.
+/// Polling interval in the absence of notifications: one can be lost with its connection, and SQLite sends none.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
-/// How long to wait before a database that failed is asked again.
+/// Delay before retrying after a database failure.
 const AFTER_FAILURE: Duration = Duration::from_secs(1);
-/// How often what is over is removed.
+/// Interval between deletions of expired rows.
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
-/// Rows in one statement, so that no statement holds up requests.
+/// Rows deleted by one statement, few enough not to hold up requests.
 const CLEAN_BATCH: i64 = 500;
-/// How long a session is kept after it expired, so that its owner is told `M_SESSION_EXPIRED` and not that it never was.
+/// How long an expired session is kept, so that its owner is told `M_SESSION_EXPIRED` rather than `M_NO_VALID_SESSION`.
 const KEEP_EXPIRED_MS: i64 = DAY_MS;
 
-/// How long an address that was unbound keeps its row, so that every replica learns of it. One that could not look for
-/// half of that time fills its indexes anew.
+/// Retention of tombstones, the rows of unbound addresses, so that every replica learns of them. A replica that could
+/// not poll for half of that time rebuilds its indexes.
 const KEEP_UNBOUND_MS: i64 = 60 * 60 * 1000;
 
-/// Follows what other replicas and commands bind, unbind and end, until `stop`.
+/// Follows the binds, unbinds and revocations made by other replicas and by commands, until `stop`.
 pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
     let mut followed_to = Followed { since, at_ms: app.clock.now_ms() };
     loop {
@@ -40,7 +40,7 @@ pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
         match followed {
             Ok(()) => return,
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "changes of other replicas cannot be followed for now");
+                tracing::warn!(error = %Chain(&error), "cannot follow the changes made by other replicas; retrying in 1 s");
             }
         }
         tokio::select! {
@@ -50,28 +50,28 @@ pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
     }
 }
 
-/// Up to where changes were followed, and when.
+/// The last change followed, and when.
 struct Followed {
     since: ChangeCursor,
     at_ms: i64,
 }
 
-/// Ends only by a failure.
+/// Returns only on failure.
 async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<(), StoreError> {
     let mut notifications = app.store.notifications().await?;
-    // Whatever was told while nobody listened.
+    // Notifications may have been missed while there was no connection.
     app.tokens.forget_all();
     app.peppers_changed.notify_one();
     loop {
         let now_ms = app.clock.now_ms();
         if now_ms.saturating_sub(followed.at_ms) > KEEP_UNBOUND_MS / 2 {
-            tracing::info!("changes could not be followed for long, so all associations are read again");
+            tracing::info!("could not follow changes for too long; rebuilding the lookup indexes");
             followed.since = app.reload_index().await?;
         }
         let (changes, cursor) = app.store.changes_since(&app.keys, followed.since).await?;
         for change in &changes {
-            // Read once more, in the order that holds here: what was read above may be older than what a request of
-            // our own has changed since.
+            // Read again under the address's lock: the change above may be older than one that a request on this
+            // replica has made since.
             app.refresh_address(&change.threepid).await?;
         }
         *followed = Followed { since: cursor, at_ms: now_ms };
@@ -93,9 +93,9 @@ async fn follow_while_connected(app: &App, followed: &mut Followed) -> Result<()
     }
 }
 
-/// Removes expired sessions and invites, unused tokens and all else that is over, until `stop`.
+/// Deletes expired sessions, invites, unused tokens and all other expired rows, until `stop`.
 pub(crate) async fn clean(current: Current<Arc<App>>, stop: Stop) {
-    // Soon after the start, since some services are restarted often; not all replicas at once.
+    // Soon after startup, since some deployments restart often, and with jitter between replicas.
     let mut wait = Duration::from_secs(random::below(60));
     loop {
         tokio::select! {
@@ -104,16 +104,12 @@ pub(crate) async fn clean(current: Current<Arc<App>>, stop: Stop) {
         }
         wait = CLEAN_EVERY;
         if let Err(error) = clean_once(&current.get()).await {
-            tracing::warn!(error = %Chain(&error), "what is over could not be removed; it will be tried again");
+            tracing::warn!(error = %Chain(&error), "expired rows could not be deleted; retrying in 10 min");
         }
     }
 }
 
-/// Removes all that is over now, in small batches.
-///
-/// # Errors
-///
-/// [`StoreError`].
+/// Deletes all rows that have expired by now, in small batches.
 pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     let now_ms = app.clock.now_ms();
     let expired_ms = now_ms.saturating_sub(app.session_rules().lifetime_ms).saturating_sub(KEEP_EXPIRED_MS);
@@ -150,7 +146,7 @@ pub(crate) mod tests {
         domain::{association::Association, lookups::Pepper, mxid::Mxid, threepid::Threepid},
     };
 
-    /// A server's state on a new SQLite database, with a clock that stands still, and its folder.
+    /// An app on a new SQLite database, with a manual clock, and its data folder.
     pub(crate) async fn app(change: impl FnOnce(&mut Config)) -> (Arc<App>, Clock, TempDir) {
         let mut config = Config::default();
         let folder = tempfile::tempdir().unwrap();
@@ -163,7 +159,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn unused_tokens_end_and_are_removed_in_batches() {
+    async fn unused_tokens_expire_and_are_deleted_in_batches() {
         let (app, clock, _folder) = app(|config| config.tokens.unused_days = 10).await;
         let hash = |number: i64| app.keys.token_hash(&format!("token{number}"));
         for number in 0..=CLEAN_BATCH {
@@ -180,16 +176,16 @@ pub(crate) mod tests {
         assert!(known(0, clock.now_ms()).await && known(1, clock.now_ms()).await);
 
         clock.advance(Duration::from_millis(1));
-        assert!(!known(1, clock.now_ms()).await, "over, whether or not its row was removed");
+        assert!(!known(1, clock.now_ms()).await, "expired, whether or not its row has been deleted");
         clean_once(&app).await.unwrap();
         for number in 1..=CLEAN_BATCH {
             assert!(app.store.token(&hash(number), 0).await.unwrap().is_none(), "{number}");
         }
-        assert!(known(0, clock.now_ms()).await, "used meanwhile");
+        assert!(known(0, clock.now_ms()).await, "used in the meantime");
     }
 
     #[tokio::test]
-    async fn sessions_are_removed_when_they_are_over_and_budgets_stay_until_they_are_full() {
+    async fn sessions_are_deleted_once_expired_and_budgets_once_full() {
         let (app, clock, _folder) = app(|_| {}).await;
         let ask = async |address: &str| {
             let object = serde_json::json!({"client_secret": "secret", "email": address, "send_attempt": 1});
@@ -201,7 +197,7 @@ pub(crate) mod tests {
         clock.advance(Duration::from_millis(1));
         let second = ask("bob@hs.test").await;
 
-        // A day to be proven in, and another one in which it is said to be too old.
+        // One day to be validated, and another during which it is reported as expired.
         clock.advance(Duration::from_secs(2 * 24 * 60 * 60));
         clean_once(&app).await.unwrap();
         assert!(!known(&first).await && known(&second).await);
@@ -215,7 +211,7 @@ pub(crate) mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_over_is_removed_and_nothing_else() {
+    async fn only_expired_rows_are_deleted() {
         let (app, clock, _folder) = app(|_| {}).await;
         let bound_ms = clock.now_ms();
         for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {

@@ -1,7 +1,7 @@
 //! `waypost-identity`: a Matrix identity server.
 //!
-//! Begin at `routes.rs`: from there each endpoint is a function in `api/`, which knows the order of things; the rules
-//! are in `domain/`, the rows in `storage/`.
+//! Start reading at `routes.rs`: each endpoint is a function in `api/`, which decides what happens in which order; the
+//! rules are in `domain/`, the rows in `storage/`.
 
 mod api;
 mod app;

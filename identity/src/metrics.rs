@@ -1,4 +1,4 @@
-//! All metrics of this service, in one place. None has a label that a stranger chooses.
+//! All metrics of this service. No label has a value that a client can choose.
 
 use prometheus_client::{
     encoding::EncodeLabelSet,
@@ -14,24 +14,24 @@ use waypost_shared::{
     },
 };
 
-/// How a mail or a text message ended.
+/// The outcome of an email or a text message.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct MailLabels {
     outcome: &'static str,
 }
 
-/// How a call of a homeserver (onbind) ended.
+/// The outcome of a call to a homeserver (onbind).
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 struct OnbindLabels {
     outcome: &'static str,
 }
 
-/// What became of one try to tell a homeserver of a binding.
+/// The outcome of one attempt to notify a homeserver of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Onbind {
-    /// It was taken.
+    /// The homeserver accepted it.
     Delivered,
-    /// It failed and will be tried again.
+    /// It failed and will be retried.
     Failed,
     /// It failed and was given up.
     Dead,
@@ -49,22 +49,22 @@ impl Onbind {
     }
 }
 
-/// What is removed when it is over.
+/// Rows that are deleted once they have expired.
 #[derive(Clone, Copy, Debug, Hash, PartialEq, Eq)]
 pub(crate) enum Rows {
-    /// Validation sessions that expired.
+    /// Expired validation sessions.
     Sessions,
-    /// Access tokens that were not used for long.
+    /// Access tokens that expired without use.
     Tokens,
-    /// Budgets that are full again.
+    /// Rate-limit budgets that are full again.
     Budgets,
-    /// Addresses that were unbound.
+    /// Tombstones of unbound addresses.
     Unbound,
-    /// Invites that nobody took in time.
+    /// Expired invites.
     Invites,
-    /// Calls of homeservers that were given up long ago.
+    /// Calls to homeservers that were given up long ago.
     Outbox,
-    /// Peppers that are no longer answered.
+    /// Peppers that are no longer accepted.
     Peppers,
 }
 
@@ -90,21 +90,21 @@ struct RowsLabels {
     table: &'static str,
 }
 
-/// What is counted.
+/// The metrics.
 #[derive(Clone, Debug)]
 pub(crate) struct Metrics {
     /// Requests by route, method and status.
     pub(crate) http: HttpMetrics,
-    /// Readings of the configuration.
+    /// Configuration reloads.
     pub(crate) reloads: ReloadMetrics,
-    /// Spans of traces.
+    /// Trace spans.
     pub(crate) traces: TraceMetrics,
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
-    /// Addresses that were looked up.
+    /// Addresses in lookups.
     pub(crate) looked_up: Counter,
-    /// Of them, those that were found.
+    /// Addresses in lookups that were found.
     pub(crate) found: Counter,
     /// Associations in the index.
     pub(crate) associations: Gauge,
@@ -114,16 +114,16 @@ pub(crate) struct Metrics {
     pub(crate) unbinds: Counter,
     /// Invites stored.
     pub(crate) invites: Counter,
-    /// Calls of homeservers that wait.
+    /// Pending calls to homeservers.
     pub(crate) outbox_waiting: Gauge,
-    /// Calls of homeservers that were given up.
+    /// Calls to homeservers that were given up.
     pub(crate) outbox_dead: Gauge,
     onbinds: Family<OnbindLabels, Counter>,
 }
 
 impl Metrics {
-    /// Registers all of them, with the prefix `waypost_identity_`, and those of the process. Those of requests name
-    /// traces if there are any.
+    /// Registers the metrics of the process, and those of this service with the prefix `waypost_identity_`. With
+    /// `with_traces`, request metrics have exemplars.
     pub(crate) fn register(registry: &mut Registry, clock: &Clock, with_traces: bool) -> Self {
         process::register(registry, clock);
         let registry = registry.sub_registry_with_prefix("waypost_identity");
@@ -160,8 +160,8 @@ impl Metrics {
         metrics
     }
 
-    /// Makes every counter whose labels are known. One that came into being with its first failure would hide it:
-    /// Prometheus sees an increase only from a number that was there before.
+    /// Creates every counter whose labels are known. A counter that first appears with its first failure would hide it:
+    /// Prometheus sees an increase only from an earlier sample.
     fn start_at_zero(&self) {
         for outcome in ["sent", "failed"] {
             drop(self.mails.get_or_create(&MailLabels { outcome }));
@@ -175,12 +175,12 @@ impl Metrics {
         }
     }
 
-    /// Counts a try to tell a homeserver of a binding.
+    /// Counts an attempt to notify a homeserver of a binding.
     pub(crate) fn onbind(&self, outcome: Onbind) {
         self.onbinds.get_or_create(&OnbindLabels { outcome: outcome.label() }).inc();
     }
 
-    /// Counts a mail.
+    /// Counts an email.
     pub(crate) fn mail(&self, sent: bool) {
         let outcome = if sent { "sent" } else { "failed" };
         self.mails.get_or_create(&MailLabels { outcome }).inc();
@@ -192,7 +192,7 @@ impl Metrics {
         self.sms.get_or_create(&MailLabels { outcome }).inc();
     }
 
-    /// Counts rows that were removed; returns how many.
+    /// Counts deleted rows; returns `count`.
     pub(crate) fn removed(&self, rows: Rows, count: u64) -> u64 {
         self.removed.get_or_create(&RowsLabels { table: rows.name() }).inc_by(count);
         count

@@ -1,4 +1,4 @@
-//! Every endpoint of the public and of the internal listener, on a line each.
+//! Every endpoint of the public and the internal listener, one per line.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::{
     config::V1Mode,
 };
 
-/// The table of the public listener, with as much of the older API as `v1` says.
+/// The routes of the public listener, with as much of the v1 API as `v1` enables.
 pub(crate) fn routes(v1: V1Mode) -> Router<Arc<App>> {
     match v1 {
         V1Mode::Off => v2_routes(),
@@ -56,7 +56,7 @@ fn v2_routes() -> Router<Arc<App>> {
         .post("/_matrix/identity/v2/sign-ed25519", invitations::sign_ed25519)
 }
 
-/// What is harmless, and what a homeserver needs that has text messages sent from here.
+/// The harmless part of v1, and what a homeserver needs that delegates text messages to this server.
 fn v1_minimal_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .get("/_matrix/identity/api/v1", status::ping)
@@ -69,7 +69,7 @@ fn v1_minimal_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
         .get("/_matrix/identity/api/v1/3pid/getValidated3pid", validation::v1_validated_threepid)
 }
 
-/// What a homeserver needs that knows nothing newer.
+/// What a homeserver needs that only speaks v1.
 fn v1_full_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .post("/_matrix/identity/api/v1/validate/email/requestToken", validation::email::v1_request_token)
@@ -79,7 +79,7 @@ fn v1_full_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
         .post("/_matrix/identity/api/v1/store-invite", invitations::v1_store_invite)
 }
 
-/// The table of the internal listener, for programs of the operator's own.
+/// The routes of the internal listener, for the operator's own programs.
 pub(crate) fn internal_routes() -> Router<Arc<App>> {
     Router::new()
         .private()

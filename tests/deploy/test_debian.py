@@ -269,7 +269,7 @@ def test_a_reload_takes_a_good_configuration_and_refuses_a_bad_one(machine, name
 def test_commands_of_root_leave_the_files_to_the_service(machine):
     start(machine, "waypost-identity")
     command = ["waypost-identity", "--config", "/etc/waypost/identity.toml"]
-    assert "The one before is answered until" in machine.run(*command, "pepper", "rotate").stdout
+    assert "The previous one is accepted until" in machine.run(*command, "pepper", "rotate").stdout
     assert len(machine.run(*command, "pepper", "list").stdout.splitlines()) == 2
     assert machine.run(*command, "doctor").returncode == 0
     owners = machine.run("find", "/var/lib/private/waypost-identity", "-printf", "%U\\n").stdout.split()
@@ -289,7 +289,7 @@ def test_a_restored_folder_is_given_to_the_service(machine):
     machine.run("chown", "--recursive", "root:", "/var/lib/private/waypost-identity")
     start(machine, "waypost-identity")
     assert machine.status(READY["waypost-identity"]) == 200
-    assert "made a new key" not in machine.log("waypost-identity").split("Stopped")[-1]
+    assert "generated a new key" not in machine.log("waypost-identity").split("Stopped")[-1]
 
 
 def test_an_upgrade_restarts_and_keeps_the_configuration(machine, packages):

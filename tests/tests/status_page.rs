@@ -51,7 +51,7 @@ on_each_database! {
         assert_eq!([&at_first["dependencies"][0]["name"], &at_first["dependencies"][0]["state"]], [name, "up"]);
         assert_eq!(dependency(&t.server, "mail").await, is("unknown", "SMTP"));
         assert_eq!(dependency(&t.server, "sms").await, is("off", "not configured"));
-        assert_eq!(dependency(&t.server, "homeservers").await, is("up", "0 calls wait, 0 were given up"));
+        assert_eq!(dependency(&t.server, "homeservers").await, is("up", "0 calls pending, 0 given up"));
 
         let token = t.register("@alice:hs.test").await;
         t.open_session(&token, "alice@example.com", "secret").await;

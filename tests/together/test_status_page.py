@@ -96,7 +96,7 @@ def test_the_identity_servers_page_shows_its_dependencies(identity, mailbox, eye
 
     assert page["title"] == "Ready · Waypost identity server"
     assert page["heading"] == "Waypost identity server"
-    for words in ("SQLite", "mail server", "text messages", "homeservers", "0 calls wait, 0 were given up", "pepper"):
+    for words in ("SQLite", "mail server", "text messages", "homeservers", "0 calls pending, 0 given up", "pepper"):
         assert words in page["text"]
     assert session.address not in page["text"] and session.client_secret not in page["text"]
     eyes.picture("status-identity", WIDTHS)

@@ -10,10 +10,10 @@ use waypost_shared::{
 
 use crate::{app::App, auth, error::ApiError};
 
-/// The longest OpenID token that is taken, in bytes: it becomes part of an address, which has an end.
+/// The longest OpenID token accepted, in bytes: it becomes part of a URL, whose length is limited.
 const MAX_OPENID_TOKEN: usize = 8192;
 
-/// `POST /_matrix/identity/v2/account/register`: an OpenID token of a homeserver for an access token of ours.
+/// `POST /_matrix/identity/v2/account/register`: exchanges a homeserver's OpenID token for an access token.
 pub(crate) async fn register(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let mut params = Params::new(request.json_object()?);
     let openid_token = params.text("access_token");
@@ -35,13 +35,13 @@ pub(crate) async fn register(app: Arc<App>, mut request: Incoming) -> Result<Res
     Ok(json(&json!({ "token": token, "access_token": token })))
 }
 
-/// `GET /_matrix/identity/v2/account`: whose token this is.
+/// `GET /_matrix/identity/v2/account`: the user that the token belongs to.
 pub(crate) async fn account(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     Ok(json(&json!({ "user_id": account.mxid.as_str() })))
 }
 
-/// `POST /_matrix/identity/v2/account/logout`: ends this token.
+/// `POST /_matrix/identity/v2/account/logout`: revokes the token.
 pub(crate) async fn logout(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = match auth::account(&app, &request).await {
         Err(ApiError::Unauthorized) if auth::token(&app, &request).is_some() => return Err(ApiError::UnknownToken),

@@ -19,7 +19,7 @@ use crate::{
 
 const UNBIND_PATH: &str = "/_matrix/identity/v2/3pid/unbind";
 
-/// `POST /_matrix/identity/v2/3pid/bind`: publish that `mxid` owns the address validated in session `sid`.
+/// `POST /_matrix/identity/v2/3pid/bind`: publishes that `mxid` owns the address validated in session `sid`.
 pub(crate) async fn bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let request = BindRequest::read(request.json_object()?)?;
@@ -31,8 +31,7 @@ pub(crate) async fn bind(app: Arc<App>, mut request: Incoming) -> Result<Respons
     publish(app, threepid, request.mxid).await
 }
 
-/// `POST /_matrix/identity/api/v1/3pid/bind`: the same for a homeserver that the operator listed, whose word is enough
-/// for any `mxid`.
+/// `POST /_matrix/identity/api/v1/3pid/bind`: the same, for a listed homeserver, whose word is enough for any `mxid`.
 pub(crate) async fn v1_bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let request = BindRequest::read(super::v1_values(&mut request)?)?;
@@ -43,7 +42,7 @@ pub(crate) async fn v1_bind(app: Arc<App>, mut request: Incoming) -> Result<Resp
     publish(app, threepid, request.mxid).await
 }
 
-/// `POST /_matrix/identity/internal/bind`: publish that `mxid` owns an address, on the operator's word.
+/// `POST /_matrix/identity/internal/bind`: publishes that `mxid` owns an address, on the operator's word.
 pub(crate) async fn internal_bind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::internal_caller(&app, &request)?;
     let (threepid, mxid) = read_internal(&mut request)?;
@@ -67,14 +66,14 @@ impl BindRequest {
     }
 }
 
-/// Publishes that `threepid` belongs to `mxid`, and answers the signed association. Runs to completion even if the
+/// Publishes that `threepid` belongs to `mxid`, and returns the signed association. Runs to completion even if the
 /// client disconnects, so that a bind never commits without reaching the index.
 async fn publish(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
     let association = Association { threepid, mxid, bound_ms: app.clock.now_ms() };
     let invites = {
-        // Two binds of one address reach the database and the index in the same order.
+        // Concurrent binds of one address must reach the database and the index in the same order.
         let _lock = app.lock_address(&app.keys.fingerprint(&association.threepid)).await;
-        // One transaction: the association, the invites that it takes, and the onbind call in the outbox.
+        // One transaction: the association, the invites that it redeems, and the onbind call in the outbox.
         let invites = app.store.bind(&app.keys, &association, &app.signer).await?;
         app.lookups.insert(&association.threepid, &association.mxid);
         invites
@@ -91,9 +90,9 @@ async fn publish(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Respon
     Ok(json(&app.signer.bound(&association, &invites)))
 }
 
-/// `POST /_matrix/identity/v2/3pid/unbind`: nobody is to find `mxid` by this address any more. Asked for by whoever
-/// reads what is sent to the address, or by the user's homeserver; neither needs an access token. What is not bound is
-/// no mistake.
+/// `POST /_matrix/identity/v2/3pid/unbind`: withdraws the binding of this address to `mxid`. Requested by whoever can
+/// read what is sent to the address, or by the user's homeserver; neither needs an access token. It is not an error if
+/// there is no such binding.
 pub(crate) async fn unbind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let content = request.json_object()?;
     let mut params = Params::new(content.clone());
@@ -119,14 +118,14 @@ pub(crate) async fn unbind(app: Arc<App>, mut request: Incoming) -> Result<Respo
     withdraw(app, threepid, mxid).await
 }
 
-/// `POST /_matrix/identity/internal/unbind`: `mxid` owns that address no more. If it did not, nothing changes.
+/// `POST /_matrix/identity/internal/unbind`: withdraws the binding of this address to `mxid`, if there is one.
 pub(crate) async fn internal_unbind(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::internal_caller(&app, &request)?;
     let (threepid, mxid) = read_internal(&mut request)?;
     withdraw(app, threepid, mxid).await
 }
 
-/// Takes back that `threepid` belongs to `mxid`, if it does.
+/// Withdraws the binding of `threepid` to `mxid`, if there is one.
 async fn withdraw(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Response, ApiError> {
     if app.store.remove_association(&app.keys, &threepid, Some(&mxid), app.clock.now_ms()).await? {
         app.refresh_address(&threepid).await?;
@@ -137,7 +136,7 @@ async fn withdraw(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Respo
     Ok(json(&Map::new()))
 }
 
-/// What the internal listener's callers send.
+/// Reads the parameters of the internal bind and unbind.
 fn read_internal(request: &mut Incoming) -> Result<(Threepid, Mxid), ApiError> {
     let mut params = Params::new(request.json_object()?);
     let medium = params.text("medium");
@@ -165,12 +164,12 @@ fn read_threepid(object: Map<String, Value>) -> Result<Threepid, ApiError> {
     params.finish()?;
     match read_medium(&medium)? {
         Medium::Email => Ok(Threepid::email(&address)?),
-        // A number that was bound is stored as the digits of E.164; anything else is not bound.
+        // A bound number is stored as its E.164 digits; anything else is not bound.
         Medium::Msisdn => Ok(Threepid::stored(Medium::Msisdn, address.trim_start_matches('+').to_owned())),
     }
 }
 
-/// The homeserver of `mxid`, and no other, signed this request for this server.
+/// Checks that the homeserver of `mxid`, and no other, signed this request for this server.
 async fn signed_by_homeserver(
     app: &App,
     request: &Incoming,
@@ -189,14 +188,14 @@ async fn signed_by_homeserver(
     if !all_fit {
         return Err(ApiError::InvalidSignature);
     }
-    // A homeserver that was taken off the list can still take back what its users have here: somebody who leaves it
+    // A homeserver that was removed from the list may still withdraw what its users have here: somebody who leaves it
     // must not stay published.
     if !app.config.homeservers.allows(origin)
         && app.store.owner(&app.keys.fingerprint(threepid)).await?.is_none_or(|owner| owner != *mxid)
     {
         return Err(ApiError::HomeserverNotAllowed);
     }
-    // Last, since it makes us call a server that a stranger names.
+    // Last, since it makes us call a server that a stranger chose.
     app.limits.unbind.check(&request.source.key()).map_err(ApiError::rate_limited)?;
     let signed = SignedRequest {
         method: request.method.as_str(),

@@ -1,5 +1,5 @@
-//! What programs of the operator's own may do without a user's token, on a listener of its own: erase users. Their bind
-//! and unbind stand with those of everybody else.
+//! The internal listener, for the operator's own programs, which have no user's token: erasing users. Its bind and
+//! unbind are in `associations`.
 
 use std::sync::Arc;
 
@@ -8,11 +8,13 @@ use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use crate::{app::App, auth, error::ApiError};
 
-/// `POST /_matrix/identity/internal/erase`: removes the rows about `mxid`, and says in numbers what they were.
+/// `POST /_matrix/identity/internal/erase`: deletes the rows about `mxid`, and returns how many there were of each
+/// kind.
 ///
-/// Validation sessions are not linked to a Matrix id: those of the addresses that were bound are removed, others end
-/// by themselves. The row of an address stays for an hour without its owner, so that other replicas learn of it. Outbox
-/// rows for others that name `mxid` as the inviter stay too: they are sealed, and nobody is found in them.
+/// Validation sessions are not linked to a Matrix ID: those of the addresses that were bound are deleted, others
+/// expire. The row of an address stays for an hour as a tombstone without an owner, so that other replicas learn of it.
+/// Outbox rows for other users that name `mxid` as the inviter stay too: they are encrypted, and cannot be searched for
+/// a user.
 pub(crate) async fn erase(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::internal_caller(&app, &request)?;
     let mut params = Params::new(request.json_object()?);
@@ -26,7 +28,7 @@ pub(crate) async fn erase(app: Arc<App>, mut request: Incoming) -> Result<Respon
         app.refresh_address(&association.threepid).await?;
     }
     app.tokens.forget_user(&mxid);
-    tracing::info!(associations = erased.associations, access_tokens = erased.access_tokens, "somebody was erased");
+    tracing::info!(associations = erased.associations, access_tokens = erased.access_tokens, "user erased");
     Ok(json(&json!({
         "erased": {
             "associations": erased.associations,

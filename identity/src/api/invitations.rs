@@ -32,19 +32,19 @@ use crate::{
     storage::invites::NewInvite,
 };
 
-/// The one type of room that has words of its own.
+/// The only type of room that has its own wording.
 const SPACE: &str = "m.space";
 const SIGN_PATH: &str = "/_matrix/identity/v2/sign-ed25519";
 const IS_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/isvalid";
 const IS_EPHEMERAL_VALID_PATH: &str = "/_matrix/identity/v2/pubkey/ephemeral/isvalid";
-/// The id of a key that was made for one invite, in the signatures that it makes.
+/// The ID of an ephemeral key in its signatures.
 const EPHEMERAL_KEY_ID: &str = "ed25519:0";
-/// The longest room id and avatar URL that is taken, in bytes: a Matrix id has no more.
+/// The longest room ID and avatar URL accepted, in bytes: the limit for Matrix IDs.
 const MAX_ID: usize = 255;
 
-/// An invitation as it was asked for.
+/// An invitation as requested.
 struct Invitation {
-    /// As it was typed: the room sees its beginnings.
+    /// As typed; the room sees a redacted form.
     address: String,
     threepid: Threepid,
     room_id: String,
@@ -56,14 +56,14 @@ struct Invitation {
     web_client: Option<Url>,
 }
 
-/// What an invitation's mail holds and nobody else may see.
+/// The secrets of an invitation, which only its email contains.
 struct Ephemeral {
     token: String,
     seed: Zeroizing<[u8; 32]>,
     key: SigningKey,
 }
 
-/// `POST /_matrix/identity/v2/store-invite`: keep an invite until its address is bound, and write to the address.
+/// `POST /_matrix/identity/v2/store-invite`: stores an invite until its address is bound, and emails the invitee.
 pub(crate) async fn store_invite(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let object = request.json_object()?;
@@ -74,8 +74,8 @@ pub(crate) async fn store_invite(app: Arc<App>, mut request: Incoming) -> Result
     take(app, &request, invitation, &object).await
 }
 
-/// `POST /_matrix/identity/api/v1/store-invite`: the same for a homeserver that the operator listed, whose word is enough
-/// for any `sender`.
+/// `POST /_matrix/identity/api/v1/store-invite`: the same, for a listed homeserver, whose word is enough for any
+/// `sender`.
 pub(crate) async fn v1_store_invite(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let object = super::v1_values(&mut request)?;
@@ -86,8 +86,8 @@ pub(crate) async fn v1_store_invite(app: Arc<App>, mut request: Incoming) -> Res
     take(app, &request, invitation, &object).await
 }
 
-/// Takes an invitation whose sender is known to be true, unless something speaks against it. `texts` is all that was
-/// sent.
+/// Accepts an invitation whose sender has been verified, unless it is blocked, exceeds a rate limit or its address is
+/// bound. `texts` has every parameter that was sent.
 async fn take(
     app: Arc<App>,
     request: &Incoming,
@@ -98,7 +98,7 @@ async fn take(
     if app.config.invites.blocked.refuses(&app.owners, &invitation.sender, &invitation.room_id, texts) {
         return Err(ApiError::InviteNotAllowed);
     }
-    // Before it is told whether somebody has the address: this is no way to find that out for many.
+    // Before revealing whether the address is bound, so that this is not a way to probe many addresses.
     charge(&app, request, &invitation).await?;
     if let Some(mxid) = app.store.owner(&app.keys.fingerprint(&invitation.threepid)).await? {
         return Err(ApiError::ThreepidInUse(mxid));
@@ -109,7 +109,7 @@ async fn take(
     Ok(json(&keep(&app, &look, &invitation).await?))
 }
 
-/// Stores the invite with a key made for it, and writes the mail; both or neither.
+/// Stores the invite with a key generated for it, and sends the email: both or neither.
 async fn keep(app: &App, look: &Look, invitation: &Invitation) -> Result<Value, ApiError> {
     let seed = Zeroizing::new(random::bytes::<32>());
     let key = SigningKey::from_seed(EPHEMERAL_KEY_ID.to_owned(), &seed);
@@ -125,16 +125,16 @@ async fn keep(app: &App, look: &Look, invitation: &Invitation) -> Result<Value, 
         now_ms,
         expires_ms: now_ms.saturating_add(i64::from(app.config.invites.lifetime_days) * DAY_MS),
     };
-    // It may have been bound since it was looked at.
+    // It may have been bound since the check.
     if let Some(mxid) = app.store.add_invite(&app.keys, &new).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
     let sent = send_mail(app, look, invitation, &ephemeral).await;
     app.metrics.mail(sent.is_ok());
     if let Err(error) = sent {
-        // To the homeserver this is a 400, but it is the operator who can mend it.
-        tracing::warn!(error = %Chain(&error), "an invitation was not sent");
-        // Nobody knows of it, so nobody shall be let in by it.
+        // The homeserver gets a 400, but only the operator can fix it.
+        tracing::warn!(error = %Chain(&error), "an invitation could not be sent; dropping the invite");
+        // Nobody has learned its token, so it must not let anybody in.
         app.store.revoke_invite(&app.keys, &ephemeral.token).await?;
         return Err(error);
     }
@@ -150,12 +150,12 @@ impl Invitation {
         let address = params.text("address");
         let room_id = params.text("room_id");
         let sender = params.text("sender");
-        // Synapse sends an empty text for what a room or a user does not have.
+        // Synapse sends an empty string for what a room or a user does not have.
         let mut optional = |name| params.optional_text(name).filter(|text| !text.is_empty());
         let sender_name = optional("sender_display_name");
         let room_name = optional("room_name");
         let room_avatar_url = optional("room_avatar_url");
-        // It is in the link, which people read, so it holds what is known and nothing of the sender's choice.
+        // It becomes part of the link, which people read, so only a known value is accepted.
         let room_type = optional("room_type").filter(|kind| kind == SPACE);
         let web_client = optional(WEB_CLIENT_LOCATION);
         params.finish()?;
@@ -164,7 +164,7 @@ impl Invitation {
         }
         let plain = !room_id.chars().any(|c| c.is_whitespace() || c.is_control());
         if !room_id.starts_with('!') || room_id.len() > MAX_ID || !plain {
-            return Err(MatrixError::invalid_param("room_id", "must be a Matrix room id").into());
+            return Err(MatrixError::invalid_param("room_id", "must be a Matrix room ID").into());
         }
         Ok(Self {
             threepid: Threepid::email(&address)?,
@@ -180,14 +180,14 @@ impl Invitation {
     }
 }
 
-/// The web client that a homeserver names, if the operator trusts it with what invites are accepted with.
+/// The web client that a homeserver names, if the operator trusts it with the key that accepts the invite.
 fn allowed_client(app: &App, location: &str) -> Option<Url> {
     let patterns = app.config.invites.web_clients_allowed.iter();
     let patterns: Vec<_> = patterns.filter_map(|pattern| next_link::Pattern::parse(pattern)).collect();
     next_link::allowed(&patterns, location)
 }
 
-/// Nobody can be flooded with invites, and nobody can flood with them: each budget is shared by all replicas.
+/// So that nobody can be flooded with invites, or flood others with them. All replicas share these budgets.
 async fn charge(app: &App, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
     let source = request.source.to_string();
@@ -212,7 +212,7 @@ async fn send_mail(app: &App, look: &Look, invitation: &Invitation, ephemeral: &
         invite::encoded(&private_key)
     ));
     let (room_name, sender_name) = (invitation.room_name.as_deref(), invitation.sender_name.as_deref());
-    // What Element Web, iOS and Android read from the link.
+    // The parameters that Element Web, iOS and Android read.
     let link = invite::room_link(
         client.as_str(),
         &invitation.room_id,
@@ -243,7 +243,7 @@ async fn send_mail(app: &App, look: &Look, invitation: &Invitation, ephemeral: &
         text: render("invitation_mail.txt")?,
         html: render("invitation_mail.html")?,
     };
-    // The folder transport logs its link, and the private key is for nobody but the one who is invited.
+    // The folder transport logs the link, and the private key is only for the invitee.
     let without_key = invite::room_link(client.as_str(), &invitation.room_id, &[]);
     Ok(app.mailer.send(invitation.threepid.address(), mail, &without_key).await?)
 }
@@ -266,10 +266,11 @@ fn answer(app: &App, invitation: &Invitation, ephemeral: &Ephemeral) -> Value {
     })
 }
 
-/// `POST /_matrix/identity/v2/sign-ed25519`: signs, with the key from an invite's mail, that `mxid` accepts it.
+/// `POST /_matrix/identity/v2/sign-ed25519`: signs, with the key from an invitation's email, that `mxid` accepts the
+/// invite.
 ///
-/// Element Web and iOS POST the mail's `signurl` as it is, with `mxid` added and without a token: who has the private
-/// key needs no other proof. With the key in the body it is a call of the present specification, with a token.
+/// Element Web and iOS POST the email's `signurl` as is, with `mxid` added and without an access token: the private key
+/// is proof enough. With the key in the body, it is a call of the current specification, which needs a token.
 pub(crate) async fn sign_ed25519(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let mut values = Map::new();
     if request.query_param("private_key").is_none() {
@@ -284,8 +285,8 @@ pub(crate) async fn sign_ed25519(app: Arc<App>, mut request: Incoming) -> Result
     sign(&app, values).await
 }
 
-/// `POST /_matrix/identity/api/v1/sign-ed25519`: the same as Android calls it, with everything in the query, or in a
-/// form or JSON; without a token, since v1 has none.
+/// `POST /_matrix/identity/api/v1/sign-ed25519`: the same for Android, which sends everything in the query; a form or
+/// JSON works as well. It needs no token, since v1 has none.
 pub(crate) async fn v1_sign_ed25519(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     sign(&app, super::v1_values(&mut request)?).await
 }

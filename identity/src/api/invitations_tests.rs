@@ -1,4 +1,4 @@
-//! Tests of `invitations.rs` that need a clock which moves.
+//! Tests of `invitations.rs` that need a manual clock.
 
 #![allow(clippy::unwrap_used)]
 
@@ -36,7 +36,7 @@ fn invitation(app: &App) -> Invitation {
     Invitation::read(app, object.as_object().unwrap().clone()).unwrap()
 }
 
-/// What Alice is answered who binds her address.
+/// The response to Alice when she binds her address.
 async fn bind(app: &App) -> Value {
     let threepid = Threepid::email("alice@example.com").unwrap();
     let association = Association { threepid, mxid: Mxid::parse(ALICE).unwrap(), bound_ms: app.clock.now_ms() };
@@ -50,7 +50,7 @@ async fn is_valid(app: &Arc<App>, public_key: &str) -> bool {
     answer["valid"].as_bool().unwrap()
 }
 
-/// How a signature with a key that is not the invite's own is refused.
+/// How signing with a key other than the invite's is refused.
 async fn refusal(app: &Arc<App>, token: &str) -> (u16, &'static str) {
     let private_key = URL_SAFE_NO_PAD.encode([7; 32]);
     let query = format!("mxid={ALICE}&token={token}&private_key={private_key}");
@@ -59,7 +59,7 @@ async fn refusal(app: &Arc<App>, token: &str) -> (u16, &'static str) {
 }
 
 #[tokio::test]
-async fn an_invite_ends_with_its_key() {
+async fn an_invite_expires_with_its_key() {
     let (app, clock, _folder) = app(|config| config.invites.lifetime_days = 2).await;
     let look = app.templates.look(None, &language::preferred(None, None));
     let answer = keep(&app, &look, &invitation(&app)).await.unwrap();
@@ -77,7 +77,7 @@ async fn an_invite_ends_with_its_key() {
     // Whoever binds the address now is not invited.
     assert_eq!(bind(&app).await.get("invites"), None);
     clean_once(&app).await.unwrap();
-    // As if it were the moment before: it is gone, and not merely hidden.
+    // Even at an earlier time: the row is deleted, not merely hidden.
     assert!(app.store.invites(&app.keys, 0).await.unwrap().is_empty());
 }
 

@@ -30,19 +30,20 @@ use crate::{
     error::ApiError,
 };
 
-/// The algorithm that every client has.
+/// Supported by every client.
 const SHA256: &str = "sha256";
-/// Plain addresses; off unless configured.
+/// Plain addresses; disabled unless configured.
 const NONE: &str = "none";
 
-/// `GET /_matrix/identity/v2/hash_details`: how to hash.
+/// `GET /_matrix/identity/v2/hash_details`: the algorithms and the current pepper.
 pub(crate) async fn hash_details(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
     let algorithms: &[_] = if app.config.lookup.allow_none { &[SHA256, NONE] } else { &[SHA256] };
     Ok(json(&json!({ "algorithms": algorithms, "lookup_pepper": app.current_pepper()?.pepper() })))
 }
 
-/// The body of a lookup, borrowed from the request where nothing is escaped in it: 1000 hashes are no allocations.
+/// The body of a lookup, borrowed from the request where it contains no escapes, so that 1000 hashes need no
+/// allocation.
 #[derive(Deserialize)]
 struct LookupRequest<'a> {
     #[serde(borrow)]
@@ -53,14 +54,14 @@ struct LookupRequest<'a> {
     pepper: Text<'a>,
 }
 
-/// A string that is borrowed if it can be. (`Cow` itself is always read as an owned one.)
+/// A string, borrowed where possible. (A bare `Cow` always deserialises to an owned one.)
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// `POST /_matrix/identity/v2/lookup`: whose addresses have these hashes. Answered from memory.
+/// `POST /_matrix/identity/v2/lookup`: the users whose addresses have these hashes, answered from memory.
 pub(crate) async fn lookup(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
-    // serde would also take a list of the three values.
+    // serde would also accept an array of the three values.
     let is_object = request.body.trim_ascii_start().starts_with(b"{");
     let Some(lookup) = serde_json::from_slice::<LookupRequest<'_>>(&request.body).ok().filter(|_| is_object) else {
         return Err(explain(&request.body));
@@ -79,8 +80,8 @@ pub(crate) async fn lookup(app: Arc<App>, request: Incoming) -> Result<Response,
     Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &pepper_index)))
 }
 
-/// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a homeserver that the operator
-/// listed; an empty object if the address is nobody's.
+/// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a listed homeserver; an empty
+/// object if the address is not bound.
 pub(crate) async fn v1_lookup(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let mut params = Params::new(super::v1_values(&mut request)?);
@@ -92,7 +93,7 @@ pub(crate) async fn v1_lookup(app: Arc<App>, mut request: Incoming) -> Result<Re
     app.limits.addresses_homeserver.check(&caller).map_err(ApiError::rate_limited)?;
 
     app.metrics.looked_up.inc();
-    // What is no address is nobody's.
+    // An invalid address is bound to nobody.
     let threepid = Medium::parse(&medium).and_then(|medium| Threepid::given(medium, &address).ok());
     let Some(threepid) = threepid else { return Ok(json(&Map::new())) };
     let Some(association) = app.store.association(&app.keys, &threepid).await? else {
@@ -102,8 +103,8 @@ pub(crate) async fn v1_lookup(app: Arc<App>, mut request: Incoming) -> Result<Re
     Ok(json(&app.signer.association(&association)))
 }
 
-/// Nobody can go through all addresses that there could be: not one account, and not the owner of a homeserver, who can
-/// make up many of both.
+/// Keeps anyone from enumerating addresses: a single account, and the owner of a homeserver, who can create any number
+/// of accounts and of homeservers.
 fn charge(app: &App, account: &Account, addresses: usize) -> Result<(), ApiError> {
     let addresses = u32::try_from(addresses).unwrap_or(u32::MAX);
     let limits = &app.limits;
@@ -113,7 +114,7 @@ fn charge(app: &App, account: &Account, addresses: usize) -> Result<(), ApiError
     limits.addresses_homeserver.check_many(&account.owner, addresses).map_err(ApiError::rate_limited)
 }
 
-/// What is wrong with a body that is not as it should be; the fast way of reading does not tell it well.
+/// The error for a body that does not parse, which the fast parser does not describe well.
 fn explain(body: &[u8]) -> ApiError {
     let read = || {
         let mut params = Params::new(json_object(body)?);
@@ -124,12 +125,12 @@ fn explain(body: &[u8]) -> ApiError {
     };
     match read() {
         Err(error) => error.into(),
-        // A key that is there twice: the two ways of reading differ only in that.
-        Ok(()) => waypost_shared::http::MatrixError::bad_request("M_BAD_JSON", "A key is there twice").into(),
+        // The two parsers differ only in duplicate keys, which this one accepts.
+        Ok(()) => waypost_shared::http::MatrixError::bad_request("M_BAD_JSON", "A key appears twice").into(),
     }
 }
 
-/// The body of the answer: each address that is known, as it was sent, once.
+/// The body of the response: each address that was found, as it was sent, once.
 fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -> Bytes {
     let addresses = &lookup.addresses;
     let hashed = lookup.algorithm.0 == SHA256;
@@ -138,10 +139,10 @@ fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -
     };
     let hashes: Vec<_> = addresses.iter().map(hash).collect();
 
-    // A name must stand once in a JSON object, so of equal addresses only the first is answered.
+    // Names in a JSON object must be unique, so only the first of equal addresses is answered.
     let mut answered = HashTable::with_capacity(addresses.len());
     let random = RandomState::new();
-    // Plain addresses of one lookup hash can differ in case, so theirs would make a bad table.
+    // Plain addresses that differ only in case share a lookup hash, so keying by it would cause collisions.
     let key = |at: &usize| match &hashes[*at] {
         Some(hash) if hashed => hashing::prefix(hash),
         _ => random.hash_one(&addresses[*at].0),
@@ -162,7 +163,7 @@ fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -
     view.mappings(&found, escaping).into()
 }
 
-/// `address medium`, as the algorithm `none` has it.
+/// Hashes `address medium`, the format of the algorithm `none`.
 fn plain(text: &str, pepper: &str) -> Option<hashing::LookupHash> {
     let (address, medium) = text.rsplit_once(' ')?;
     let threepid = match Medium::parse(medium)? {

@@ -13,12 +13,12 @@ const VERSIONS: [&str; 19] = [
     "v1.14", "v1.15", "v1.16", "v1.17", "v1.18", "v1.19",
 ];
 
-/// `GET /_matrix/identity/versions`: what is spoken here.
+/// `GET /_matrix/identity/versions`: the supported versions.
 pub(crate) async fn versions(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     Ok(json(&json!({ "versions": VERSIONS })))
 }
 
-/// `GET /_matrix/identity/v2`: there is an identity server here.
+/// `GET /_matrix/identity/v2`: confirms that this is an identity server.
 pub(crate) async fn ping(_app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
     Ok(json(&Map::new()))
 }

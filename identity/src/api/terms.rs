@@ -16,7 +16,7 @@ pub(crate) async fn terms(app: Arc<App>, _request: Incoming) -> Result<Response,
     Ok(json(&app.terms.to_json()))
 }
 
-/// `POST /_matrix/identity/v2/terms`: the user accepts these URLs, beside those accepted before.
+/// `POST /_matrix/identity/v2/terms`: accepts these URLs, in addition to those accepted before.
 pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account(&app, &request).await?;
     let mut object = request.json_object()?;
@@ -33,7 +33,7 @@ pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Respo
     for url in &urls {
         let found = app.terms.with_url(url);
         if found.is_empty() {
-            return Err(MatrixError::invalid_param("user_accepts", "must hold URLs that GET /terms lists").into());
+            return Err(MatrixError::invalid_param("user_accepts", "may contain only URLs from GET /terms").into());
         }
         policies.extend(found);
     }
@@ -42,7 +42,7 @@ pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Respo
     Ok(json(&Map::new()))
 }
 
-/// `GET /_waypost/terms/{policy}/{version}/{language}`: a policy that this server shows itself.
+/// `GET /_waypost/terms/{policy}/{version}/{language}`: a policy hosted by this server.
 pub(crate) async fn page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     let param = |name| request.path_param(name).unwrap_or_default();
     let (version, tag) = (param("version"), param("language"));

@@ -1,4 +1,4 @@
-//! What the status page shows of this server beside its metrics.
+//! What the status page shows of this server besides its metrics.
 
 use std::time::Duration;
 
@@ -12,11 +12,11 @@ use crate::{
 
 use super::App;
 
-/// How long the database gets to answer.
+/// Time-out for the answer of the database.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 impl App {
-    /// Its neighbours as they are now, and the age of what should not grow old.
+    /// The current state of its dependencies, and the age of what should be rotated.
     pub(crate) async fn facts(&self) -> Facts {
         match timeout(PATIENCE, self.store.answers()).await {
             Ok(Ok(())) => self.database.mark_up(),
@@ -55,14 +55,14 @@ impl App {
         if self.sms.is_on() { known } else { Dependency { state: State::Off, ..known } }
     }
 
-    /// Homeservers are many; what is known of them together is what they still have to be told.
+    /// There are many homeservers, so what is shown of them is the calls that they are still to get.
     fn homeservers_told(&self) -> Dependency {
         let (waiting, dead) = (self.metrics.outbox_waiting.get(), self.metrics.outbox_dead.get());
         Dependency {
             name: "homeservers".to_owned(),
             kind: "homeservers",
             state: if dead == 0 { State::Up } else { State::Down },
-            detail: format!("{waiting} calls wait, {dead} were given up"),
+            detail: format!("{waiting} calls pending, {dead} given up"),
             since_ms: None,
         }
     }

@@ -1,4 +1,4 @@
-//! The lookup indexes: filled from the database on several threads, and kept up with the stored peppers.
+//! The lookup indexes: filled from the database on several threads, and kept in step with the stored peppers.
 
 use std::{num::NonZeroUsize, sync::Arc, thread, time::Duration};
 
@@ -24,11 +24,11 @@ use super::App;
 
 /// How long a lookup waits for an index that is being filled: a million associations take a second or two.
 const WAIT: Duration = Duration::from_secs(10);
-/// Batches that were read and wait for a thread.
+/// Batches that have been read and wait for a thread.
 const QUEUE: usize = 4;
 
 impl App {
-    /// The pepper to hand out, with its index.
+    /// The current pepper, with its index.
     ///
     /// # Errors
     ///
@@ -37,7 +37,7 @@ impl App {
         self.lookups.current(self.clock.now_ms()).ok_or(ApiError::PepperNotReady)
     }
 
-    /// The index for a pepper that a client hashed with; none if that pepper is not in force.
+    /// The index for a pepper that a client hashed with; `None` if that pepper is not valid.
     ///
     /// # Errors
     ///
@@ -49,7 +49,7 @@ impl App {
                 match self.lookups.find(pepper, self.clock.now_ms()) {
                     Found::Complete(pepper_index) => return Ok(Some(pepper_index)),
                     Found::Unknown => return Ok(None),
-                    // Another replica was faster, and this client asked it for the pepper.
+                    // The client got this pepper from a replica that was ready earlier.
                     Found::Filling => {}
                 }
                 if filled.changed().await.is_err() {
@@ -60,38 +60,35 @@ impl App {
         tokio::time::timeout(WAIT, search).await.unwrap_or(Err(ApiError::PepperNotReady))
     }
 
-    /// Fills the indexes of all peppers in force, on all processors.
+    /// Fills the indexes of all valid peppers, on all processors.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; one address that does not open ends it, because a lookup must not miss anybody silently.
+    /// [`StoreError`]; a single address that cannot be decrypted is an error, because a lookup must not silently miss
+    /// anyone.
     pub(crate) async fn load_index(&self) -> Result<ChangeCursor, StoreError> {
         let _alone = self.filling.turn.lock().await;
         let new = self.lookups.keep(self.store.peppers().await?, self.clock.now_ms());
         self.fill(&new, processors()).await
     }
 
-    /// Takes up stored peppers that are new, and forgets those whose time is over.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError`].
+    /// Adds peppers that have been stored since, and drops expired ones.
     pub(crate) async fn refresh_peppers(&self) -> Result<(), StoreError> {
         let _alone = self.filling.turn.lock().await;
         let new = self.lookups.keep(self.store.peppers().await?, self.clock.now_ms());
         if !new.is_empty() {
-            // Requests go on meanwhile and want the other processors.
+            // Leaves the other processors to the requests in flight.
             self.fill(&new, processors().div_ceil(4)).await?;
             tracing::info!(associations = self.lookups.len(), "a new pepper is ready");
         }
         Ok(())
     }
 
-    /// Fills all indexes anew while the old ones answer, and says up to where changes are contained.
+    /// Rebuilds all indexes while the old ones keep answering; returns the cursor up to which they have all changes.
     ///
     /// # Errors
     ///
-    /// [`StoreError`]; the old ones go on answering.
+    /// [`StoreError`]; the old indexes stay in use.
     pub(crate) async fn reload_index(&self) -> Result<ChangeCursor, StoreError> {
         let _alone = self.filling.turn.lock().await;
         let new = self.lookups.renew();
@@ -101,11 +98,7 @@ impl App {
         Ok(cursor)
     }
 
-    /// Brings the indexes up to date with whose an address is in the database.
-    ///
-    /// # Errors
-    ///
-    /// [`StoreError::Database`].
+    /// Updates the indexes with the current binding of an address in the database.
     pub(crate) async fn refresh_address(&self, threepid: &Threepid) -> Result<(), StoreError> {
         let _order = self.lock_address(&self.keys.fingerprint(threepid)).await;
         let association = self.store.association(&self.keys, threepid).await?;
@@ -114,12 +107,12 @@ impl App {
         Ok(())
     }
 
-    /// Brings the metric up to date with the index.
+    /// Updates the metric from the index.
     pub(crate) fn count_associations(&self) {
         self.metrics.associations.set(i64::try_from(self.lookups.len()).unwrap_or(i64::MAX));
     }
 
-    /// One task reads rows; up to `threads` others open addresses, hash them and put them into the indexes.
+    /// One task reads rows; up to `threads` others decrypt the addresses, hash them and insert them into the indexes.
     async fn fill(&self, new: &[Arc<PepperIndex>], threads: usize) -> Result<ChangeCursor, StoreError> {
         let count = self.store.count_associations().await?;
         for pepper_index in new {
@@ -160,7 +153,7 @@ fn fill_in(keys: &StorageKeys, new: &[Arc<PepperIndex>], batch: StoredAssociatio
     Ok(())
 }
 
-/// A panic on a thread goes on here; nobody cancels these tasks.
+/// Propagates the panic of a thread; nothing cancels these tasks.
 fn joined(done: Result<Result<(), StoreError>, JoinError>) -> Result<(), StoreError> {
     done.unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()))
 }

@@ -1,4 +1,4 @@
-//! The database and the files beside it: opened, made at the first start, and held for one server.
+//! Opening the database and the key files: generated on first start, and an SQLite database locked for one server.
 
 use std::{
     fs, io,
@@ -16,13 +16,13 @@ use crate::{
     storage::{self, Store, StoreError},
 };
 
-/// Why the database or the files beside it cannot be used.
+/// Why the database or the key files cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum OpenError {
     /// A key file, a secret's file or the data folder cannot be read or written.
     #[error("{path} cannot be used")]
     File {
-        /// The file, or the key that names it.
+        /// The file, or the configuration key that names it.
         path: String,
         /// The operating system's reason.
         source: io::Error,
@@ -32,7 +32,7 @@ pub(crate) enum OpenError {
     StorageKey {
         /// The file.
         path: String,
-        /// The mistake in it.
+        /// What is wrong with it.
         source: StorageKeyError,
     },
     /// The signing keys cannot be read.
@@ -40,19 +40,19 @@ pub(crate) enum OpenError {
     SigningKey {
         /// The file.
         path: String,
-        /// The mistake in it.
+        /// What is wrong with it.
         source: InvalidSigningKey,
     },
-    /// The storage keys are another database's.
+    /// The storage keys belong to another database.
     #[error(
         "the storage keys in {0} are not those that this database was written with; put the right file back \
          (without it the addresses in the database cannot be read)"
     )]
     OtherStorageKey(String),
-    /// Another server already uses this SQLite database.
-    #[error("another process serves this SQLite database; several replicas need PostgreSQL")]
+    /// Another server is using this SQLite database.
+    #[error("another process is serving this SQLite database; several replicas need PostgreSQL")]
     Served,
-    /// A key file that was made with the database is gone.
+    /// A key file that was generated with the database is missing.
     #[error("{0} is missing, and the database was written with it; put it back from your backup")]
     LostKey(String),
     /// The database failed.
@@ -67,17 +67,14 @@ pub(crate) struct Opened {
     pub(crate) store: Store,
 }
 
-/// Opens the database, and reads or makes its keys: all that a command needs which does not serve.
-///
-/// # Errors
-///
-/// [`OpenError`].
+/// Opens the database, and reads or generates its keys: all that commands other than `serve` need.
 pub(crate) async fn open(config: &Config) -> Result<Opened, OpenError> {
     make_data_dir(config)?;
     let url = config
         .database_url()
         .map_err(|error| OpenError::File { path: "database.url_file".to_owned(), source: io::Error::other(error) })?;
-    // Keys are made for a new database only: for one that is there, they were lost, and others are no help.
+    // Keys are generated for a new database only: those of an existing one have been lost, and new ones would be no
+    // help.
     let is_new = prepare_database_file(&url)?;
     let storage_key = read_or_make(&config.storage_key_file(), is_new, StorageKeys::generate)?;
     let keys = StorageKeys::parse(&storage_key.text)
@@ -90,11 +87,7 @@ pub(crate) async fn open(config: &Config) -> Result<Opened, OpenError> {
     Ok(Opened { keys, signing_keys, store })
 }
 
-/// Reads the signing keys once more.
-///
-/// # Errors
-///
-/// [`OpenError`].
+/// Reads the signing keys again, for a reload.
 pub(super) fn signing_keys(config: &Config) -> Result<SigningKeys, OpenError> {
     parsed(read_or_make(&config.signing_key_file(), false, SigningKey::generate)?)
 }
@@ -103,7 +96,7 @@ fn parsed(file: KeyText) -> Result<SigningKeys, OpenError> {
     SigningKeys::parse(&file.text).map_err(|source| OpenError::SigningKey { path: file.path, source })
 }
 
-/// The folder of keys is nobody else's to read.
+/// Creates the data folder, for its owner only, since it has keys in it.
 fn make_data_dir(config: &Config) -> Result<(), OpenError> {
     let dir = &config.identity.data_dir;
     fs::DirBuilder::new()
@@ -113,12 +106,12 @@ fn make_data_dir(config: &Config) -> Result<(), OpenError> {
         .map_err(|source| OpenError::File { path: dir.display().to_string(), source })
 }
 
-/// Holds an SQLite database for this process: a second server on it would follow the first one's changes late, and both
-/// would do the work of the one writer. Commands may work on it meanwhile.
+/// Locks an SQLite database for this process: a second server would learn of the changes of the first one late, and
+/// both would do the work of the only writer. Commands may use the database meanwhile.
 ///
 /// # Errors
 ///
-/// [`OpenError::Served`] when another process serves it.
+/// [`OpenError::Served`] if another process is serving it.
 pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, OpenError> {
     make_data_dir(config)?;
     let Some(mut path) = config.database_url().ok().as_deref().and_then(storage::sqlite_file) else { return Ok(None) };
@@ -132,7 +125,7 @@ pub(crate) fn serve_alone(config: &Config) -> Result<Option<fs::File>, OpenError
     }
 }
 
-/// Whether an SQLite file is not there yet or is empty; then makes it, for nobody else to read. Its journal files get
+/// Whether an SQLite file is missing or empty; creates it, readable by its owner only. SQLite gives its journal files
 /// the same permissions.
 fn prepare_database_file(url: &str) -> Result<bool, OpenError> {
     let Some(path) = storage::sqlite_file(url) else { return Ok(false) };
@@ -146,7 +139,7 @@ struct KeyText {
     text: zeroize::Zeroizing<String>,
 }
 
-/// Reads a key file; makes it if it is not there, the operator did not name it, and the database is new.
+/// Reads a key file; generates it if it is missing, the operator did not configure it, and the database is new.
 fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<String>) -> Result<KeyText, OpenError> {
     let path = file.path.display().to_string();
     let failed = |source| OpenError::File { path: path.clone(), source };
@@ -155,7 +148,7 @@ fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<S
         Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured && is_new => {
             let text = make();
             write_new(&file.path, text.as_bytes()).map_err(failed)?;
-            tracing::info!(file = %path, "made a new key: back it up");
+            tracing::info!(file = %path, "generated a new key: back it up");
             text
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound && !file.configured => {
@@ -166,7 +159,7 @@ fn read_or_make(file: &KeyFile, is_new: bool, make: fn() -> zeroize::Zeroizing<S
     Ok(KeyText { path, text })
 }
 
-/// Writes a file that was not there, completely or not at all, readable by its owner alone.
+/// Creates a file atomically, readable by its owner only.
 fn write_new(path: &Path, content: &[u8]) -> io::Result<()> {
     let mut unfinished = PathBuf::from(path);
     unfinished.as_mut_os_string().push(".new");

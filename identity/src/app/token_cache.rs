@@ -1,4 +1,4 @@
-//! Access tokens that were found in the database a moment ago, so that most requests need not ask it.
+//! A cache of access tokens that were recently found in the database, so that most requests need not query it.
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
 
@@ -7,25 +7,22 @@ use waypost_shared::{clock::millis, owner::Owner};
 
 use crate::domain::{mxid::Mxid, sealing::Fingerprint};
 
-/// Tokens in the cache at most; more than any replica sees within the cache's seconds.
+/// Maximum number of cached tokens; more than any replica sees within the lifetime of an entry.
 const MAX_CACHED: usize = 100_000;
 
 /// The user that a request's token belongs to.
 #[derive(Clone, Debug)]
 pub(crate) struct Account {
-    /// The user.
     pub(crate) mxid: Mxid,
-    /// The homeserver's name.
     pub(crate) homeserver: Arc<str>,
-    /// Whose homeserver it is: its budgets are shared by all that one owner can make up.
+    /// The owner of the homeserver, whose rate limits cover all homeservers that they can create.
     pub(crate) owner: Owner,
-    /// What stands for the token.
     pub(crate) token_hash: Fingerprint,
-    /// Whether the user accepted the terms, as they are in the configuration that the account was read under.
+    /// Whether the user has accepted the terms of the configuration under which the account was read.
     pub(crate) terms_accepted: bool,
 }
 
-/// Tokens that were found in the database a moment ago.
+/// A cache of access tokens that were recently found in the database.
 #[derive(Debug)]
 pub(crate) struct TokenCache {
     lives_ms: i64,
@@ -35,31 +32,31 @@ pub(crate) struct TokenCache {
 #[derive(Debug, Default)]
 struct Known {
     tokens: HashMap<Fingerprint, (Account, i64)>,
-    /// How often something was forgotten: what was read from the database before that may have ended since.
+    /// The number of invalidations. What was read from the database before the last one may have been revoked since.
     forgotten: u64,
-    /// The configuration that accounts are kept for, by its number.
+    /// The generation of the configuration that the accounts belong to.
     configuration: u64,
 }
 
 impl TokenCache {
-    /// Believes a token for that long without asking again.
+    /// A cache whose entries expire after `lives`.
     pub(crate) fn new(lives: Duration) -> Self {
         Self { lives_ms: millis(lives), known: RwLock::default() }
     }
 
-    /// The account of a token that is still believed.
+    /// The account of a token, if it is cached and has not expired.
     pub(crate) fn get(&self, token_hash: &Fingerprint, now_ms: i64) -> Option<Account> {
         let known = self.known.read();
         known.tokens.get(token_hash).filter(|(_, until_ms)| *until_ms > now_ms).map(|(account, _)| account.clone())
     }
 
-    /// How often something was forgotten: to be asked before the database is, and then given to [`TokenCache::put`].
+    /// The number of invalidations: read it before the database, and pass it to [`TokenCache::put`].
     pub(crate) fn forgotten(&self) -> u64 {
         self.known.read().forgotten
     }
 
-    /// Keeps what was read under a `configuration` when `forgotten` was the count, unless something was forgotten since
-    /// or there is a newer configuration.
+    /// Caches an account that was read under `configuration`, when the number of invalidations was `forgotten`, unless
+    /// there has been one since or there is a newer configuration.
     pub(crate) fn put(&self, account: Account, now_ms: i64, forgotten: u64, configuration: u64) {
         let mut known = self.known.write();
         if known.forgotten != forgotten || known.configuration != configuration {
@@ -73,21 +70,21 @@ impl TokenCache {
         }
     }
 
-    /// Forgets a token that ended.
+    /// Removes a token that was revoked.
     pub(crate) fn forget(&self, token_hash: &Fingerprint) {
         let mut known = self.known.write();
         known.forgotten += 1;
         known.tokens.remove(token_hash);
     }
 
-    /// Forgets all tokens of somebody who was erased.
+    /// Removes all tokens of a user who was erased.
     pub(crate) fn forget_user(&self, mxid: &Mxid) {
         let mut known = self.known.write();
         known.forgotten += 1;
         known.tokens.retain(|_, (account, _)| account.mxid != *mxid);
     }
 
-    /// Forgets all tokens: one of them may have ended at another replica while nobody listened.
+    /// Removes all tokens: any of them may have been revoked on another replica while notifications were missed.
     pub(crate) fn forget_all(&self) {
         let mut known = self.known.write();
         known.forgotten += 1;

@@ -1,4 +1,4 @@
-//! `association`: whose an address is, for operators who are asked. Running servers follow what is removed.
+//! `association`: whose an address is, for operators who are asked. Running servers pick up what is removed.
 
 use std::error::Error;
 
@@ -18,14 +18,14 @@ use crate::{
 
 use super::date::date;
 
-/// What can be done with associations.
+/// Actions on associations.
 #[derive(Debug, Subcommand)]
 pub(crate) enum AssociationCommand {
-    /// Show whose an address is.
+    /// Show who an address belongs to.
     Show(Address),
-    /// Take an address from whomever it belongs to.
+    /// Unbind an address from whoever it belongs to.
     Remove(Address),
-    /// List the addresses that belong to a Matrix id.
+    /// List the addresses that are bound to a Matrix ID.
     List {
         /// `@user:server`
         #[arg(long, value_parser = Mxid::parse)]
@@ -45,14 +45,10 @@ pub(crate) struct Address {
 }
 
 fn medium(text: &str) -> Result<Medium, String> {
-    Medium::parse(text).ok_or_else(|| "it is `email` or `msisdn`".to_owned())
+    Medium::parse(text).ok_or_else(|| "must be `email` or `msisdn`".to_owned())
 }
 
-/// Does what the command line says.
-///
-/// # Errors
-///
-/// What the operator has to know.
+/// Runs the command.
 pub(crate) async fn run(config: &Config, command: AssociationCommand) -> Result<(), Box<dyn Error>> {
     let Opened { keys, store, .. } = open(config).await?;
     match command {
@@ -76,7 +72,7 @@ async fn remove(store: &Store, keys: &StorageKeys, address: &Address) -> Result<
     let association = store.association(keys, &threepid).await?.ok_or("that address belongs to nobody")?;
     let mxid = Some(&association.mxid);
     if !store.remove_association(keys, &threepid, mxid, Clock::System.now_ms()).await? {
-        return Err("that address was bound or unbound at this very moment: look again".into());
+        return Err("that address has just been bound or unbound: check again".into());
     }
     println!("removed from {}", association.mxid);
     Ok(())

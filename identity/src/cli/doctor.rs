@@ -1,4 +1,4 @@
-//! `doctor`: tries what `serve` will need, says for each failure what to change, and changes nothing.
+//! `doctor`: checks what `serve` will need, says for each failure what to change, and changes nothing.
 
 mod database;
 mod files;
@@ -25,7 +25,7 @@ use crate::{
     domain::signing::SigningKeys,
 };
 
-/// Makes all checks and prints what was found, a line for each.
+/// Runs all checks and prints one line for each finding.
 pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
     let mut report = Report::default();
     let mut say = |findings: Findings| {
@@ -52,7 +52,7 @@ pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
     }
     say(one("trusted proxies", listeners::trusted_proxies(config)));
 
-    // What runs on this machine is asked without the proxy.
+    // This machine itself is called without the proxy.
     let here = OutboundConfig { proxy_url: None, proxy_url_file: None, ..config.outbound.clone() };
     match Outbound::new(&config.outbound).and_then(|outbound| Ok((outbound, Outbound::new(&here)?))) {
         Err(error) => say(one("outgoing calls", Finding::Bad(format!("cannot be set up: {}", told(&error))))),
@@ -74,7 +74,7 @@ pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
     }
 }
 
-/// Everything that waits for others, at once.
+/// All checks that wait for others, concurrently.
 async fn calls(
     config: &Config,
     outbound: &Outbound,
@@ -92,7 +92,7 @@ async fn calls(
     );
     let (public, public_skew) = public;
     let (homeservers, homeserver_skews) = homeservers;
-    // The reverse proxy may be this machine, whose clock is then compared with itself: others come first.
+    // The reverse proxy may be this machine, so its clock counts only if there is no other.
     let others: Vec<_> = skew.into_iter().chain(homeserver_skews).collect();
     let skews = if others.is_empty() { public_skew.into_iter().collect() } else { others };
     let clock = network::clock(&skews);
@@ -110,11 +110,11 @@ async fn calls(
 fn templates(config: &Config) -> Finding {
     match Templates::load(config.email.template_dir.as_deref(), &config.email.default_language) {
         Ok(_) => Finding::Good("of mails, messages and pages are understood".to_owned()),
-        Err(error) => Finding::Bad(format!("{error}: mend or remove the file, in the folder email.template_dir")),
+        Err(error) => Finding::Bad(format!("{error}: fix or remove the file, in the folder email.template_dir")),
     }
 }
 
-/// None when the server shows no policy itself.
+/// `None` if the server hosts no policies itself.
 fn policies(config: &Config) -> Option<Finding> {
     let mut policies = config.terms.policies.clone();
     if !policies.values().flat_map(|policy| policy.languages.values()).any(|text| text.file.is_some()) {
@@ -122,7 +122,7 @@ fn policies(config: &Config) -> Option<Finding> {
     }
     let base_url = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
     Some(match HostedTerms::load(&mut policies, &base_url) {
-        Ok(_) => Finding::Good("their files are there".to_owned()),
+        Ok(_) => Finding::Good("their files exist".to_owned()),
         Err(error) => Finding::Bad(format!("{error}: put the file there, or set its `url` instead")),
     })
 }

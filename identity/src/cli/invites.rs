@@ -5,27 +5,28 @@ use waypost_shared::clock::{Clock, DAY_MS};
 
 use crate::{app, config::Config, domain::invite};
 
-/// What to do with invites.
+/// Actions on invites.
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
-    /// Print those that wait, a line each: token, room, sender, address (its beginnings), age and days left.
+    /// List the pending invites, one per line: token, room, sender, beginnings of the address, age and days left.
     List,
-    /// Take one back: nobody is let in by it any more, and its key is not valid.
+    /// Revoke one: it admits nobody any more, and its key is no longer valid.
     Revoke {
-        /// As `invites list` prints it, and as the room's `m.room.third_party_invite` has it for its state key.
+        /// The token, as `invites list` prints it, and which is the state key of `m.room.third_party_invite` in the
+        /// room.
         // Tokens may begin with a hyphen.
         #[arg(allow_hyphen_values = true)]
         token: String,
     },
-    /// Take all back that are older than the configured lifetime.
+    /// Revoke all that are older than the configured lifetime.
     Expire {
-        /// Days that they may be old, instead of the configured lifetime.
+        /// Maximum age in days, instead of the configured lifetime.
         #[arg(long, value_name = "DAYS")]
         older_than_days: Option<u32>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn std::error::Error>> {
     let app::Opened { keys, store, .. } = app::open(config).await?;
     let now_ms = Clock::System.now_ms();
@@ -45,7 +46,7 @@ pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn s
         }
         Action::Revoke { token } => {
             if !store.revoke_invite(&keys, &token).await? {
-                return Err("no invite that waits has this token".into());
+                return Err("no pending invite has this token".into());
             }
             println!("revoked");
         }

@@ -7,21 +7,22 @@ use crate::{app, config::Config};
 
 const HOUR_MS: i64 = 60 * 60 * 1000;
 
-/// What to do with the outbox.
+/// Actions on the outbox.
 #[derive(Debug, Subcommand)]
 pub(super) enum Action {
-    /// Print those calls that were given up, a line each: id, user, tries, hours since, failure; and how many wait.
+    /// List the calls that were given up, one per line: ID, user, attempts, hours since, failure; and how many are
+    /// pending.
     List,
-    /// Make calls that were given up again.
+    /// Retry calls that were given up.
     Retry {
-        /// One of them, as `outbox list` prints it. Without it: all.
-        // Ids may begin with a hyphen.
+        /// The ID of one of them, as `outbox list` prints it. Default: all.
+        // IDs may begin with a hyphen.
         #[arg(allow_hyphen_values = true)]
         id: Option<String>,
     },
 }
 
-/// Does it.
+/// Runs the command.
 pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn std::error::Error>> {
     let store = app::open(config).await?.store;
     let now_ms = Clock::System.now_ms();
@@ -43,9 +44,9 @@ pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn s
         Action::Retry { id } => {
             let revived = store.revive_dead_letters(id.as_deref(), now_ms).await?;
             if id.is_some() && revived == 0 {
-                return Err("no call that was given up has this id".into());
+                return Err("no call that was given up has this ID".into());
             }
-            println!("{revived} calls are made again, by the server that runs on this database");
+            println!("{revived} calls will be retried by the server that runs on this database");
         }
     }
     store.close().await;

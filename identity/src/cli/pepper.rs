@@ -1,4 +1,4 @@
-//! `pepper`: rotating what lookups are hashed with. Running servers notice by themselves.
+//! `pepper`: rotating the pepper of lookups. Running servers pick up the new one by themselves.
 
 use std::{error::Error, time::Duration};
 
@@ -14,20 +14,16 @@ use crate::{
 
 use super::date::date;
 
-/// What can be done with peppers.
+/// Actions on peppers.
 #[derive(Debug, Subcommand)]
 pub(crate) enum PepperCommand {
-    /// Make a new pepper. The one before is answered for a while (`lookup.previous_pepper_secs`).
+    /// Create a new pepper. The previous one is accepted for a while longer (`lookup.previous_pepper_secs`).
     Rotate,
-    /// List the peppers, the oldest first.
+    /// List the peppers, oldest first.
     List,
 }
 
-/// Does what the command line says.
-///
-/// # Errors
-///
-/// What the operator has to know.
+/// Runs the command.
 pub(crate) async fn run(config: &Config, command: PepperCommand) -> Result<(), Box<dyn Error>> {
     let store = open(config).await?.store;
     match command {
@@ -43,10 +39,10 @@ async fn rotate(config: &Config, store: &Store) -> Result<(), Box<dyn Error>> {
     let active_ms = now_ms.saturating_add(millis(Duration::from_secs(config.lookup.pepper_lead_secs)));
     let pepper = Pepper { text: hashing::new_pepper(), created_ms: now_ms, active_ms };
     if !store.add_pepper(&pepper, now_ms).await? {
-        return Err("a rotation is under way: wait until its pepper is handed out (see `pepper list`)".into());
+        return Err("a rotation is in progress: wait until its pepper is announced (see `pepper list`)".into());
     }
     println!("{}  from {}", pepper.text, date(active_ms));
-    println!("The one before is answered until {}.", date(active_ms.saturating_add(grace_ms(config))));
+    println!("The previous one is accepted until {}.", date(active_ms.saturating_add(grace_ms(config))));
     Ok(())
 }
 
@@ -58,8 +54,8 @@ async fn list(config: &Config, store: &Store) -> Result<(), Box<dyn Error>> {
         let state = match next.map(|next| next.active_ms.saturating_add(grace_ms(config))) {
             None if pepper.active_ms > now_ms => format!("from {}", date(pepper.active_ms)),
             None => format!("in force since {}", date(pepper.active_ms)),
-            Some(until_ms) if until_ms > now_ms => format!("answered until {}", date(until_ms)),
-            Some(until_ms) => format!("over since {}", date(until_ms)),
+            Some(until_ms) if until_ms > now_ms => format!("accepted until {}", date(until_ms)),
+            Some(until_ms) => format!("expired since {}", date(until_ms)),
         };
         println!("{}  {state}", pepper.text);
     }

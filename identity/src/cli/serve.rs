@@ -36,7 +36,7 @@ pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(
         Some(address) => Some(server::bind(&address.to_string()).await?),
         None => None,
     };
-    // Port 0 became a real one, which links in mails need.
+    // Port 0 has become a real one, which links in emails need.
     config.listen.public = public.local_addr()?;
     let at = (public.local_addr()?, operations.local_addr()?);
 
@@ -74,7 +74,7 @@ pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(
     Ok(ended?)
 }
 
-/// The server with the configuration as it stands now.
+/// Rereads the configuration, and builds the state that follows from it.
 fn read_again(
     app: &App,
     exporter: Option<&Exporter>,

@@ -1,4 +1,4 @@
-//! How mails are sent.
+//! The section `[email]`: how emails are sent.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use waypost_shared::config::secret::SecretString;
 
 use crate::domain::language;
 
-/// How mail goes out.
+/// How emails are sent.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct EmailConfig {
-    /// `smtp`, or `folder`: written to files, and the link to the log, to try things out. Default folder.
+    /// `smtp`, or `folder`: emails are written to files and their links to the log, for trials. Default folder.
     pub(crate) transport: EmailTransport,
     /// The sender. Default `Waypost <noreply@localhost>`.
     pub(crate) from: String,
@@ -21,21 +21,21 @@ pub(crate) struct EmailConfig {
     pub(crate) smtp_port: u16,
     /// `none`, `starttls` (required, not merely tried) or `tls`. Default starttls.
     pub(crate) smtp_tls: SmtpTls,
-    /// Whom to authenticate as. Default none.
+    /// The user name for authentication. Default none.
     pub(crate) smtp_username: Option<String>,
-    /// With which password. Default none.
+    /// Its password. Default none.
     pub(crate) smtp_password: Option<SecretString>,
     /// A file that holds the password. Default none.
     pub(crate) smtp_password_file: Option<PathBuf>,
-    /// Mails under way at once. Default 10.
+    /// Maximum number of emails in flight. Default 10.
     pub(crate) smtp_max_connections: u32,
-    /// Seconds for one mail. Default 30.
+    /// Seconds for sending one email. Default 30.
     pub(crate) smtp_timeout_secs: u64,
     /// Where the folder transport writes. Default `mail` in the data folder.
     pub(crate) folder: Option<PathBuf>,
-    /// A folder with templates that take the place of the built-in ones of the same names. Default none.
+    /// A folder with templates that replace the built-in ones of the same names. Default none.
     pub(crate) template_dir: Option<PathBuf>,
-    /// The language of who reads none that there are templates in. Default en.
+    /// The language for everyone whose languages have no templates. Default en.
     pub(crate) default_language: String,
 }
 
@@ -73,10 +73,10 @@ pub(crate) enum EmailTransport {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum SmtpTls {
-    /// In the clear.
+    /// Unencrypted.
     None,
-    /// Encrypted after STARTTLS, or not at all.
+    /// Encrypted after STARTTLS, which is required.
     Starttls,
-    /// Encrypted from the first byte.
+    /// TLS from the first byte.
     Tls,
 }

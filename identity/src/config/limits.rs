@@ -1,4 +1,4 @@
-//! How much of what is allowed, to whom, in which time.
+//! The section `[limits]`: rate limits.
 
 use serde::Deserialize;
 use waypost_shared::{
@@ -6,53 +6,54 @@ use waypost_shared::{
     http::rate_limit::Rate,
 };
 
-/// How much is too much. A burst of 0 is no limit.
+/// Rate limits. A burst of 0 is no limit.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
-    /// Registrations from one source address, in each replica. Default 20, then one in 3 seconds.
+    /// Registrations from one source address, in each replica. Default 20, then one every 3 seconds.
     pub(crate) register_per_source: Rate,
     /// Lookups by one account, in each replica. Default 50, then one a second.
     pub(crate) lookup_per_account: Rate,
     /// Lookups by all accounts of one homeserver, in each replica. Default 2000, then 50 a second.
     pub(crate) lookup_per_homeserver: Rate,
-    /// Addresses that one account looks up, in each replica. Default 50000, then 50000 a day.
+    /// Addresses looked up by one account, in each replica. Default 50000, then 50000 a day.
     pub(crate) addresses_per_account: Rate,
-    /// Addresses that all accounts of one homeserver look up, in each replica. Default 1000000, then 100 a second.
+    /// Addresses looked up by all accounts of one homeserver, in each replica. Default 1000000, then 100 a second.
     pub(crate) addresses_per_homeserver: Rate,
-    /// Mails to one address. Default 5, then one in 5 minutes.
+    /// Emails to one address. Default 5, then one every 5 minutes.
     pub(crate) mail_per_address: Rate,
-    /// Mails that one account asks for. Default 10, then one in a minute.
+    /// Emails requested by one account. Default 10, then one a minute.
     pub(crate) mail_per_account: Rate,
-    /// Mails that one source address asks for. Default 20, then one in 30 seconds.
+    /// Emails requested from one source address. Default 20, then one every 30 seconds.
     pub(crate) mail_per_source: Rate,
-    /// Mails in all. Default 500, then one a second.
+    /// Emails in total. Default 500, then one a second.
     pub(crate) mail_total: Rate,
-    /// Invites to one address. Default 5, then one in an hour.
+    /// Invites to one address. Default 5, then one an hour.
     pub(crate) invite_per_address: Rate,
-    /// Invites that one account sends. Default 20, then one in a minute.
+    /// Invites sent by one account. Default 20, then one a minute.
     pub(crate) invite_per_account: Rate,
-    /// Invites that come from one source address, which is a homeserver with all its users. Default 200, then one in 5
+    /// Invites from one source address, which is a homeserver with all its users. Default 200, then one every 5
     /// seconds.
     pub(crate) invite_per_source: Rate,
-    /// Binds by one account, in each replica: each of them is told to a homeserver. Default 20, then one in 10 seconds.
+    /// Binds by one account, in each replica: each of them makes us call a homeserver. Default 20, then one every 10
+    /// seconds.
     pub(crate) bind_per_account: Rate,
-    /// Unbind requests from one source address, in each replica: they need no token and make us ask homeservers for
-    /// their keys. Default 50, then one a second.
+    /// Unbind requests from one source address, in each replica: they need no token, and make us fetch the keys of
+    /// homeservers. Default 50, then one a second.
     pub(crate) unbind_per_source: Rate,
-    /// SMS to one number. Default 5, then one in an hour.
+    /// SMS to one number. Default 5, then one an hour.
     pub(crate) sms_per_number: Rate,
-    /// SMS to one country. Default 50, then one in a minute.
+    /// SMS to one country. Default 50, then one a minute.
     pub(crate) sms_per_country: Rate,
-    /// SMS that one account asks for. Default 5, then one in 10 minutes.
+    /// SMS requested by one account. Default 5, then one every 10 minutes.
     pub(crate) sms_per_account: Rate,
-    /// SMS that one source address asks for. Default 10, then one in 5 minutes.
+    /// SMS requested from one source address. Default 10, then one every 5 minutes.
     pub(crate) sms_per_source: Rate,
-    /// SMS in all. Default 500, then 500 a day.
+    /// SMS in total. Default 500, then 500 a day.
     pub(crate) sms_total: Rate,
-    /// Codes that are tried for one number, over all its sessions. Default 20, then one in 10 minutes.
+    /// Guesses at codes for one number, over all its sessions. Default 20, then one every 10 minutes.
     pub(crate) sms_codes_per_number: Rate,
-    /// Codes that one source address tries. Default 50, then one in a minute.
+    /// Guesses at codes from one source address. Default 50, then one a minute.
     pub(crate) sms_codes_per_source: Rate,
 }
 
@@ -85,7 +86,7 @@ impl Default for LimitsConfig {
     }
 }
 
-/// Names and values of all fields, so that none can be forgotten.
+/// The names and values of all fields, so that none can be forgotten.
 macro_rules! by_name {
     ($config:expr; $($name:ident),* $(,)?) => {{
         let LimitsConfig { $($name),* } = $config;
@@ -94,7 +95,7 @@ macro_rules! by_name {
 }
 
 impl LimitsConfig {
-    /// What the types cannot tell.
+    /// Mistakes that the types cannot tell.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let rates = by_name! { self;
             register_per_source,

@@ -1,4 +1,4 @@
-//! Reading a configuration, and what is wrong with one that its types cannot tell.
+//! Loading a configuration, and finding the mistakes that its types cannot tell.
 
 use std::path::Path;
 
@@ -17,18 +17,18 @@ use crate::{
 use super::{Config, V1Mode};
 
 impl Config {
-    /// Reads and checks the configuration.
+    /// Loads and validates the configuration.
     ///
     /// # Errors
     ///
-    /// [`ConfigError`] with all that is wrong, each with its place.
+    /// [`ConfigError`] with every mistake and its place.
     pub(crate) fn load(path: Option<&Path>) -> Result<Loaded<Self>, ConfigError> {
         let loaded: Loaded<Self> = config_file::load(path, config_file::environment())?;
         let problems = loaded.config.problems(&loaded.source);
         if problems.is_empty() { Ok(loaded) } else { Err(ConfigError::merge(problems)) }
     }
 
-    /// All that is wrong, each with its place.
+    /// Every mistake, with its place.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let mut problems = Vec::new();
         let mut problem = |key: &str, text: String| problems.push(source.error(key, text));
@@ -41,11 +41,11 @@ impl Config {
             problem("identity.public_base_url", "must be an http or https URL without a query".to_owned());
         }
         if !(2..=1000).contains(&self.database.max_connections) {
-            // With PostgreSQL one of them listens for changes of other replicas.
+            // With PostgreSQL, one of them listens for the changes made by other replicas.
             problem("database.max_connections", "must be from 2 to 1000".to_owned());
         }
         if self.tokens.unused_days == 0 {
-            problem("tokens.unused_days", "must be at least 1, or no token would ever be good".to_owned());
+            problem("tokens.unused_days", "must be at least 1, or no token would ever be valid".to_owned());
         }
         match self.database_url() {
             Err(error) => problem(&error.key("database.url"), error.to_string()),
@@ -92,10 +92,13 @@ impl Config {
             problem(&format!("sms.{key}"), text);
         }
         if self.validation.session_lifetime_secs == 0 {
-            problem("validation.session_lifetime_secs", "must be at least 1, or no session could be proven".to_owned());
+            problem(
+                "validation.session_lifetime_secs",
+                "must be at least 1, or no session could be validated".to_owned(),
+            );
         }
         if self.validation.max_attempts == 0 {
-            problem("validation.max_attempts", "must be at least 1, or no session could be proven".to_owned());
+            problem("validation.max_attempts", "must be at least 1, or no session could be validated".to_owned());
         }
         if self.lookup.max_addresses == 0 {
             problem("lookup.max_addresses", "must be at least 1, or nobody could be found".to_owned());
@@ -136,7 +139,7 @@ impl Config {
                 let key = format!("terms.policies.{id}.languages.{language}");
                 let shown_here = text.file.is_some() && text.url.is_empty();
                 if language == "version" {
-                    problem(&key, "is no language: the version has that name in the list of policies".to_owned());
+                    problem(&key, "is not a language: the list of policies uses that name for the version".to_owned());
                 }
                 if text.name.is_empty() || (Url::parse(&text.url).is_err() && !shown_here) {
                     problem(&key, "needs a name, and a URL or a file".to_owned());
@@ -144,30 +147,30 @@ impl Config {
                 if text.file.is_some()
                     && [id, &policy.version, language].iter().any(|part| matches!(part.as_str(), "." | ".."))
                 {
-                    problem(&key, "cannot be shown: `.` and `..` are no parts of an address".to_owned());
+                    problem(&key, "cannot be hosted: `.` and `..` cannot be parts of its URL".to_owned());
                 }
             }
         }
         match self.internal_secret() {
             Err(error) => problem("internal.secret", error.to_string()),
             Ok(None) if self.listen.internal.is_some() => {
-                problem("internal.secret", "is needed where listen.internal is set; or set secret_file".to_owned());
+                problem("internal.secret", "is needed with listen.internal; or set secret_file".to_owned());
             }
             Ok(Some(secret)) if secret.expose_secret().len() < 16 => {
-                problem("internal.secret", "must have 16 characters or more".to_owned());
+                problem("internal.secret", "must have at least 16 characters".to_owned());
             }
             Ok(_) => {}
         }
         if self.v1.mode == V1Mode::Full && self.v1.allow.is_empty() {
             problem("v1.allow", "is needed with mode = \"full\": the addresses of your homeservers".to_owned());
         }
-        // A proxy that says nothing of its client must not be taken for a listed homeserver.
+        // A proxy that does not say who its client is must not pass for a listed homeserver.
         let is_proxy = |range: &&ipnet::IpNet| {
             self.server.trusted_proxies.iter().any(|proxies| proxies.contains(*range) || range.contains(proxies))
         };
         if let Some(range) = self.v1.allow.iter().find(is_proxy) {
             let text = format!(
-                "{range} overlaps server.trusted_proxies: whoever comes through such a proxy could be taken for a listed \
+                "{range} overlaps server.trusted_proxies: anyone behind such a proxy could pass for a listed \
                  homeserver; list the homeservers' own addresses, and narrow trusted_proxies to the proxies'"
             );
             problem("v1.allow", text);
@@ -246,17 +249,17 @@ mod tests {
             ),
             (
                 "[listen]\ninternal = '127.0.0.1:8092'\n[internal]",
-                "waypost.toml:3: internal.secret: is needed where listen.internal is set; or set secret_file",
+                "waypost.toml:3: internal.secret: is needed with listen.internal; or set secret_file",
             ),
-            ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have 16 characters or more"),
+            ("[internal]\nsecret = 'short'", "waypost.toml:2: internal.secret: must have at least 16 characters"),
             (
                 "[v1]\nmode = 'full'",
                 "waypost.toml:1: v1.allow: is needed with mode = \"full\": the addresses of your homeservers",
             ),
             (
                 "[v1]\nallow = ['10.1.2.0/24']\n[server]\ntrusted_proxies = ['192.0.2.1/32', '10.0.0.0/8']",
-                "waypost.toml:2: v1.allow: 10.1.2.0/24 overlaps server.trusted_proxies: whoever comes through such a \
-                 proxy could be taken for a listed homeserver; list the homeservers' own addresses, and narrow \
+                "waypost.toml:2: v1.allow: 10.1.2.0/24 overlaps server.trusted_proxies: anyone behind such a \
+                 proxy could pass for a listed homeserver; list the homeservers' own addresses, and narrow \
                  trusted_proxies to the proxies'",
             ),
             (
@@ -269,11 +272,11 @@ mod tests {
             ),
             (
                 "[validation]\nsession_lifetime_secs = 0",
-                "waypost.toml:2: validation.session_lifetime_secs: must be at least 1, or no session could be proven",
+                "waypost.toml:2: validation.session_lifetime_secs: must be at least 1, or no session could be validated",
             ),
             (
                 "[validation]\nmax_attempts = 0",
-                "waypost.toml:2: validation.max_attempts: must be at least 1, or no session could be proven",
+                "waypost.toml:2: validation.max_attempts: must be at least 1, or no session could be validated",
             ),
             (
                 "[lookup]\nmax_addresses = 0",
@@ -285,8 +288,8 @@ mod tests {
             ),
             (
                 "[terms.policies.privacy]\nversion = '1'\nlanguages.version = { name = 'A', url = 'https://a' }",
-                "waypost.toml:3: terms.policies.privacy.languages.version: is no language: the version has that name in \
-                 the list of policies",
+                "waypost.toml:3: terms.policies.privacy.languages.version: is not a language: the list of policies uses \
+                 that name for the version",
             ),
             (
                 "[traces]\notlp_endpoint = '127.0.0.1:4318'",

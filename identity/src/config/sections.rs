@@ -1,4 +1,4 @@
-//! The sections of the configuration, but for the larger ones, which have files of their own.
+//! The smaller sections of the configuration; the larger ones have files of their own.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf};
 
@@ -17,7 +17,7 @@ pub(crate) struct ListenConfig {
     pub(crate) public: SocketAddr,
     /// For health checks and Prometheus; never public. Default `127.0.0.1:8091`.
     pub(crate) operations: SocketAddr,
-    /// For programs of the operator's own, with `internal.secret`; never public. Default none: there is none.
+    /// For the operator's own programs, with `internal.secret`; never public. Default none: there is no such listener.
     pub(crate) internal: Option<SocketAddr>,
 }
 
@@ -35,11 +35,11 @@ impl Default for ListenConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct IdentityConfig {
-    /// The name in signatures, as clients know the server. Default `localhost`.
+    /// The name in signatures, by which clients know the server. Default `localhost`.
     pub(crate) server_name: String,
-    /// The address in mails, as people reach the server. Default none: `http://` and `listen.public`.
+    /// The base URL of links in emails. Default none: `http://` and `listen.public`.
     pub(crate) public_base_url: Option<Url>,
-    /// The folder of the embedded database and of keys made at the first start. Default `./waypost-data`.
+    /// The folder for the embedded database and for keys generated on first start. Default `./waypost-data`.
     pub(crate) data_dir: PathBuf,
 }
 
@@ -57,7 +57,7 @@ pub(crate) struct DatabaseConfig {
     pub(crate) url: Option<SecretString>,
     /// A file that holds the URL. Default none.
     pub(crate) url_file: Option<PathBuf>,
-    /// Connections at the most. Default 10.
+    /// Maximum number of connections. Default 10.
     pub(crate) max_connections: u32,
 }
 
@@ -71,27 +71,26 @@ impl Default for DatabaseConfig {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct KeysConfig {
-    /// What addresses are sealed with. Default `storage.key` in the data folder, made at the first start (with SQLite
-    /// only: replicas must share one).
+    /// The key that addresses are encrypted with. Default `storage.key` in the data folder, generated on first start
+    /// (with SQLite only: replicas must share one).
     pub(crate) storage_key_file: Option<PathBuf>,
-    /// What associations are signed with, in the format of Synapse and Sydent; of several lines the first one signs,
-    /// and all are known. Default `signing.key` in the data
-    /// folder, made likewise.
+    /// The key that signs associations, in the format of Synapse and Sydent; if there are several lines, the first one
+    /// signs and all remain valid. Default `signing.key` in the data folder, likewise.
     pub(crate) signing_key_file: Option<PathBuf>,
 }
 
-/// How addresses are proven.
+/// How addresses are validated.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct ValidationConfig {
-    /// `click`: the page behind a mail's link has a button. `link`: opening the link is enough, as the specification
-    /// reads; but mail scanners open links too. Default click.
+    /// `click`: the page behind an email's link has a button. `link`: opening the link is enough, as in the
+    /// specification; but mail scanners open links too. Default click.
     pub(crate) confirm: Confirm,
-    /// Seconds a session lives after its last request, and again after its validation. Default 86400.
+    /// Seconds that a session lives after its last request, and again after its validation. Default 86400.
     pub(crate) session_lifetime_secs: u64,
     /// Wrong tokens until a session is closed. Default 10.
     pub(crate) max_attempts: u32,
-    /// Where `next_link` may lead: origins, with or without a path that ends in `*`; the host may have `*`. Default
+    /// Where `next_link` may point: origins, with or without a path that ends in `*`; the host may contain `*`. Default
     /// none.
     pub(crate) next_link_allowed: Vec<String>,
 }
@@ -116,17 +115,17 @@ pub(crate) enum Confirm {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LookupConfig {
-    /// Addresses in one request at the most. Default 10000.
+    /// Maximum number of addresses in one request. Default 10000.
     pub(crate) max_addresses: usize,
-    /// Whether lookups without hashing (`none`) are answered: clients then send plain addresses. Default false.
+    /// Whether lookups without hashing (`none`) are allowed: clients then send plain addresses. Default false.
     pub(crate) allow_none: bool,
-    /// Days after which the pepper is rotated; 0 is never. Default 0.
+    /// Days after which the pepper is rotated; 0 means never. Default 0.
     pub(crate) rotate_pepper_days: u32,
-    /// Seconds from a rotation until the new pepper is handed out: the time that all replicas have to prepare for it.
+    /// Seconds from a rotation until the new pepper is announced: the time that replicas have to build their index.
     /// Default 60.
     pub(crate) pepper_lead_secs: u64,
-    /// Seconds a pepper is still answered after the next one is handed out: clients keep it for a while. Default
-    /// 86400.
+    /// Seconds that a pepper is still accepted after the next one is announced, since clients keep it for a while.
+    /// Default 86400.
     pub(crate) previous_pepper_secs: u64,
 }
 
@@ -142,22 +141,22 @@ impl Default for LookupConfig {
     }
 }
 
-/// How people are invited who are not on Matrix yet.
+/// How people who are not on Matrix yet are invited.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct InvitesConfig {
     /// Days that an invite waits for its address to be bound. Default 180.
     pub(crate) lifetime_days: u32,
-    /// The web client that mails lead to. Default `https://app.element.io`.
+    /// The web client that emails link to. Default `https://app.element.io`.
     pub(crate) web_client_url: Url,
-    /// Web clients that a homeserver may name instead (`org.matrix.web_client_location`), as `next_link_allowed` has
-    /// them. Default none: the link holds what the invite is accepted with.
+    /// Web clients that a homeserver may name instead (`org.matrix.web_client_location`), in the format of
+    /// `next_link_allowed`. Default none, because the link contains the key that accepts the invite.
     pub(crate) web_clients_allowed: Vec<String>,
-    /// Characters before the @ of an invited address that the room sees. Default 3.
+    /// Characters before the @ of an invited address that the room may see. Default 3.
     pub(crate) redact_local_chars: usize,
     /// Characters after it. Default 3.
     pub(crate) redact_domain_chars: usize,
-    /// Invites that are not taken. Default none.
+    /// Invites that are refused. Default none.
     pub(crate) blocked: Blocked,
 }
 
@@ -174,15 +173,15 @@ impl Default for InvitesConfig {
     }
 }
 
-/// How homeservers are told of bindings (onbind).
+/// How homeservers are notified of bindings (onbind).
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct OutboxConfig {
-    /// Calls under way at once, in each replica. Default 32.
+    /// Maximum number of calls in flight, in each replica. Default 32.
     pub(crate) at_once: usize,
-    /// Seconds until the second try; then twice as long each time. Default 1.
+    /// Seconds until the first retry, doubling each time. Default 1.
     pub(crate) first_retry_secs: u64,
-    /// Seconds between two tries at the most. Default 3600.
+    /// Maximum number of seconds between two attempts. Default 3600.
     pub(crate) max_retry_secs: u64,
     /// Seconds after which a call is given up. Default 604800, a week.
     pub(crate) retry_for_secs: u64,
@@ -196,16 +195,15 @@ impl Default for OutboxConfig {
     }
 }
 
-/// How long access tokens are good for.
+/// How long access tokens are valid.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TokensConfig {
-    /// Days without use after which a token ends. Default 365.
+    /// Days without use after which a token expires. Default 365.
     pub(crate) unused_days: u32,
-    /// Seconds a token is believed without asking the database again; on another replica a logout takes as long.
-    /// Default 10.
+    /// Seconds that a token is cached; a logout may take as long to reach other replicas. Default 10.
     pub(crate) cache_secs: u64,
-    /// Whether `?access_token=` counts. Removed from Matrix 1.20, and Synapse still sends it. Default true.
+    /// Whether `?access_token=` is accepted. Removed in Matrix 1.20, but Synapse still sends it. Default true.
     pub(crate) allow_in_query: bool,
 }
 
@@ -215,21 +213,21 @@ impl Default for TokensConfig {
     }
 }
 
-/// What users agree to.
+/// The policies that users must accept.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct TermsConfig {
-    /// By id; the id is free to choose. Default none.
+    /// By an ID of the operator's choice. Default none.
     pub(crate) policies: BTreeMap<String, Policy>,
 }
 
-/// Whose users may use this server.
+/// The homeservers whose users may use this server.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct HomeserversConfig {
     /// Server names; an empty list allows all. Default none.
     pub(crate) allow: Vec<String>,
-    /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS is still for the name.
+    /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS still verifies the name.
     /// Default none.
     pub(crate) overrides: BTreeMap<String, String>,
 }
@@ -245,20 +243,19 @@ impl HomeserversConfig {
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct InternalConfig {
-    /// What its callers send as `Authorization: Bearer …`; 16 characters or more. Default none.
+    /// The secret that its callers send as `Authorization: Bearer …`; 16 characters or more. Default none.
     pub(crate) secret: Option<SecretString>,
     /// A file that holds it. Default none.
     pub(crate) secret_file: Option<PathBuf>,
 }
 
-/// The older API, for the programs that still call it.
+/// The v1 API, for programs that still call it.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct V1Config {
     /// `off`, `minimal` or `full`. Default minimal.
     pub(crate) mode: V1Mode,
-    /// Address ranges of the homeservers that may call what needs no proof from others: in v1 nobody has a token.
-    /// Default none.
+    /// Address ranges of the homeservers that may call more than everyone may, since v1 has no tokens. Default none.
     pub(crate) allow: Vec<IpNet>,
 }
 
@@ -266,11 +263,11 @@ pub(crate) struct V1Config {
 #[derive(Clone, Copy, Debug, Default, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum V1Mode {
-    /// Nothing of it.
+    /// Not served.
     Off,
-    /// For all: the status check, keys, sign-ed25519. For `allow`: phone numbers (Synapse's SMS delegate).
+    /// For everyone: the status check, keys, sign-ed25519. For `allow`: phone numbers (Synapse's SMS delegate).
     #[default]
     Minimal,
-    /// For `allow` also email addresses, bind, lookup and store-invite (Dendrite).
+    /// For `allow`, also: email addresses, bind, lookup and store-invite (Dendrite).
     Full,
 }

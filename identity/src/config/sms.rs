@@ -1,4 +1,4 @@
-//! The section `[sms]`: how text messages go out, and where to.
+//! The section `[sms]`: how and where text messages are sent.
 
 use std::{collections::BTreeMap, path::PathBuf};
 
@@ -7,24 +7,24 @@ use waypost_shared::config::secret::{self, SecretError, SecretString};
 
 use crate::domain::phone::Country;
 
-/// How text messages go out.
+/// How text messages are sent.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SmsConfig {
-    /// `off`, `http` (any gateway that takes an HTTP request), `openmarket`, or `log`: written to the log, to try
-    /// things out. Default off.
+    /// `off`, `http` (any gateway with an HTTP API), `openmarket`, or `log`: messages are written to the log, for
+    /// trials. Default off.
     pub(crate) transport: SmsTransport,
-    /// Whom to authenticate as, by HTTP Basic. Default none.
+    /// The user name for HTTP Basic authentication. Default none.
     pub(crate) username: Option<String>,
-    /// With which password. Default none.
+    /// Its password. Default none.
     pub(crate) password: Option<SecretString>,
     /// A file that holds the password. Default none.
     pub(crate) password_file: Option<PathBuf>,
-    /// Seconds for one message. Default 20.
+    /// Seconds for sending one message. Default 20.
     pub(crate) timeout_secs: u64,
-    /// Where messages may go: `GB` or `+44`; an empty list is everywhere. Default empty.
+    /// Countries that messages may go to, as `GB` or `+44`; an empty list allows all. Default empty.
     pub(crate) countries_allowed: Vec<String>,
-    /// Where they may not, whatever is allowed. Default empty.
+    /// Countries that they may not go to, even if allowed. Default empty.
     pub(crate) countries_denied: Vec<String>,
     /// For `transport = "http"`.
     pub(crate) http: SmsHttpConfig,
@@ -52,9 +52,9 @@ impl Default for SmsConfig {
 #[derive(Clone, Copy, Debug, Deserialize, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum SmsTransport {
-    /// Nowhere: requests for phone numbers are refused.
+    /// Not at all: requests for phone numbers are refused.
     Off,
-    /// As the operator describes it.
+    /// As the operator configures it.
     Http,
     /// OpenMarket's format.
     OpenMarket,
@@ -62,23 +62,24 @@ pub(crate) enum SmsTransport {
     Log,
 }
 
-/// A request to a gateway, as the operator describes it. URL and body are templates.
+/// A request to a gateway, as configured by the operator. URL and body are templates.
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct SmsHttpConfig {
-    /// Where to. What is filled in is percent-encoded. Default empty.
+    /// The URL. Values are percent-encoded. Default empty.
     pub(crate) url: String,
     /// `POST`, `PUT` or `GET`. Default POST.
     pub(crate) method: SmsMethod,
-    /// What the body is; it decides how what is filled in is escaped. Default `application/json`.
+    /// The type of the body, which decides how values in it are escaped. Default `application/json`.
     pub(crate) content_type: String,
     /// The body. Default empty.
     pub(crate) body: String,
-    /// Headers beside the content type; their values are never printed. Default none.
+    /// Additional headers; their values are never printed. Default none.
     pub(crate) headers: BTreeMap<String, SecretString>,
     /// The same, with files that hold the values. Default none.
     pub(crate) header_files: BTreeMap<String, PathBuf>,
-    /// What a good answer's body contains, for gateways that answer 200 to everything. Default empty: the status tells.
+    /// Text that a successful response contains, for gateways that answer everything with 200. Default empty: the
+    /// status decides.
     pub(crate) success_contains: String,
 }
 
@@ -112,7 +113,7 @@ pub(crate) enum SmsMethod {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct OpenMarketConfig {
-    /// Where to. Default its version 4.
+    /// The URL. Default that of version 4.
     pub(crate) url: String,
     /// Senders by calling code, or `default`: `long:447700900000`, `short:12345` or `alpha:Matrix`. Default none, which
     /// is `alpha:Matrix`.
@@ -126,23 +127,19 @@ impl Default for OpenMarketConfig {
 }
 
 impl SmsConfig {
-    /// The password, if there is one.
-    ///
-    /// # Errors
-    ///
-    /// When its file cannot be read.
+    /// The password, if any.
     pub(crate) fn password(&self) -> Result<Option<SecretString>, SecretError> {
         secret::inline_or_file(self.password.as_ref(), self.password_file.as_deref())
     }
 
-    /// The countries that messages may go to, and those that they may not. What is no country was refused when the
-    /// configuration was checked.
+    /// The countries that messages may go to, and those that they may not. Invalid ones were refused by the validation
+    /// of the configuration.
     pub(crate) fn countries(&self) -> (Vec<Country>, Vec<Country>) {
         let parse = |texts: &[String]| texts.iter().filter_map(|text| Country::parse(text)).collect();
         (parse(&self.countries_allowed), parse(&self.countries_denied))
     }
 
-    /// What is wrong with the lists of countries: keys below `sms`, and why.
+    /// Mistakes in the lists of countries: keys below `sms`, and what is wrong.
     pub(super) fn problems(&self) -> Vec<(String, String)> {
         let lists = [("countries_allowed", &self.countries_allowed), ("countries_denied", &self.countries_denied)];
         lists

@@ -1,4 +1,4 @@
-//! Calling a homeserver whose place is known.
+//! Calling a homeserver whose destination is known.
 
 use std::time::Duration;
 
@@ -8,10 +8,10 @@ use waypost_shared::client::{CallLimits, HttpClient, Outbound, Reach, Targets};
 
 use super::{destination::Destination, error::HomeserverError};
 
-/// An answer of a homeserver is a line or two.
+/// Homeservers answer with a line or two.
 const LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(15), max_body: 64 * 1024 };
 
-/// A client for homeservers. It reaches public addresses only: strangers name the servers.
+/// A client for homeservers. It connects to public addresses only, since strangers choose the server names.
 pub(super) struct Client {
     http: HttpClient,
     targets: Targets,

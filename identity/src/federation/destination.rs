@@ -1,4 +1,4 @@
-//! What server discovery comes to.
+//! The result of server discovery.
 
 /// Where to connect.
 #[derive(Clone, Debug, PartialEq, Eq)]

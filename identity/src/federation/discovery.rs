@@ -1,7 +1,7 @@
-//! From a server name to a place to connect to.
+//! Server discovery: from a server name to the place to connect to.
 //!
-//! Source: Server-Server API, "Resolving server names". The steps, in order: an address literal; a port; what
-//! `.well-known/matrix/server` delegates to; SRV `_matrix-fed._tcp`, then `_matrix._tcp`; port 8448.
+//! Source: Server-Server API, "Resolving server names". The steps, in order: an IP literal; a port; delegation by
+//! `.well-known/matrix/server`; SRV `_matrix-fed._tcp`, then `_matrix._tcp`; port 8448.
 
 use std::time::Duration;
 
@@ -25,15 +25,15 @@ use super::destination::Destination;
 /// A .well-known file is a line; 50 KiB is what other servers allow.
 const WELL_KNOWN_LIMITS: CallLimits = CallLimits { timeout: Duration::from_secs(10), max_body: 50 * 1024 };
 const MAX_REDIRECTS: usize = 3;
-/// How long a delegation holds when the server does not say (Server-Server API: 24 hours, at most 48).
+/// How long a delegation is cached if the server does not say (Server-Server API: 24 hours, at most 48).
 const DEFAULT_CACHE: Duration = Duration::from_secs(24 * 60 * 60);
 const MAX_CACHE: Duration = Duration::from_secs(48 * 60 * 60);
-/// How long it is believed that there is no delegation (Server-Server API: up to an hour).
+/// How long the absence of a delegation is cached (Server-Server API: up to an hour).
 const FAILURE_CACHE: Duration = Duration::from_secs(60 * 60);
 /// Strangers choose the names, so their number is bounded.
 const MAX_CACHED: usize = 10_000;
 
-/// Finds homeservers. Delegations are cached, SRV records by DNS itself.
+/// Finds homeservers. Caches delegations; DNS caches SRV records.
 pub(super) struct Discovery {
     well_known: HttpClient,
     resolver: Resolver,
@@ -48,12 +48,12 @@ struct Delegation {
 }
 
 impl Discovery {
-    /// `well_known` reaches public addresses only: strangers name the servers.
+    /// `well_known` must connect to public addresses only, since strangers choose the server names.
     pub(super) fn new(well_known: HttpClient, resolver: Resolver, owners: Owners, clock: Clock) -> Self {
         Self { well_known, resolver, clock, delegations: Mutex::new(ByServer::new(owners, MAX_CACHED)) }
     }
 
-    /// Where `name` is to be reached. Whether anything answers there is not asked.
+    /// Where to connect for `name`, without checking that anything answers there.
     pub(super) async fn find(&self, name: &ServerName) -> Destination {
         if let Some(direct) = direct(name) {
             return direct;
@@ -64,7 +64,7 @@ impl Discovery {
             return direct;
         }
         for service in ["_matrix-fed._tcp", "_matrix._tcp"] {
-            // A DNS server that cannot say whether there is a record is as good as none: the default port is tried.
+            // A failed SRV lookup counts as no record, so that the default port is tried.
             let found = self.resolver.srv(&format!("{service}.{}", name.host())).await.unwrap_or_default();
             if !found.is_empty() {
                 let targets = found.into_iter().map(|target| (target.host, target.port)).collect();
@@ -126,7 +126,7 @@ fn at(name: &ServerName, port: u16) -> Destination {
     Destination { authority: name.as_str().to_owned(), targets: vec![(name.host().to_owned(), port)] }
 }
 
-/// Where a redirect leads; https only, so that nobody on the way can choose the server.
+/// The target of a redirect; https only, so that nobody on the way can choose the server.
 fn redirected(from: &Uri, headers: &HeaderMap) -> Option<Uri> {
     let location = headers.get(LOCATION)?.to_str().ok()?;
     let to = url::Url::parse(&from.to_string()).ok()?.join(location).ok()?;
@@ -169,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn a_delegation_holds_as_long_as_it_says_and_not_longer_than_two_days() {
+    fn a_delegation_is_cached_for_its_max_age_and_at_most_two_days() {
         for (value, seconds) in
             [("max-age=60", 60), ("public, max-age=999999", 172_800), ("no-store", 0), ("public", 86_400)]
         {

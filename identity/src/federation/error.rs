@@ -1,30 +1,30 @@
-//! How calls of homeservers fail.
+//! How calls to homeservers fail.
 
 use http::StatusCode;
 use waypost_shared::client::HttpClientError;
 
-/// A failed call of a homeserver.
+/// A failed call to a homeserver.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum HomeserverError {
-    /// Not a server name.
-    #[error("`matrix_server_name` is not a server name")]
+    /// An invalid server name.
+    #[error("`matrix_server_name` is not a valid server name")]
     InvalidName,
-    /// No answer: name, network, TLS, or an address that may not be reached.
+    /// No answer: DNS, network, TLS, or an address that must not be called.
     #[error("The homeserver could not be reached")]
     Unreachable(#[source] HttpClientError),
-    /// It does not know the token.
+    /// The homeserver does not know the token.
     #[error("The homeserver does not accept this OpenID token")]
     TokenRefused,
-    /// An answer that is not what the specification has.
-    #[error("The homeserver's answer was not understood")]
+    /// A response that does not match the specification.
+    #[error("The homeserver sent an invalid response")]
     BadAnswer,
-    /// Another request waited for its keys in vain.
+    /// A concurrent request has just failed to fetch its keys.
     #[error("The homeserver's keys could not be fetched")]
     NoKeys,
-    /// It answered with this status, and nothing good.
+    /// The homeserver answered with this status, an error.
     #[error("The homeserver answered {0}")]
     Refused(StatusCode),
-    /// The token belongs to a user of another server, so it may have been collected there.
+    /// The token belongs to a user of another server, where it may have been harvested.
     #[error("The OpenID token does not belong to a user of that homeserver")]
     WrongServer,
 }

@@ -1,5 +1,4 @@
-//! Talking to homeservers: finding them, asking them who somebody is, checking what they signed, and telling them of
-//! bindings.
+//! Talking to homeservers: discovery, OpenID, verifying their signatures, and notifying them of bindings.
 
 mod client;
 mod destination;
@@ -28,7 +27,7 @@ use request_auth::{KeyCache, ServerKeys, SignedRequest};
 
 const ONBIND_PATH: &str = "/_matrix/federation/v1/3pid/onbind";
 
-/// All homeservers, by their names.
+/// Access to all homeservers, by their names.
 pub(crate) struct Homeservers {
     client: Client,
     discovery: Discovery,
@@ -38,7 +37,7 @@ pub(crate) struct Homeservers {
 }
 
 impl Homeservers {
-    /// `overrides` are server names and the `host:port` to connect to instead of discovering it.
+    /// `overrides` maps server names to the `host:port` to connect to, without discovery.
     pub(crate) fn new(outbound: &Outbound, overrides: &BTreeMap<String, String>, clock: Clock) -> Self {
         let overrides = overrides.iter().filter_map(|(name, target)| {
             let target = ServerName::parse(target).ok()?;
@@ -59,13 +58,9 @@ impl Homeservers {
         }
     }
 
-    /// The user that an OpenID token belongs to, who is a user of exactly `server_name`.
+    /// The user that an OpenID token belongs to, whose homeserver must be exactly `server_name`.
     ///
     /// Source: Server-Server API, `GET /_matrix/federation/v1/openid/userinfo`.
-    ///
-    /// # Errors
-    ///
-    /// [`HomeserverError`].
     pub(crate) async fn openid_user(&self, server_name: &str, openid_token: &str) -> Result<Mxid, HomeserverError> {
         let name = ServerName::parse(server_name).map_err(|_| HomeserverError::InvalidName)?;
         let query: String =
@@ -83,14 +78,14 @@ impl Homeservers {
         user.ok_or(HomeserverError::WrongServer)
     }
 
-    /// Tells a homeserver that an address was bound to one of its users. Deployed servers take POST, the specification
-    /// has PUT.
+    /// Notifies a homeserver that an address was bound to one of its users. Deployed servers accept POST; the
+    /// specification has PUT.
     ///
     /// Source: Server-Server API, `PUT /_matrix/federation/v1/3pid/onbind`.
     ///
     /// # Errors
     ///
-    /// [`HomeserverError`]; it may have arrived all the same.
+    /// [`HomeserverError`]; the homeserver may have received it all the same.
     pub(crate) async fn onbind(&self, server_name: &str, body: Bytes) -> Result<(), HomeserverError> {
         let name = ServerName::parse(server_name).map_err(|_| HomeserverError::InvalidName)?;
         let destination = self.destination(&name).await;
@@ -108,20 +103,21 @@ impl Homeservers {
     ///
     /// # Errors
     ///
-    /// [`HomeserverError`] when its keys cannot be fetched.
+    /// [`HomeserverError`] if its keys cannot be fetched.
     pub(crate) async fn signed(&self, origin: &str, request: &SignedRequest<'_>) -> Result<bool, HomeserverError> {
         let name = ServerName::parse(origin).map_err(|_| HomeserverError::InvalidName)?;
         let now_ms = self.clock.now_ms();
         if let Some(keys) = self.keys.get(origin, request, now_ms) {
             return Ok(request.holds(origin, &keys));
         }
-        // Many requests of one homeserver at once fetch its keys once; the others wait for them.
+        // Concurrent requests by one homeserver fetch its keys once; the others wait for them.
         let fetching = self.keys.fetching(origin);
         let mut failed_ms = fetching.lock().await;
         if let Some(keys) = self.keys.get(origin, request, now_ms) {
             return Ok(request.holds(origin, &keys));
         }
-        // Who waited in vain does not begin anew: one after the other, strangers could make requests wait for hours.
+        // A request that waited for a failed fetch does not start another: one after the other, strangers could make
+        // requests wait for hours.
         if failed_ms.is_some_and(|failed_ms| failed_ms >= now_ms) {
             return Err(HomeserverError::NoKeys);
         }
@@ -168,7 +164,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_waits_for_keys_in_vain_asks_for_them_no_more() {
+    async fn a_request_that_waited_for_a_failed_key_fetch_starts_no_other() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let target = listener.local_addr().unwrap().to_string();
         tokio::spawn(async move {
@@ -178,7 +174,7 @@ mod tests {
         });
         let config = OutboundConfig {
             allowed_ranges: vec!["127.0.0.0/8".parse().unwrap()],
-            // No name is looked up here, and no machine's own configuration matters.
+            // No name is resolved here; this only ignores the resolver configuration of the machine.
             dns_servers: vec!["127.0.0.1:53".parse().unwrap()],
             ..OutboundConfig::default()
         };
@@ -193,7 +189,7 @@ mod tests {
             let (first, others) = ends.split_first().unwrap();
             assert!(matches!(first, Err(HomeserverError::Unreachable(_))), "{first:?}");
             assert!(others.iter().all(|end| matches!(end, Err(HomeserverError::NoKeys))), "{others:?}");
-            // Who comes later tries again.
+            // A later request tries again.
             clock.advance(Duration::from_millis(1));
         }
     }

@@ -1,4 +1,4 @@
-//! Requests that a homeserver signed: the `X-Matrix` header, and the keys that it is checked with.
+//! Requests signed by a homeserver: the `X-Matrix` header, and the keys that verify it.
 //!
 //! Source: Server-Server API, "Request Authentication" and "Retrieving server keys".
 
@@ -16,34 +16,34 @@ use waypost_shared::owner::{ByServer, Owners};
 use crate::domain::signing;
 
 const SCHEME: &str = "x-matrix";
-/// Homeservers have a key or two; more signatures than this are not looked at.
+/// Homeservers have a key or two; further signatures and keys are ignored.
 const MAX_SIGNATURES: usize = 10;
-/// Keys are not believed for longer, whatever their server says (Server-Server API: 7 days).
+/// Maximum time to trust keys, whatever their server says (Server-Server API: 7 days).
 const MAX_VALIDITY_MS: i64 = 7 * DAY_MS;
-/// How soon keys may be fetched again when a request names one that is not among them.
+/// How soon keys may be fetched again if a request names an unknown one.
 const FETCH_AGAIN_MS: i64 = 60 * 1000;
 /// Strangers choose the names, so their number is bounded.
 const MAX_CACHED: usize = 10_000;
 
-/// What one `Authorization: X-Matrix …` header says.
+/// A parsed `Authorization: X-Matrix …` header.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct XMatrix {
     /// The server that signed.
     pub(crate) origin: String,
-    /// For whom; older servers leave it out.
+    /// The server that it was signed for; older servers omit it.
     pub(crate) destination: Option<String>,
     key: String,
     signature: String,
 }
 
-/// The X-Matrix headers of a request; what cannot be read as one is passed over.
+/// The X-Matrix headers of a request; those that do not parse are skipped.
 pub(crate) fn x_matrix(headers: &HeaderMap) -> Vec<XMatrix> {
     let values = headers.get_all(AUTHORIZATION).iter().filter_map(|value| value.to_str().ok());
     values.filter_map(parse).take(MAX_SIGNATURES).collect()
 }
 
-/// Leniently: names in any case, values quoted or not (an unquoted `host:port` is no token of HTTP's, and is sent),
-/// spaces anywhere between.
+/// Parses leniently: names in any case, values quoted or not (an unquoted `host:port` is not an HTTP token, but is
+/// sent), spaces anywhere in between.
 fn parse(value: &str) -> Option<XMatrix> {
     let (scheme, mut rest) = value.trim().split_once([' ', '\t'])?;
     if !scheme.eq_ignore_ascii_case(SCHEME) {
@@ -57,7 +57,7 @@ fn parse(value: &str) -> Option<XMatrix> {
         }
         let (name, after) = rest.split_once('=')?;
         let (value, after) = parameter_value(after.trim_start())?;
-        // Two values for one name could be read in two ways.
+        // A repeated parameter is ambiguous.
         if parameters.insert(name.trim().to_ascii_lowercase(), value).is_some() {
             return None;
         }
@@ -71,7 +71,7 @@ fn parse(value: &str) -> Option<XMatrix> {
     })
 }
 
-/// A value and what comes after it.
+/// Splits a value from what follows it.
 fn parameter_value(text: &str) -> Option<(String, &str)> {
     let Some(quoted) = text.strip_prefix('"') else {
         let end = text.find([',', ' ', '\t']).unwrap_or(text.len());
@@ -89,27 +89,24 @@ fn parameter_value(text: &str) -> Option<(String, &str)> {
     None
 }
 
-/// A request whose signature is in question.
+/// A request whose signature is to be verified.
 #[derive(Debug)]
 pub(crate) struct SignedRequest<'a> {
-    /// The method.
     pub(crate) method: &'a str,
     /// Path and query.
     pub(crate) uri: &'a str,
-    /// The body.
     pub(crate) content: &'a Map<String, Value>,
-    /// The names of this server: one of them was signed.
+    /// The names of this server, one of which must have been signed.
     pub(crate) destinations: &'a [String],
-    /// The headers.
     pub(crate) signatures: &'a [XMatrix],
 }
 
 impl SignedRequest<'_> {
-    /// Whether one of the signatures is `origin`'s, with one of its keys, for one of the destinations.
+    /// Whether `origin` made one of the signatures, with one of its keys, for one of the destinations.
     pub(super) fn holds(&self, origin: &str, keys: &ServerKeys) -> bool {
         self.signatures.iter().filter(|header| header.origin == origin).any(|header| {
             let Some(public_key) = keys.valid.get(&header.key) else { return false };
-            // Synapse signs `destination_is`, the specification has `destination`.
+            // Synapse signs `destination_is`; the specification has `destination`.
             self.destinations.iter().any(|destination| {
                 ["destination_is", "destination"]
                     .into_iter()
@@ -130,7 +127,7 @@ impl SignedRequest<'_> {
     }
 }
 
-/// The keys of a homeserver, by their ids.
+/// The keys of a homeserver, by their IDs.
 #[derive(Clone, Debug)]
 pub(super) struct ServerKeys {
     valid: HashMap<String, String>,
@@ -139,8 +136,8 @@ pub(super) struct ServerKeys {
 }
 
 impl ServerKeys {
-    /// Reads the answer of `server_name`: the keys that are valid now and that signed it. Those that it calls old are
-    /// not for requests.
+    /// Reads the response of `server_name`: the keys that are valid now and have signed it. Its `old_verify_keys` are
+    /// not valid for requests.
     pub(super) fn read(server_name: &str, answer: Value, now_ms: i64) -> Option<Self> {
         let Value::Object(answer) = answer else { return None };
         let until_ms = answer.get("valid_until_ts")?.as_i64()?;
@@ -161,14 +158,14 @@ impl ServerKeys {
     }
 }
 
-/// Held by whoever fetches a homeserver's keys; when that last failed, in milliseconds since the epoch.
+/// Held while a homeserver's keys are being fetched; contains when that last failed, in milliseconds since the epoch.
 pub(super) type Fetching = tokio::sync::Mutex<Option<i64>>;
 
-/// Keys that were fetched a while ago and are still valid.
+/// A cache of the keys of homeservers.
 #[derive(Debug)]
 pub(super) struct KeyCache {
     known: Mutex<ByServer<ServerKeys>>,
-    /// Only those that somebody holds are kept.
+    /// Only entries that are in use are kept.
     fetching: Mutex<HashMap<String, Weak<Fetching>>>,
 }
 
@@ -177,8 +174,8 @@ impl KeyCache {
         Self { known: Mutex::new(ByServer::new(owners, MAX_CACHED)), fetching: Mutex::default() }
     }
 
-    /// The keys of `origin`, unless they must be fetched: they are not known, not valid any more, or do not contain
-    /// those of the request, which may be new.
+    /// The cached keys of `origin`; `None` if they must be fetched because they are unknown, no longer valid, or do not
+    /// include those of the request, which may be new.
     pub(super) fn get(&self, origin: &str, request: &SignedRequest<'_>, now_ms: i64) -> Option<ServerKeys> {
         let known = self.known.lock();
         let keys = known.get(origin).filter(|keys| keys.until_ms > now_ms)?;
@@ -187,7 +184,7 @@ impl KeyCache {
         (named || fresh).then(|| keys.clone())
     }
 
-    /// What whoever fetches the keys of `origin` holds meanwhile.
+    /// The lock to hold while fetching the keys of `origin`.
     pub(super) fn fetching(&self, origin: &str) -> Arc<Fetching> {
         let mut fetching = self.fetching.lock();
         if let Some(held) = fetching.get(origin).and_then(Weak::upgrade) {
@@ -199,7 +196,7 @@ impl KeyCache {
         held
     }
 
-    /// Keeps keys.
+    /// Caches the keys of `origin`.
     pub(super) fn put(&self, origin: &str, keys: ServerKeys) {
         self.known.lock().insert(origin, keys);
     }
@@ -230,7 +227,7 @@ mod tests {
         serde_json::to_value(key.sign("hs.test", try_from_json_map(object(value)).unwrap())).unwrap()
     }
 
-    /// What `hs.test` answers, with key 1 valid, key 2 old, key 3 claimed and not its own.
+    /// The response of `hs.test`: key 1 is valid, key 2 old, key 3 listed although it did not sign.
     fn answer(valid_until_ms: i64) -> Value {
         let unsigned = json!({
             "server_name": "hs.test",
@@ -302,14 +299,14 @@ mod tests {
             assert!(!holds(&keys, &content, &[header(&key(2), &content, name, "id.test")]), "an old key");
             assert!(
                 !holds(&keys, &content, &[header(&key(3), &content, name, "id.test")]),
-                "a key without its own proof"
+                "a key that did not sign the response"
             );
         }
         assert!(!holds(&keys, &content, &[header(&key(1), &content, "to", "id.test")]));
     }
 
     #[test]
-    fn keys_are_believed_for_as_long_as_they_say_and_not_longer_than_a_week() {
+    fn keys_are_trusted_until_they_expire_and_at_most_a_week() {
         assert!(ServerKeys::read("hs.test", answer(NOW_MS), NOW_MS).is_none());
         assert!(ServerKeys::read("other.test", answer(NOW_MS + DAY_MS), NOW_MS).is_none());
         for (valid_for_ms, believed_ms) in [(DAY_MS, DAY_MS), (100 * DAY_MS, 7 * DAY_MS)] {
@@ -319,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_that_is_not_known_is_asked_for_once_a_minute() {
+    fn an_unknown_key_is_fetched_at_most_once_a_minute() {
         let cache = KeyCache::new(Owners::default());
         let keys = ServerKeys::read("hs.test", answer(NOW_MS + DAY_MS), NOW_MS).unwrap();
         cache.put("hs.test", keys);
@@ -336,7 +333,7 @@ mod tests {
             cache.get("hs.test", &request, now_ms).is_some()
         };
         assert!(cached(1, NOW_MS + FETCH_AGAIN_MS) && cached(1, NOW_MS + DAY_MS - 1));
-        assert!(!cached(1, NOW_MS + DAY_MS), "not valid any more");
+        assert!(!cached(1, NOW_MS + DAY_MS), "no longer valid");
         assert!(cached(9, NOW_MS + FETCH_AGAIN_MS - 1));
         assert!(!cached(9, NOW_MS + FETCH_AGAIN_MS));
     }

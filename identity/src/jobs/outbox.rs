@@ -1,4 +1,4 @@
-//! Tells homeservers what they must be told: takes rows from the outbox, until they arrive or are given up.
+//! Notifies homeservers of bindings: delivers the rows of the outbox, or gives them up.
 
 mod servers;
 
@@ -22,16 +22,16 @@ use crate::{
 
 use servers::{Deferral, Servers};
 
-/// How often the outbox is looked into when nothing woke us: another replica may have put something there and died.
+/// Polling interval in the absence of a wake-up: another replica may have added a row and died.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The shortest wait, so that rows which another replica is just leasing are not asked for all the time.
+/// The shortest wait, so that rows which another replica is about to lease do not cause a busy loop.
 const LOOK_AT_MOST_EVERY: Duration = Duration::from_millis(50);
-/// How long a row is ours: longer than finding a homeserver and calling it twice takes.
+/// How long a lease lasts, in milliseconds: longer than discovering a homeserver and calling it twice takes.
 const LEASE_MS: i64 = 90 * 1000;
-/// How long calls under way get to end when the service stops. What does not end is delivered again later.
+/// How long calls in flight may take when the service stops. Unfinished ones are delivered again later.
 const STOP_GRACE: Duration = Duration::from_secs(10);
 
-/// Delivers, until `stop`.
+/// Delivers until `stop`.
 pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
     let servers = Arc::new(Servers::default());
     let mut under_way = JoinSet::new();
@@ -41,7 +41,7 @@ pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
         let wait = match turn(&app, &servers, &mut under_way, &mut counted).await {
             Ok(wait) => wait,
             Err(error) => {
-                tracing::warn!(error = %Chain(&error), "the outbox cannot be read for now");
+                tracing::warn!(error = %Chain(&error), "the outbox could not be read; retrying in 5 s");
                 LOOK_EVERY
             }
         };
@@ -54,11 +54,11 @@ pub(crate) async fn deliver(current: Current<Arc<App>>, stop: Stop) {
     }
     let ended = async { while under_way.join_next().await.is_some() {} };
     if timeout(STOP_GRACE, ended).await.is_err() {
-        tracing::warn!("homeservers were still being called; they will be called again");
+        tracing::warn!("calls to homeservers were cut off by the stop; they will be made again");
     }
 }
 
-/// Starts as many deliveries as there is room for; returns how long nothing else is due.
+/// Starts as many deliveries as there is room for; returns the time until another one is due.
 async fn turn(
     app: &Arc<App>,
     servers: &Arc<Servers>,
@@ -82,7 +82,7 @@ async fn turn(
         *counted = Some(Instant::now());
     }
     if under_way.len() >= app.config.outbox.at_once {
-        // One of them ends before there is anything to do.
+        // At the in-flight cap, nothing can start before one of them ends, which wakes the loop.
         return Ok(LOOK_EVERY);
     }
     let due_ms = app.store.next_outbox_due(&servers.full()).await?;
@@ -102,20 +102,20 @@ async fn handle(app: &App, servers: &Servers, row: &OutboxRow) {
             servers.end(&owner, server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, row, delivered.map_err(|failure| failure.text)).await
         }
-        // However old the row is: it will be its turn.
+        // Not given up, however old the row is: it has not had its turn.
         Err(Deferral::Busy(again_ms)) => app.store.outbox_row_postponed(&row.id, again_ms).await,
         Err(Deferral::Away(again_ms)) => postpone(app, row, again_ms).await,
     };
     if let Err(error) = noted {
-        tracing::warn!(error = %Chain(&error), "a call of a homeserver will be made again, since its end could not be noted");
+        tracing::warn!(error = %Chain(&error), "the outcome of a call to a homeserver could not be recorded; it will be made again");
     }
 }
 
 /// Why a row was not delivered.
 struct Failure {
-    /// What is noted of it, without an address.
+    /// The reason to record; contains no address.
     text: String,
-    /// Whether the homeserver would not have taken any other row either.
+    /// Whether the homeserver is unavailable, so that it would not have accepted any other row either.
     away: bool,
 }
 
@@ -133,13 +133,14 @@ async fn deliver_one(app: &App, row: &OutboxRow) -> Result<(), Failure> {
     })
 }
 
-/// Leaves a row alone until its homeserver, which was away, may be called; for ever, if that has been away for too long.
+/// Postpones a row until its homeserver, which is backing off, may be called again; gives it up if that has lasted for
+/// too long.
 async fn postpone(app: &App, row: &OutboxRow, again_ms: i64) -> Result<(), StoreError> {
     let (now_ms, rules) = (app.clock.now_ms(), &app.config.outbox);
-    // By then it was called once more, on account of this row or another one.
+    // By then the homeserver has been called once more, for this row or another one.
     let given_up_secs = rules.retry_for_secs.saturating_add(rules.max_retry_secs);
     if now_ms.saturating_sub(row.since_ms) >= millis(Duration::from_secs(given_up_secs)) {
-        return give_up(app, row, "The homeserver was away all the time", now_ms).await;
+        return give_up(app, row, "The homeserver has been unavailable all the time", now_ms).await;
     }
     app.store.outbox_row_postponed(&row.id, again_ms).await
 }
@@ -151,12 +152,12 @@ async fn give_up(app: &App, row: &OutboxRow, failure: &str, now_ms: i64) -> Resu
         server = row.mxid.server_name(),
         attempts = row.attempts,
         failure,
-        "gave up telling a homeserver of a binding; `outbox retry` tries it again"
+        "gave up notifying a homeserver of a binding; `outbox retry` retries it"
     );
     Ok(())
 }
 
-/// How many calls of the homeservers of one owner may be under way: three quarters of all, so that there is room for others.
+/// In-flight cap for all homeservers of one owner: three quarters of the total, so that there is room for others.
 fn share(rules: &OutboxConfig) -> usize {
     rules.at_once - rules.at_once / 4
 }
@@ -184,7 +185,7 @@ async fn settle(app: &App, row: &OutboxRow, delivered: Result<(), String>) -> Re
         server = row.mxid.server_name(),
         attempts = row.attempts,
         failure,
-        "a homeserver could not be told of a binding"
+        "a homeserver could not be notified of a binding; retrying later"
     );
     Ok(())
 }
@@ -202,7 +203,7 @@ mod tests {
         storage::outbox::OutboxCounts,
     };
 
-    /// Puts one row into the outbox.
+    /// Adds one row to the outbox.
     async fn bind(app: &App) {
         let threepid = Threepid::email("alice@example.com").unwrap();
         let bound_ms = app.clock.now_ms();
@@ -210,14 +211,14 @@ mod tests {
         app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
     }
 
-    /// What a replica gets that looks now.
+    /// What a replica leases that polls now.
     async fn lease(app: &App, clock: &Clock) -> Vec<OutboxRow> {
         let now_ms = clock.now_ms();
         app.store.lease_outbox_rows(now_ms, now_ms + LEASE_MS, 10, &[]).await.unwrap()
     }
 
     #[tokio::test]
-    async fn a_letter_whose_replica_died_is_taken_over_when_its_lease_is_over() {
+    async fn a_row_is_taken_over_when_the_lease_of_a_dead_replica_expires() {
         let (app, clock, _folder) = app(|_| {}).await;
         bind(&app).await;
         let first = lease(&app, &clock).await;
@@ -230,13 +231,13 @@ mod tests {
 
         settle(&app, &second[0], Ok(())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
-        // The one that was thought dead fails late: that brings nothing back.
+        // The replica presumed dead reports a late failure, which must not bring the row back.
         settle(&app, &first[0], Err("too late".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts::default());
     }
 
     #[tokio::test]
-    async fn a_letter_that_waits_for_its_turn_is_not_given_up_however_old_it_is() {
+    async fn a_row_that_waits_for_its_turn_is_not_given_up_however_old_it_is() {
         let rules = |config: &mut crate::config::Config| {
             // One homeserver, one call.
             config.outbox.at_once = 1;
@@ -244,7 +245,7 @@ mod tests {
         };
         let (app, clock, _folder) = app(rules).await;
         bind(&app).await;
-        // Waypost itself was away.
+        // Waypost itself was down.
         clock.advance(Duration::from_secs(30 * 24 * 60 * 60));
         let servers = Servers::default();
         let owner = app.owners.of("hs.test");
@@ -259,7 +260,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_letter_is_tried_for_its_time_then_kept_for_a_while() {
+    async fn a_row_is_retried_then_given_up_then_deleted() {
         let rules = |config: &mut crate::config::Config| {
             config.outbox.retry_for_secs = 3600;
             config.outbox.first_retry_secs = 8;
@@ -273,7 +274,7 @@ mod tests {
         clock.advance(Duration::from_millis(3_600_000 - 1));
         settle(&app, &row, Err("refused".to_owned())).await.unwrap();
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
-        // After the first failure: between half of 8 seconds and all of them.
+        // The back-off after the first failure: half of 8 seconds to all of them.
         let wait_ms = app.store.next_outbox_due(&[]).await.unwrap().unwrap() - clock.now_ms();
         assert!((4000..=8000).contains(&wait_ms), "{wait_ms}");
 

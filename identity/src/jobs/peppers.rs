@@ -1,4 +1,4 @@
-//! Peppers: noticing those that another process stored, and rotating by schedule.
+//! Peppers: picking up those stored by another process, and rotating them on schedule.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,11 +15,10 @@ use crate::{
     storage::StoreError,
 };
 
-/// How often the stored peppers are read without a notification. Much shorter than the default time until a new pepper
-/// is handed out.
+/// Polling interval in the absence of notifications. Much shorter than the default lead time of a new pepper.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 
-/// Keeps the indexes up with the stored peppers, until `stop`.
+/// Keeps the indexes in step with the stored peppers, until `stop`.
 pub(crate) async fn keep_up(current: Current<Arc<App>>, stop: Stop) {
     loop {
         let app = current.get();
@@ -28,7 +27,7 @@ pub(crate) async fn keep_up(current: Current<Arc<App>>, stop: Stop) {
             () = stop.requested() => return,
         };
         if let Err(error) = looked {
-            tracing::warn!(error = %Chain(&error), "peppers cannot be looked at for now");
+            tracing::warn!(error = %Chain(&error), "peppers could not be refreshed; retrying in 2 s");
         }
         tokio::select! {
             () = app.peppers_changed.notified() => {}
@@ -43,7 +42,7 @@ async fn look(app: &App) -> Result<(), StoreError> {
     app.refresh_peppers().await
 }
 
-/// Every replica may find that it is time; the database lets one of them add its pepper.
+/// Every replica may find a rotation due; the database lets only one of them add its pepper.
 async fn rotate_if_due(app: &App) -> Result<(), StoreError> {
     let lookup = &app.config.lookup;
     let now_ms = app.clock.now_ms();
@@ -54,7 +53,7 @@ async fn rotate_if_due(app: &App) -> Result<(), StoreError> {
     let active_ms = now_ms.saturating_add(millis(Duration::from_secs(lookup.pepper_lead_secs)));
     let pepper = Pepper { text: hashing::new_pepper(), created_ms: now_ms, active_ms };
     if app.store.add_pepper(&pepper, due_ms).await? {
-        tracing::info!(days = lookup.rotate_pepper_days, "rotating the pepper, as scheduled");
+        tracing::info!(days = lookup.rotate_pepper_days, "pepper rotated on schedule");
     }
     Ok(())
 }
@@ -68,7 +67,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_pepper_is_rotated_when_its_days_are_over() {
+    async fn a_pepper_is_rotated_on_schedule() {
         let (app, clock, _folder) = app(|config| config.lookup.rotate_pepper_days = 30).await;
         let handed_out = || app.current_pepper().unwrap().pepper().to_owned();
         let first = handed_out();
@@ -77,16 +76,16 @@ mod tests {
         assert_eq!(app.store.peppers().await.unwrap().len(), 1);
 
         clock.advance(Duration::from_secs(1));
-        // Twice: the second look finds that it was done.
+        // Twice: the second run finds that it has been done.
         look(&app).await.unwrap();
         look(&app).await.unwrap();
         assert_eq!(app.store.peppers().await.unwrap().len(), 2);
-        // Ready, and handed out only when all replicas had their time.
+        // Ready, but not announced before its lead time is over.
         clock.advance(Duration::from_secs(59));
         assert_eq!(handed_out(), first);
         clock.advance(Duration::from_secs(1));
         assert_ne!(handed_out(), first);
-        // The one before is answered for a day, and then forgotten.
+        // The previous one is accepted for a day, and then dropped.
         assert!(app.pepper_index(&first).await.unwrap().is_some());
         clock.advance(Duration::from_secs(24 * 60 * 60));
         assert!(app.pepper_index(&first).await.unwrap().is_none());

@@ -216,7 +216,7 @@ on_each_database! {
             assert!(!lines.is_empty() && lines.iter().all(|line| line.starts_with("good  ")), "{what}: {}", seen.out);
         }
         assert!(seen.about("storage keys")[0].ends_with("is what the database was written with"), "{}", seen.out);
-        assert!(seen.about("listen.public")[0].ends_with("is taken, by this server, which runs"), "{}", seen.out);
+        assert!(seen.about("listen.public")[0].ends_with("is taken by this server, which is running"), "{}", seen.out);
         assert!(seen.about("public base URL")[0].ends_with("answers, and it is this server"), "{}", seen.out);
         assert_eq!(p.on_disk(), before, "the doctor changed something");
         p.assert_kept_secret(&seen);
@@ -246,7 +246,7 @@ async fn before_the_first_start_nothing_is_bad_and_nothing_is_made() {
     assert_eq!(seen.code, Some(0), "{}{}", seen.out, seen.err);
     for what in ["data folder", "database", "storage keys", "signing key"] {
         let lines = seen.about(what);
-        assert!(lines[0].starts_with("good  ") && lines[0].contains("will be made at the first start"), "{}", seen.out);
+        assert!(lines[0].starts_with("good  ") && lines[0].contains("will be created on first start"), "{}", seen.out);
     }
     for what in ["mail", "dns", "public base URL", "clock"] {
         assert!(seen.about(what)[0].starts_with("soon  "), "{what}: {}", seen.out);
@@ -274,7 +274,7 @@ async fn a_database_that_nobody_serves_is_read_as_it_is() {
         assert!(seen.about("pepper")[0].starts_with("good  "), "{}", seen.out);
         assert!(seen.about("listen.public")[0].ends_with("is free"), "{}", seen.out);
         let public = seen.about("public base URL")[0];
-        assert!(public.starts_with("soon  ") && public.ends_with("start it, then ask again"), "{}", seen.out);
+        assert!(public.starts_with("soon  ") && public.ends_with("start it, then check again"), "{}", seen.out);
         assert_eq!(seen.code, Some(0), "{}", seen.out);
     }
 }
@@ -308,7 +308,7 @@ async fn each_mistake_about_postgresql_is_named_with_its_fix() {
         ("database", &other_name, 10, ["there is no such database", "CREATE DATABASE"]),
         ("database", &no_socket, 10, ["no such socket", "the host of database.url"]),
         ("database", &with_password, 10, ["nobody listens there", "the host and port of database.url"]),
-        ("database", &empty_for_newcomer, 10, ["make tables", "GRANT CREATE ON SCHEMA public"]),
+        ("database", &empty_for_newcomer, 10, ["create tables", "GRANT CREATE ON SCHEMA public"]),
         ("database connections", &good, 1000, ["database.max_connections is 1000", "lower it"]),
         ("database connections", &few, 10, ["the server grants 5", "CONNECTION LIMIT"]),
     ] {

@@ -128,7 +128,7 @@ on_each_database! {
         let alice = t.register(ALICE).await;
         t.homeserver.onbind_script().always("POST", Answer::empty(503));
         t.publish(&alice, EMAIL, ALICE).await;
-        logged(&t, "a homeserver could not be told").await;
+        logged(&t, "a homeserver could not be notified").await;
         let t = t.restart().await;
         let before = t.homeserver.onbind().len();
         t.homeserver.onbind_script().forget("POST");
@@ -143,7 +143,7 @@ on_each_database! {
         let alice = t.register(ALICE).await;
         t.homeserver.onbind_script().once("POST", Answer::empty(500));
         t.publish(&alice, EMAIL, ALICE).await;
-        logged(&t, "gave up telling a homeserver").await;
+        logged(&t, "gave up notifying a homeserver").await;
         let metrics = t.api.get(&format!("{}/metrics", t.server.operations), None).await.text;
         assert!(metrics.contains("waypost_identity_onbinds_total{outcome=\"dead\"} 1"), "{metrics}");
 

@@ -33,7 +33,7 @@ pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) 
     submitting::submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
-/// `POST /_matrix/identity/api/v1/validate/email/requestToken`: the same for a homeserver that the operator listed.
+/// `POST /_matrix/identity/api/v1/validate/email/requestToken`: the same, for a listed homeserver.
 pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
@@ -46,16 +46,16 @@ pub(crate) async fn v1_submit_token(app: Arc<App>, mut request: Incoming) -> Res
     submitting::v1_submit_endpoint(&app, Medium::Email, &mut request).await
 }
 
-/// `GET /_matrix/identity/v2/validate/email/submitToken`: the page behind the link in the mail.
+/// `GET /_matrix/identity/v2/validate/email/submitToken`: the page behind the link in the email.
 pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     submitting::token_page(&app, Medium::Email, &request).await
 }
 
-/// Opens a session for an address and sends the mail; returns the session's id.
+/// Opens a session for an address and sends the email; returns the session's ID.
 ///
 /// # Errors
 ///
-/// 400: parameters, `M_INVALID_EMAIL`, `M_EMAIL_SEND_ERROR`; 429.
+/// 400 for invalid parameters, `M_INVALID_EMAIL` and `M_EMAIL_SEND_ERROR`; 429.
 pub(crate) async fn request_token(
     app: &App,
     mut params: Params,
@@ -78,7 +78,7 @@ pub(crate) async fn request_token(
     settle(app, claimed, &opening, sent).await
 }
 
-/// Nobody can be flooded with mail, and nobody can have us flood others.
+/// So that nobody can be flooded with email, or use this server to flood others.
 fn budgets(app: &App, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> {
     let limits = &app.config.limits;
     let mut budgets = Vec::with_capacity(4);
@@ -94,8 +94,8 @@ fn budgets(app: &App, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> 
     budgets
 }
 
-/// The mail goes to the address in its canonical form, which is the one that will be bound: a look-alike that folds to
-/// it could otherwise be read by somebody else.
+/// Sends to the canonical form of the address, which is the one that will be bound: otherwise the token could reach
+/// somebody else, whose look-alike address folds to it.
 async fn send_token(
     app: &App,
     look: &Look,
@@ -123,7 +123,7 @@ fn link(app: &App, look: &Look, sid: &str, client_secret: &str) -> String {
     query.append_pair("token", &app.keys.validation_token(sid));
     query.append_pair("client_secret", client_secret);
     query.append_pair("sid", sid);
-    // The page speaks as the mail does, whatever browser it is opened in.
+    // The page uses the email's language, whatever browser it is opened in.
     query.append_pair("lang", &look.language);
     if let Some(brand) = &look.brand {
         query.append_pair("brand", brand);

@@ -1,4 +1,4 @@
-//! Proving that an address is one's own.
+//! Validating that an address belongs to a user.
 //!
 //! Source: Identity Service API, "Establishing associations", "Email associations", "Phone number associations".
 
@@ -16,13 +16,13 @@ use waypost_shared::http::{Incoming, Response, json, params::Params};
 use super::v1_values;
 use crate::{app::App, auth, error::ApiError};
 
-/// `GET /_matrix/identity/v2/3pid/getValidated3pid`: the address of a session that was proven.
+/// `GET /_matrix/identity/v2/3pid/getValidated3pid`: the address that a session validated.
 pub(crate) async fn validated_threepid(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     auth::account_with_terms(&app, &request).await?;
     validated(&app, Params::from_pairs(request.query.as_bytes())?).await
 }
 
-/// `GET /_matrix/identity/api/v1/3pid/getValidated3pid`: the same for a homeserver that the operator listed.
+/// `GET /_matrix/identity/api/v1/3pid/getValidated3pid`: the same, for a listed homeserver.
 pub(crate) async fn v1_validated_threepid(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     validated(&app, Params::new(v1_values(&mut request)?)).await

@@ -32,7 +32,7 @@ pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) 
     submitting::submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
-/// `POST /_matrix/identity/api/v1/validate/msisdn/requestToken`: the same for a homeserver that the operator listed.
+/// `POST /_matrix/identity/api/v1/validate/msisdn/requestToken`: the same, for a listed homeserver.
 pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
@@ -45,17 +45,17 @@ pub(crate) async fn v1_submit_token(app: Arc<App>, mut request: Incoming) -> Res
     submitting::v1_submit_endpoint(&app, Medium::Msisdn, &mut request).await
 }
 
-/// `GET /_matrix/identity/v2/validate/msisdn/submitToken`: the page of a link that a client made.
+/// `GET /_matrix/identity/v2/validate/msisdn/submitToken`: the page behind a link built by a client.
 pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Response, ApiError> {
     submitting::token_page(&app, Medium::Msisdn, &request).await
 }
 
-/// Opens a session for a phone number and sends the code; returns the answer's body. Element iOS reads `msisdn` from
-/// it, clients show `intl_fmt`, and `success` is what deployed servers say.
+/// Opens a session for a phone number and sends the code; returns the body of the response. Element iOS reads `msisdn`
+/// from it, clients show `intl_fmt`, and deployed servers send `success`.
 ///
 /// # Errors
 ///
-/// 400: parameters, `M_INVALID_ADDRESS`, `M_DESTINATION_REJECTED`, `M_SEND_ERROR`; 429.
+/// 400 for invalid parameters, `M_INVALID_ADDRESS`, `M_DESTINATION_REJECTED` and `M_SEND_ERROR`; 429.
 pub(crate) async fn request_token(
     app: &App,
     mut params: Params,
@@ -64,7 +64,7 @@ pub(crate) async fn request_token(
 ) -> Result<Value, ApiError> {
     let opening = Opening::read(&mut params);
     let number = params.text("phone_number");
-    // It must be there, and iOS sends an empty one.
+    // Required, but iOS sends an empty one.
     let country = params.text("country");
     let look = wanted.and(&mut params).look(app);
     params.finish()?;
@@ -96,7 +96,7 @@ fn may_send_to(app: &App, phone: &Phone) -> bool {
     app.sms.is_on() && allowed && !phone.is_in(denied) && !phone.premium
 }
 
-/// Each message costs money, and there are those who earn by having many sent to numbers of theirs.
+/// Messages cost money, and fraudsters earn from having many sent to their own numbers.
 fn budgets(app: &App, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
     let (keys, limits) = (&app.keys, &app.config.limits);
     let mut budgets = Vec::with_capacity(5);

@@ -1,4 +1,4 @@
-//! The pages behind links: for people, in their language, without scripts.
+//! The pages behind validation links: localised, and without scripts.
 
 use http::{
     HeaderValue, StatusCode,
@@ -20,7 +20,7 @@ use crate::{
     error::ApiError,
 };
 
-/// What somebody submits, by the page's button too.
+/// A submitted token, from a client or from the page's button.
 pub(super) struct Submission {
     pub(super) medium: Medium,
     pub(super) sid: String,
@@ -35,7 +35,7 @@ impl Submission {
     }
 }
 
-/// Asks for the button to be pressed.
+/// The page with the button that confirms.
 pub(super) fn confirm(
     app: &App,
     look: &Look,
@@ -53,12 +53,12 @@ pub(super) fn confirm(
         "brand": look.brand.as_deref().unwrap_or_default(),
         "language": look.language,
     });
-    // Browsers hold the redirect after a form to the same rule as the form.
+    // Browsers apply `form-action` to the redirect after a form, too.
     let next = onward(app, session).map(|link| link.origin().ascii_serialization()).unwrap_or_default();
     page(app, look, StatusCode::OK, "page_confirm.html", &values, &next)
 }
 
-/// The address is proven: on to `next_link`, if it is still allowed, or a page that says what is next.
+/// After validation: redirects to `next_link` if it is still allowed, or else shows a page that says what to do next.
 pub(super) fn done(app: &App, look: &Look, session: &Session) -> Result<Response, ApiError> {
     if let Some(link) = onward(app, session) {
         return Ok(redirect(link.as_str()));
@@ -71,7 +71,7 @@ pub(super) fn done(app: &App, look: &Look, session: &Session) -> Result<Response
     page(app, look, StatusCode::OK, "page_done.html", &values, "")
 }
 
-/// Says what was wrong and what helps. Our own failures are answered and logged as everywhere.
+/// A page that says what went wrong and what to do. Server errors are returned, to be answered and logged as usual.
 pub(super) fn failed(app: &App, look: &Look, error: ApiError) -> Result<Response, ApiError> {
     let answer = MatrixError::from(&error);
     if answer.status.is_server_error() {
@@ -94,12 +94,12 @@ pub(super) fn failed(app: &App, look: &Look, error: ApiError) -> Result<Response
     Ok(response)
 }
 
-/// Where the person goes afterwards.
+/// Where to redirect to, if anywhere.
 fn onward(app: &App, session: &Session) -> Option<Url> {
     session.next_link.as_deref().and_then(|link| next_link::allowed(&app.next_links, link))
 }
 
-/// An address as people write it.
+/// The address as people write it.
 fn shown(threepid: &Threepid) -> String {
     match threepid.medium() {
         Medium::Email => threepid.address().to_owned(),
@@ -107,7 +107,7 @@ fn shown(threepid: &Threepid) -> String {
     }
 }
 
-/// A page that loads nothing from anywhere, tells nobody where it was, and is kept nowhere.
+/// A response that loads nothing, sends no referrer and is not cached.
 fn page(
     app: &App,
     look: &Look,

@@ -1,5 +1,5 @@
-//! What requestToken of email addresses and of phone numbers have in common: budgets, sessions, and one message per
-//! `send_attempt`.
+//! What `requestToken` for email addresses and for phone numbers have in common: rate limits, sessions, and one message
+//! per `send_attempt`.
 
 use std::time::Duration;
 
@@ -27,19 +27,19 @@ use crate::{
     storage::sessions::{Claimed, TokenRequest},
 };
 
-/// How much longer than its time-out the sending of a message may take before its sender counts as dead.
+/// Margin on top of the send time-out, in seconds, after which the sender of a message is presumed dead.
 const SENDING_SPARE_SECS: u64 = 30;
 
-/// Whom a message is charged to, beside the one that it goes to.
+/// Who a message is charged to, besides its recipient.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Charge<'a> {
-    /// The user that asks; none where no token is needed.
+    /// The user who requests it; `None` where no token is needed.
     pub(crate) account: Option<&'a Mxid>,
-    /// Where the request came from; none for a homeserver that the operator listed, which asks for all its users.
+    /// Where the request came from; `None` for a listed homeserver, which makes requests for all its users.
     pub(crate) source: Option<RequestSource>,
 }
 
-/// What a request says about how people are to be spoken to.
+/// The brand and the languages that a request asks for.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Wanted {
     brand: Option<String>,
@@ -48,7 +48,7 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Reads `?brand=`, `?lang=` and Accept-Language.
+    /// Reads `?brand=`, `?lang=` and `Accept-Language`.
     pub(crate) fn of(request: &Incoming) -> Self {
         let accept_language = request.headers.get(ACCEPT_LANGUAGE).and_then(|value| value.to_str().ok());
         Self {
@@ -58,7 +58,7 @@ impl Wanted {
         }
     }
 
-    /// Lets `brand` and `lang` of the body go first.
+    /// Lets `brand` and `lang` in the body take precedence.
     pub(super) fn and(mut self, params: &mut Params) -> Self {
         self.brand = params.optional_text("brand").filter(|brand| !brand.is_empty()).or(self.brand);
         self.lang = params.optional_text("lang").filter(|lang| !lang.is_empty()).or(self.lang);
@@ -71,7 +71,7 @@ impl Wanted {
     }
 }
 
-/// What every requestToken has.
+/// The parameters that every `requestToken` has.
 pub(super) struct Opening {
     pub(super) client_secret: String,
     send_attempt: i64,
@@ -79,7 +79,7 @@ pub(super) struct Opening {
 }
 
 impl Opening {
-    /// Reads the parameters; they may be used after `finish` alone.
+    /// Reads the parameters, which may only be used once `params.finish()` has succeeded.
     pub(super) fn read(params: &mut Params) -> Self {
         Self {
             client_secret: params.text("client_secret"),
@@ -98,12 +98,12 @@ impl Opening {
     }
 }
 
-/// A budget to take from: its name, whose it is, how much there is.
+/// A budget to charge: its name, its owner and its rate.
 pub(super) type Budgeted = (&'static str, Fingerprint, Rate);
 
-/// Opens a session for `threepid`, or finds the one that there is, and says whether to send a message: only if no
-/// request with this `send_attempt` was before, and all budgets have one left. Each is shared by all replicas; the
-/// asker's own come first, so that who has none left uses up nobody else's.
+/// Opens a session for `threepid`, or finds the existing one, and decides whether to send a message: only if this
+/// `send_attempt` is new and every budget has room. The budgets are shared by all replicas. Those of the requester come
+/// first, so that a requester who has exhausted them uses up nobody else's.
 pub(super) async fn claim(
     app: &App,
     threepid: &Threepid,
@@ -135,7 +135,7 @@ pub(super) async fn claim(
     Ok(app.store.claim_send(&app.keys, &request).await?)
 }
 
-/// Takes one from each budget.
+/// Charges each budget once.
 pub(super) async fn take(app: &App, budgets: &[Budgeted]) -> Result<(), ApiError> {
     let now_ms = app.clock.now_ms();
     for &(bucket, key, rate) in budgets {
@@ -144,8 +144,8 @@ pub(super) async fn take(app: &App, budgets: &[Budgeted]) -> Result<(), ApiError
     Ok(())
 }
 
-/// Notes that the message went out. If it did not, takes the claim back, so that the same `send_attempt` may try again.
-/// The client learns only that it failed; the operator learns why.
+/// Records that the message was sent. If it was not, releases the claim, so that the same `send_attempt` can retry. The
+/// client is told only that sending failed; the log has the reason.
 pub(super) async fn settle(
     app: &App,
     claimed: Claimed,
@@ -153,9 +153,9 @@ pub(super) async fn settle(
     sent: Result<(), ApiError>,
 ) -> Result<String, ApiError> {
     if let Err(error) = sent {
-        // Our own failures are logged where they are answered.
+        // The router logs server errors.
         if !MatrixError::from(&error).status.is_server_error() {
-            tracing::warn!(error = %Chain(&error), "a validation message was not sent");
+            tracing::warn!(error = %Chain(&error), "a validation message could not be sent; the client may retry");
         }
         app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
         return Err(error);
@@ -164,7 +164,7 @@ pub(super) async fn settle(
     Ok(claimed.sid)
 }
 
-/// Where a link to submit a token leads, and its page's button.
+/// The path of the validation link, and of the button on its page.
 pub(super) fn submit_path(medium: Medium) -> &'static str {
     match medium {
         Medium::Email => "/_matrix/identity/v2/validate/email/submitToken",
@@ -172,7 +172,7 @@ pub(super) fn submit_path(medium: Medium) -> &'static str {
     }
 }
 
-/// JSON, or the form that earlier drafts of the specification allowed.
+/// Reads JSON, or the form that earlier drafts of the specification allowed.
 pub(super) fn params(request: &mut Incoming) -> Result<Params, MatrixError> {
     if is_form(request) {
         return Params::from_pairs(&request.body);
@@ -180,24 +180,25 @@ pub(super) fn params(request: &mut Incoming) -> Result<Params, MatrixError> {
     Ok(Params::new(request.json_object()?))
 }
 
-/// A form by its content type; but curl calls everything a form, so what begins like an object is JSON.
+/// Whether the body is a form, by its content type; but curl labels everything as a form, so a body that starts like an
+/// object is JSON.
 pub(super) fn is_form(request: &Incoming) -> bool {
     let content_type = request.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
     content_type.is_some_and(|value| value.starts_with("application/x-www-form-urlencoded"))
         && !request.body.trim_ascii_start().starts_with(b"{")
 }
 
-/// Refuses a `sid` or `client_secret` with other characters than the specification has.
+/// Rejects a `sid` or `client_secret` that does not match the grammar of the specification.
 pub(super) fn check_opaque_id(name: &'static str, text: &str) -> Result<(), ApiError> {
     if is_opaque_id(text) { Ok(()) } else { Err(ApiError::NotOpaqueId(name)) }
 }
 
-/// Fills in a template.
+/// Renders a template.
 pub(super) fn render(app: &App, look: &Look, template: &str, values: &serde_json::Value) -> Result<String, ApiError> {
     app.templates.render(look, template, values).map_err(|error| ApiError::Internal(error.into()))
 }
 
-/// Hours that links and codes work.
+/// Hours until links and codes expire, rounded up.
 pub(super) fn hours(app: &App) -> u64 {
     app.config.validation.session_lifetime_secs.div_ceil(3600)
 }
@@ -210,14 +211,14 @@ mod tests {
     use crate::jobs::tests::app;
 
     #[tokio::test]
-    async fn a_message_whose_sender_died_is_sent_by_the_same_attempt_again() {
+    async fn the_same_attempt_sends_again_after_its_sender_died() {
         let (app, clock, _folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
         let threepid = Threepid::email("alice@example.com").unwrap();
         let opening = Opening { client_secret: "secret".to_owned(), send_attempt: 1, next_link: None };
         let claim = async || super::claim(&app, &threepid, &opening, &[]).await.unwrap();
         let first = claim().await;
         assert!(first.send);
-        // It may still be on its way: 20 seconds of the mail server's, 30 to spare.
+        // It may still be in flight: 20 s of SMTP time-out and a margin of 30 s.
         clock.advance(Duration::from_millis(50_000 - 1));
         assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: false });
         clock.advance(Duration::from_millis(1));

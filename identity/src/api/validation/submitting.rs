@@ -1,4 +1,4 @@
-//! What submitToken of email addresses and of phone numbers have in common, for clients and for people in a browser.
+//! What `submitToken` for email addresses and for phone numbers have in common, for clients and for browsers.
 
 use http::Method;
 use serde_json::json;
@@ -24,12 +24,12 @@ use crate::{
     error::ApiError,
 };
 
-/// Submits a token or code that was sent: the work of both submitToken endpoints, and of their older versions.
+/// Submits a token or code: the work of both `submitToken` endpoints and of their v1 versions.
 ///
 /// # Errors
 ///
-/// 400: `M_INVALID_PARAM`, `M_TOKEN_INCORRECT`, `M_SESSION_EXPIRED`, all with `"success": false`, since older clients
-/// look for that whatever the status; 429.
+/// 400: `M_INVALID_PARAM`, `M_TOKEN_INCORRECT`, `M_SESSION_EXPIRED`, all with `"success": false`, which older clients
+/// check whatever the status is; 429.
 pub(crate) async fn submit_token(
     app: &App,
     medium: Medium,
@@ -47,9 +47,9 @@ pub(crate) async fn submit_token(
     })
 }
 
-/// `POST …/submitToken`: by a client (JSON), or by the button on the page (a form).
+/// `POST …/submitToken`: from a client (JSON), or from the button on the page (a form).
 ///
-/// The page has no access token, and needs none: the session's secret and the token that was sent are the proof.
+/// The page has no access token and needs none: the session's secret and the submitted token are the proof.
 pub(super) async fn submit_endpoint(app: &App, medium: Medium, request: &mut Incoming) -> Result<Response, ApiError> {
     if is_form(request) {
         let mut params = Params::from_pairs(&request.body)?;
@@ -73,7 +73,7 @@ pub(super) async fn submit_endpoint(app: &App, medium: Medium, request: &mut Inc
     Ok(json(&json!({ "success": true })))
 }
 
-/// `POST …/submitToken` of the older API: by a homeserver that the operator listed.
+/// `POST …/submitToken` of v1, for a listed homeserver.
 pub(super) async fn v1_submit_endpoint(
     app: &App,
     medium: Medium,
@@ -85,8 +85,8 @@ pub(super) async fn v1_submit_endpoint(
     Ok(json(&json!({ "success": true })))
 }
 
-/// `GET …/submitToken`: the page behind a link. What scans mails follows links, so opening it validates only where the
-/// operator wants that, and HEAD never does.
+/// `GET …/submitToken`: the page behind a link. Mail scanners follow links, so opening it validates only if the
+/// operator configured that, and `HEAD` never does.
 pub(super) async fn token_page(app: &App, medium: Medium, request: &Incoming) -> Result<Response, ApiError> {
     let look = Wanted::of(request).look(app);
     let mut params = Params::from_pairs(request.query.as_bytes())?;
@@ -109,22 +109,22 @@ pub(super) async fn token_page(app: &App, medium: Medium, request: &Incoming) ->
     }
 }
 
-/// Validates the session if the token is its own. Doing it again is no mistake: people press twice.
+/// Validates the session if the token matches. Idempotent, because people press twice.
 async fn submit(app: &App, submission: &Submission, source: Option<RequestSource>) -> Result<Session, ApiError> {
     let session = session_to_submit_to(app, submission).await?;
     let expected = match submission.medium {
         Medium::Email => app.keys.validation_token(&session.sid),
         Medium::Msisdn => {
-            // Six digits can be guessed, in many sessions and from many places at once.
+            // Six digits can be guessed across many sessions and from many sources at once.
             take(app, &guesses(app, &session.threepid, source)).await?;
             app.keys.validation_code(&session.sid)
         }
     };
-    // Counted before it is compared, in one statement: many guesses at once are not more guesses.
+    // Counted before the comparison, in one statement, so that concurrent guesses are counted too.
     if !app.store.take_attempt(&session.sid, app.session_rules().max_attempts).await? {
         return Err(ApiError::SessionExpired);
     }
-    // People type a code as they read it, in groups.
+    // People type codes as they read them, in groups.
     let submitted: String = submission.token.chars().filter(|c| !c.is_whitespace()).collect();
     if !bool::from(expected.as_bytes().ct_eq(submitted.as_bytes())) {
         return Err(ApiError::TokenIncorrect);
@@ -147,7 +147,7 @@ async fn session_to_submit_to(app: &App, submission: &Submission) -> Result<Sess
     }
 }
 
-/// The budgets that one try at a code is taken from.
+/// The budgets that a guess at a code is charged to.
 fn guesses(app: &App, threepid: &Threepid, source: Option<RequestSource>) -> Vec<Budgeted> {
     let (keys, limits) = (&app.keys, &app.config.limits);
     let of_source = |source: RequestSource| {

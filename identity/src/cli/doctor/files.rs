@@ -23,7 +23,7 @@ const LITTLE_SPACE: u64 = 512 * 1024 * 1024;
 /// ... and full.
 const NO_SPACE: u64 = 32 * 1024 * 1024;
 
-/// The folder of the database and of keys that are made: there and to be written to, or one that can be made.
+/// The folder for the database and generated keys: it must be writable, or possible to create.
 pub(super) fn data_folder(config: &Config, is_sqlite: bool) -> Findings {
     let folder = &config.identity.data_dir;
     let is_written = is_sqlite || (config.email.transport == EmailTransport::Folder && config.email.folder.is_none());
@@ -41,28 +41,28 @@ fn folder_finding(folder: &Path, is_written: bool) -> Finding {
     if !nearest.is_dir() {
         let file = nearest.display();
         return Finding::Bad(format!(
-            "{shown} cannot be made, because {file} is a file: set identity.data_dir to a folder"
+            "{shown} cannot be created, because {file} is a file: set identity.data_dir to a folder"
         ));
     }
     match may_write(&nearest) {
-        Ok(()) if is_there => Finding::Good(format!("{shown} is there and can be written to")),
-        Ok(()) => Finding::Good(format!("{shown} will be made at the first start")),
-        Err(_) if is_there && !is_written => Finding::Good(format!("{shown} is there")),
+        Ok(()) if is_there => Finding::Good(format!("{shown} is writable")),
+        Ok(()) => Finding::Good(format!("{shown} will be created on first start")),
+        Err(_) if is_there && !is_written => Finding::Good(format!("{shown} exists")),
         Err(error) => Finding::Bad(format!(
-            "{} cannot be written to ({error}): make it belong to the user that serves, mount it for writing, or set \
+            "{} is not writable ({error}): make the service's user its owner, mount it for writing, or set \
              identity.data_dir to another folder",
             nearest.display()
         )),
     }
 }
 
-/// The folder itself, or what is there of the path to it.
+/// The folder itself, or its nearest existing ancestor.
 pub(super) fn nearest(folder: &Path) -> PathBuf {
     let mut above = folder.ancestors().map(|path| if path.as_os_str().is_empty() { Path::new(".") } else { path });
     above.find(|path| path.exists()).unwrap_or(Path::new("/")).to_owned()
 }
 
-/// Whether this user may make files in a folder, as far as can be told without making one.
+/// Whether this user may create files in a folder, as far as can be told without creating one.
 pub(super) fn may_write(folder: &Path) -> io::Result<()> {
     Ok(access(folder, Access::WRITE_OK | Access::EXEC_OK)?)
 }
@@ -72,19 +72,19 @@ pub(super) fn may_change(file: &Path) -> io::Result<()> {
     Ok(access(file, Access::READ_OK | Access::WRITE_OK)?)
 }
 
-/// None where the system does not say how much is free.
+/// `None` if the system does not say how much is free.
 fn disk(folder: &Path) -> Option<Finding> {
     let disk = statvfs(nearest(folder).as_path()).ok()?;
     let free = disk.f_bavail.saturating_mul(disk.f_frsize);
     let text = format!("{} MB are free for {}", free / 1_000_000, folder.display());
     Some(match free {
-        0..NO_SPACE => Finding::Bad(format!("{text}: make room, or set identity.data_dir to a larger disk")),
-        NO_SPACE..LITTLE_SPACE => Finding::Soon(format!("{text}: make room")),
+        0..NO_SPACE => Finding::Bad(format!("{text}: free some space, or move identity.data_dir to a larger disk")),
+        NO_SPACE..LITTLE_SPACE => Finding::Soon(format!("{text}: free some space")),
         _ => Finding::Good(text),
     })
 }
 
-/// The storage keys: there, readable by nobody else, understood, and those that the database was written with.
+/// The storage keys: present, private, valid, and those that the database was written with.
 pub(super) async fn storage_keys(config: &Config, is_new: bool, store: Option<&Store>) -> Findings {
     let file = config.storage_key_file();
     let path = file.path.display();
@@ -103,9 +103,9 @@ pub(super) async fn storage_keys(config: &Config, is_new: bool, store: Option<&S
         }
     };
     let finding = match store {
-        None => Finding::Good(format!("{path} is understood")),
+        None => Finding::Good(format!("{path} is valid")),
         Some(store) => match timeout(LIMIT, store.is_of(&keys)).await {
-            Err(_) => Finding::Bad("were not compared with the database's in time: look at its load".to_owned()),
+            Err(_) => Finding::Bad("were not compared with the database's in time: check its load".to_owned()),
             Ok(Ok(Some(true))) => Finding::Good(format!("{path} is what the database was written with")),
             Ok(Ok(None)) => Finding::Good(format!("{path} will be what the database is written with")),
             Ok(Ok(Some(false))) => Finding::Bad(format!(
@@ -122,13 +122,13 @@ pub(super) async fn storage_keys(config: &Config, is_new: bool, store: Option<&S
     findings
 }
 
-/// The signing keys, if they can be used, and what is to be said of them.
+/// The signing keys, if they are usable, and the finding about them.
 pub(super) struct Signing {
     pub(super) keys: Option<SigningKeys>,
     pub(super) finding: Finding,
 }
 
-/// The signing key: there, readable by nobody else, understood.
+/// The signing key: present, private and valid.
 pub(super) fn signing_keys(config: &Config, is_new: bool) -> Signing {
     let file = config.signing_key_file();
     let path = file.path.display();
@@ -138,8 +138,7 @@ pub(super) fn signing_keys(config: &Config, is_new: bool) -> Signing {
     };
     match SigningKeys::parse(&text) {
         Err(error) => {
-            let finding =
-                Finding::Bad(format!("{path}: {error}: mend the line, or put the file back from your backup"));
+            let finding = Finding::Bad(format!("{path}: {error}: fix the line, or put the file back from your backup"));
             Signing { keys: None, finding }
         }
         Ok(keys) => {
@@ -152,21 +151,20 @@ pub(super) fn signing_keys(config: &Config, is_new: bool) -> Signing {
     }
 }
 
-/// Reads a key file, by the rules of the start: one that is not there is made for a new database that nobody named
-/// it for.
+/// Reads a key file, by the rules of `serve`: a missing one is generated for a new database, unless it was configured.
 fn read(file: &KeyFile, is_new: bool, kind: &str) -> Result<Zeroizing<String>, Finding> {
     let path = file.path.display();
     match fs::read_to_string(&file.path) {
         Ok(text) => Ok(text.into()),
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Finding::Bad(format!(
-            "{path} cannot be read ({error}): it must be a file that the user who serves may read"
+            "{path} cannot be read ({error}): it must be a file that the service's user may read"
         ))),
         Err(_) if file.configured => Err(Finding::Bad(format!(
-            "{path} is not there: put it back from your backup, or make it with `waypost-identity keys {kind}` if the \
-             database is new"
+            "{path} does not exist: put it back from your backup, or generate it with `waypost-identity keys {kind}` \
+             if the database is new"
         ))),
         Err(_) if is_new => Err(Finding::Good(format!(
-            "{path} will be made at the first start: back it up then, apart from the database"
+            "{path} will be generated on first start: back it up then, apart from the database"
         ))),
         Err(_) => Err(Finding::Bad(format!(
             "{path} is missing, and the database was written with it: put it back from your backup"
@@ -174,7 +172,7 @@ fn read(file: &KeyFile, is_new: bool, kind: &str) -> Result<Zeroizing<String>, F
     }
 }
 
-/// Complains of a key that every user of the machine may read or change.
+/// Reports a key file that every user of the machine may read or change.
 fn open_to_others(path: &Path) -> Option<Finding> {
     let mode = fs::metadata(path).ok()?.permissions().mode();
     (mode & 0o006 != 0).then(|| {

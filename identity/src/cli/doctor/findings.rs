@@ -5,18 +5,18 @@ use waypost_shared::error::Chain;
 
 use waypost_shared::operations::doctor::Finding;
 
-/// How long one step of a check may take.
+/// Time-out of one step of a check.
 pub(super) const LIMIT: Duration = Duration::from_secs(10);
 
-/// What was looked at, and what it came to.
+/// What was checked, and the result.
 pub(super) type Findings = Vec<(String, Finding)>;
 
-/// One finding, with the name of what was looked at.
+/// A single finding, with the name of what was checked.
 pub(super) fn one(what: &str, finding: Finding) -> Findings {
     vec![(what.to_owned(), finding)]
 }
 
-/// Whose clock says how much more than ours, in milliseconds.
+/// Whose clock is ahead of ours, and by how many milliseconds.
 pub(super) type Skew = (String, i64);
 
 /// An error with its causes.

@@ -1,4 +1,4 @@
-//! The listeners, and who is believed to be before them.
+//! The listeners, and the proxies that are trusted in front of them.
 
 use std::{io, net::SocketAddr};
 
@@ -14,19 +14,19 @@ use waypost_shared::{
 use super::findings::{Findings, LIMIT};
 use crate::{config::Config, domain::signing::SigningKeys};
 
-/// Bounds of a call that is only to show that somebody answers.
+/// Limits of a call that only shows whether somebody answers.
 pub(super) const CALL: CallLimits = CallLimits { timeout: LIMIT, max_body: 256 * 1024 };
 
-/// Whether this server runs on this machine now.
+/// Whether this server is running on this machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Running {
     Yes,
     No,
-    /// Its port is not known, or somebody else has it.
+    /// Its port is not known, or another program has it.
     Unknown,
 }
 
-/// Whether the configured addresses can be listened on, or are listened on by this very server.
+/// Whether the configured addresses are free, or taken by this very server.
 pub(super) async fn check(config: &Config, here: &Outbound, keys: Option<&SigningKeys>) -> (Running, Findings) {
     let listen = &config.listen;
     let all = [
@@ -34,7 +34,7 @@ pub(super) async fn check(config: &Config, here: &Outbound, keys: Option<&Signin
         ("listen.operations", Some(listen.operations)),
         ("listen.internal", listen.internal),
     ];
-    // All at once, so that two that are the same are noticed.
+    // All are bound at once, so that duplicates are noticed.
     let mut bound = Vec::new();
     let mut taken = Vec::new();
     let mut findings = Findings::new();
@@ -58,9 +58,10 @@ pub(super) async fn check(config: &Config, here: &Outbound, keys: Option<&Signin
     };
     for (key, address) in taken {
         let finding = match running {
-            Running::Yes => Finding::Good(format!("{address} is taken, by this server, which runs")),
+            Running::Yes => Finding::Good(format!("{address} is taken by this server, which is running")),
             Running::No | Running::Unknown => Finding::Bad(format!(
-                "{address} is taken by another program, or named twice: stop that program, or set {key} to another port"
+                "{address} is taken by another program, or configured twice: stop that program, or set {key} to \
+                 another port"
             )),
         };
         findings.push((key.to_owned(), finding));
@@ -70,14 +71,14 @@ pub(super) async fn check(config: &Config, here: &Outbound, keys: Option<&Signin
 
 fn refused(address: SocketAddr, error: &io::Error) -> String {
     let advice = match error.kind() {
-        io::ErrorKind::PermissionDenied => "take a port of 1024 or more, or allow lower ones (CAP_NET_BIND_SERVICE)",
+        io::ErrorKind::PermissionDenied => "use a port of 1024 or more, or allow lower ones (CAP_NET_BIND_SERVICE)",
         io::ErrorKind::AddrNotAvailable => {
-            "no interface of this machine has this address: take one that it has, 127.0.0.1 behind a proxy on the same \
+            "no interface of this machine has this address: use one that it has, 127.0.0.1 behind a proxy on the same \
              machine, or 0.0.0.0 for all"
         }
-        _ => "take another address",
+        _ => "use another address",
     };
-    format!("{address} cannot be listened on ({error}): {advice}")
+    format!("cannot listen on {address} ({error}): {advice}")
 }
 
 async fn is_ours(here: &Outbound, address: SocketAddr, keys: Option<&SigningKeys>) -> bool {
@@ -85,21 +86,13 @@ async fn is_ours(here: &Outbound, address: SocketAddr, keys: Option<&SigningKeys
     has_our_key(&here.client(Reach::Anywhere), &format!("http://{address}"), keys).await.unwrap_or(false)
 }
 
-/// GET of a URL that is known to be one.
-///
-/// # Errors
-///
-/// [`HttpClientError`].
+/// Sends a GET request to a valid URL.
 pub(super) async fn get(client: &HttpClient, url: &str) -> Result<Response<Bytes>, HttpClientError> {
     let request = Request::get(url).body(Bytes::new()).map_err(|error| HttpClientError::Connect(error.into()))?;
     client.send(request, CALL).await
 }
 
 /// Whether the identity server at `base_url` knows the key that this one signs with.
-///
-/// # Errors
-///
-/// [`HttpClientError`].
 pub(super) async fn has_our_key(
     client: &HttpClient,
     base_url: &str,
@@ -112,24 +105,24 @@ pub(super) async fn has_our_key(
     Ok(answer.status() == StatusCode::OK && body["valid"] == true)
 }
 
-/// Whether callers' addresses are believed from the right ones.
+/// Whether the right proxies are trusted to name the addresses of callers.
 pub(super) fn trusted_proxies(config: &Config) -> Finding {
     let trusted = &config.server.trusted_proxies;
     if let Some(all) = trusted.iter().find(|range| range.prefix_len() == 0) {
         return Finding::Bad(format!(
-            "server.trusted_proxies holds {all}, so every caller may claim any address, and passes the limits and \
+            "server.trusted_proxies holds {all}, so every caller may claim any address, and bypass the limits and \
              v1.allow: list your reverse proxies only"
         ));
     }
     let is_behind = config.listen.public.ip().is_loopback() && config.identity.public_base_url.is_some();
     match trusted.len() {
         0 if is_behind => Finding::Soon(
-            "server.trusted_proxies is empty, so all callers have the reverse proxy's address, and share the limits of \
-             one: list it, such as 127.0.0.1/32"
+            "server.trusted_proxies is empty, so all callers have the reverse proxy's address and share its limits: \
+             list it, such as 127.0.0.1/32"
                 .to_owned(),
         ),
-        0 => Finding::Good("none: callers are known by the addresses they connect from".to_owned()),
-        ranges => Finding::Good(format!("{ranges} ranges are believed")),
+        0 => Finding::Good("none: callers are identified by the addresses that they connect from".to_owned()),
+        ranges => Finding::Good(format!("{ranges} ranges are trusted")),
     }
 }
 
@@ -140,7 +133,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn proxies_are_trusted_where_there_is_one() {
+    fn proxies_are_trusted_if_there_are_any() {
         let mut config = Config::default();
         assert!(matches!(trusted_proxies(&config), Finding::Good(_)));
         config.identity.public_base_url = Some("https://id.example.com".parse().unwrap());

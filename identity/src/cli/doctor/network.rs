@@ -1,4 +1,4 @@
-//! Everybody else that the server talks to, but for the mail server.
+//! All other dependencies of the server, except the mail server.
 
 use std::time::UNIX_EPOCH;
 
@@ -27,20 +27,20 @@ use crate::{
     domain::{server_name::ServerName, signing::SigningKeys},
 };
 
-/// A clock that is off by more is called for ...
+/// A clock that is off by more than this is warned of ...
 const SKEW_WARNED_MS: i64 = 5_000;
 /// ... and by more than this is wrong.
 const SKEW_WRONG_MS: i64 = 60_000;
 
-/// Whether the name servers answer what server discovery asks them.
+/// Whether the name servers answer the queries of server discovery.
 pub(super) async fn dns(config: &Config, outbound: &Outbound) -> Finding {
     let Some(name) = a_name(config) else {
         return Finding::Soon(
-            "was not tried, since no real name is configured: set identity.server_name for production".to_owned(),
+            "was not checked, since no real name is configured: set identity.server_name for production".to_owned(),
         );
     };
     let asked = format!("_matrix-fed._tcp.{name}");
-    let servers = "look at outbound.dns_servers, or at /etc/resolv.conf when that is empty, and at firewalls (port 53)";
+    let servers = "check outbound.dns_servers, or /etc/resolv.conf if that is empty, and firewalls (port 53)";
     match timeout(LIMIT, outbound.resolver().srv(&asked)).await {
         Ok(Ok(_)) => Finding::Good("the name servers answer".to_owned()),
         Ok(Err(error)) => Finding::Bad(format!("the name servers do not answer: {servers} ({})", told(&error))),
@@ -48,7 +48,7 @@ pub(super) async fn dns(config: &Config, outbound: &Outbound) -> Finding {
     }
 }
 
-/// A configured name that name servers are asked for.
+/// A configured name to query the name servers for.
 fn a_name(config: &Config) -> Option<String> {
     let of_server = std::iter::once(config.identity.server_name.as_str());
     let of_url = config.identity.public_base_url.as_ref().and_then(Url::host_str);
@@ -59,36 +59,36 @@ fn a_name(config: &Config) -> Option<String> {
         .map(|name| name.host().to_owned())
 }
 
-/// Whether the proxy for outgoing calls is there and takes our credentials; none when there is none.
+/// Whether the proxy for outgoing calls can be reached and accepts our credentials; `None` if there is none.
 pub(super) async fn proxy(outbound: &Outbound) -> Option<Finding> {
     Some(match outbound.try_proxy(LIMIT).await? {
-        Ok(()) => Finding::Good("is there, and takes the credentials".to_owned()),
+        Ok(()) => Finding::Good("can be reached, and accepts the credentials".to_owned()),
         Err(error) => Finding::Bad(unreached(&error)),
     })
 }
 
-/// Whether text messages can go out. None is sent.
+/// Whether text messages can be sent. None is.
 pub(super) async fn sms(config: &Config, outbound: &Outbound) -> Finding {
     if let Err(error) = Sms::new(&config.sms, outbound, Clock::System) {
-        return Finding::Bad(format!("{error}: look at [sms]"));
+        return Finding::Bad(format!("{error}: check [sms]"));
     }
     let Some(origin) = gateway(&config.sms) else {
         return match config.sms.transport {
             SmsTransport::Off => Finding::Good("are off: phone numbers are refused".to_owned()),
-            SmsTransport::Log => Finding::Soon(
-                "their codes are written to the log, and not sent: set sms.transport for production".to_owned(),
-            ),
-            // Whose address is no URL was refused above.
+            SmsTransport::Log => {
+                Finding::Soon("are written to the log, not sent: set sms.transport for production".to_owned())
+            }
+            // An address that is not a URL was refused above.
             SmsTransport::Http | SmsTransport::OpenMarket => Finding::Bad("the gateway has no address".to_owned()),
         };
     };
     match outbound.client(Reach::Anywhere).reach(&origin, LIMIT).await {
         Ok(()) if origin.scheme_str() == Some("http") => {
-            Finding::Soon(format!("{origin} is reached, without encryption: use its https address if there is one"))
+            Finding::Soon(format!("{origin} can be reached, without encryption: use its https address if there is one"))
         }
-        Ok(()) => {
-            Finding::Good(format!("{origin} is reached; whether it takes the credentials shows the first message"))
-        }
+        Ok(()) => Finding::Good(format!(
+            "{origin} can be reached; the first message will show whether it accepts the credentials"
+        )),
         Err(error) => Finding::Bad(format!("{origin}: {}", unreached(&error))),
     }
 }
@@ -100,12 +100,12 @@ fn gateway(sms: &SmsConfig) -> Option<Uri> {
         SmsTransport::Http => &sms.http.url,
         SmsTransport::OpenMarket => &sms.openmarket.url,
     };
-    // What is filled in comes after the host.
+    // Values are filled in after the host.
     let url = Url::parse(url.split("{{").next().unwrap_or_default()).ok()?;
     format!("{}/", url.origin().ascii_serialization()).parse().ok()
 }
 
-/// Whether people reach this server by the address that stands in their mails, and what the clock there says.
+/// Whether this server can be reached at the URL in its emails, and the clock skew there.
 pub(super) async fn public_base_url(
     config: &Config,
     outbound: &Outbound,
@@ -115,8 +115,8 @@ pub(super) async fn public_base_url(
     let base = base_url(config.identity.public_base_url.as_ref(), config.listen.public);
     let Some(url) = &config.identity.public_base_url else {
         let text = format!(
-            "identity.public_base_url is not set, so links in mails begin with {base}, which nobody else can open: set \
-             it"
+            "identity.public_base_url is not set, so links in emails begin with {base}, which nobody else can open: \
+             set it"
         );
         let is_trial = config.email.transport == EmailTransport::Folder;
         return (if is_trial { Finding::Soon(text) } else { Finding::Bad(text) }, None);
@@ -124,8 +124,7 @@ pub(super) async fn public_base_url(
     let is_local =
         url.host_str().is_some_and(|host| host == "localhost" || host.starts_with("127.") || host == "[::1]");
     if url.scheme() != "https" && !is_local {
-        let text =
-            format!("{base} is not https, and clients want that: put TLS on the reverse proxy, and say https here");
+        let text = format!("{base} is not https, which clients need: put TLS on the reverse proxy, and use https here");
         return (Finding::Bad(text), None);
     }
     let client = outbound.client(Reach::Anywhere);
@@ -139,7 +138,7 @@ pub(super) async fn public_base_url(
     let is_away =
         matches!(status, StatusCode::BAD_GATEWAY | StatusCode::SERVICE_UNAVAILABLE | StatusCode::GATEWAY_TIMEOUT);
     if is_away && running == Running::No {
-        let text = format!("{base} answers {status}, and this server does not run: start it, then ask again");
+        let text = format!("{base} answers {status}, and this server is not running: start it, then check again");
         return (Finding::Soon(text), skew);
     }
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
@@ -148,19 +147,19 @@ pub(super) async fn public_base_url(
         return (Finding::Bad(text), skew);
     }
     let Some(keys) = keys else {
-        let text = format!("{base} answers; whether it is this server can be told once there is a signing key");
+        let text = format!("{base} answers; whether it is this server cannot be checked before there is a signing key");
         return (Finding::Soon(text), skew);
     };
     let finding = match has_our_key(&client, &base, keys).await {
         Ok(true) if url.scheme() == "https" => Finding::Good(format!("{base} answers, and it is this server")),
-        Ok(true) => Finding::Soon(format!("{base} answers, and it is this server, but clients want https")),
+        Ok(true) => Finding::Soon(format!("{base} answers, and it is this server, but clients need https")),
         Ok(false) => Finding::Bad(format!("{base} is another identity server, with another signing key: {leads}")),
         Err(error) => Finding::Bad(format!("{base}: {}", unreached(&error))),
     };
     (finding, skew)
 }
 
-/// Whether the homeservers whose places are configured are there, and what their clocks say.
+/// Whether the homeservers with configured addresses can be reached, and their clock skews.
 pub(super) async fn homeservers(config: &Config, outbound: &Outbound) -> (Findings, Vec<Skew>) {
     let all = config.homeservers.overrides.iter().map(|(name, target)| homeserver(outbound, name, target));
     let mut findings = Findings::new();
@@ -172,11 +171,11 @@ pub(super) async fn homeservers(config: &Config, outbound: &Outbound) -> (Findin
     (findings, skews)
 }
 
-/// Asks one for its keys, which every homeserver shows to everybody.
+/// Requests the keys of one, which every homeserver publishes.
 async fn homeserver(outbound: &Outbound, name: &str, target: &str) -> (Finding, Option<Skew>) {
     let Some((host, port)) = ServerName::parse(target).ok().and_then(|at| Some((at.host().to_owned(), at.port()?)))
     else {
-        return (Finding::Bad(format!("{target} is no host and port: mend homeservers.overrides")), None);
+        return (Finding::Bad(format!("{target} is not a host and port: fix homeservers.overrides")), None);
     };
     let targets = Targets::default();
     targets.set(name, vec![(host, port)]);
@@ -190,28 +189,28 @@ async fn homeserver(outbound: &Outbound, name: &str, target: &str) -> (Finding, 
     let body: Value = serde_json::from_slice(answer.body()).unwrap_or_default();
     let finding = match body["server_name"].as_str() {
         Some(says) if says == name => Finding::Good(format!("{target} answers, and is {name}")),
-        Some(_) => Finding::Bad(format!("{target} is another homeserver: mend its entry in homeservers.overrides")),
+        Some(_) => Finding::Bad(format!("{target} is another homeserver: fix its entry in homeservers.overrides")),
         None => Finding::Bad(format!(
-            "{target} answers {}, and not as a homeserver: its port for federation belongs in homeservers.overrides \
-             (8448, or that of its `federation` listener behind TLS)",
+            "{target} answers {}, and not as a homeserver: set homeservers.overrides to its federation port (8448, or \
+             that of its `federation` listener behind TLS)",
             answer.status()
         )),
     };
     (finding, skew)
 }
 
-/// How much more than ours the clock of whoever answered says; none when it says nothing.
+/// How far the clock of the responder is ahead of ours, in milliseconds; `None` without a `Date` header.
 fn skew(who: &str, answer: &Response<Bytes>) -> Option<Skew> {
     let date = httpdate::parse_http_date(answer.headers().get(DATE)?.to_str().ok()?).ok()?;
-    // Seconds only: half of one is lost on average.
+    // `Date` has whole seconds, so half of one is lost on average.
     let theirs = millis(date.duration_since(UNIX_EPOCH).ok()?).saturating_add(500);
     Some((who.to_owned(), theirs.saturating_sub(Clock::System.now_ms())))
 }
 
-/// Whether this machine's clock is right, by the one that differs most.
+/// Whether the clock of this machine is right, judged by the largest skew.
 pub(super) fn clock(skews: &[Skew]) -> Finding {
     let Some((who, skew)) = skews.iter().max_by_key(|(_, skew)| skew.saturating_abs()) else {
-        return Finding::Soon("was not compared: there is nobody to compare it with".to_owned());
+        return Finding::Soon("was not checked: there is nothing to compare it with".to_owned());
     };
     let off = skew.saturating_abs();
     if off <= SKEW_WARNED_MS {
@@ -233,7 +232,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_clock_is_called_for_by_how_far_it_is_off() {
+    fn a_clock_is_judged_by_how_far_it_is_off() {
         let clock = |skews: &[i64]| clock(&skews.iter().map(|skew| ("x".to_owned(), *skew)).collect::<Vec<_>>());
         assert!(matches!(clock(&[]), Finding::Soon(_)));
         assert!(matches!(clock(&[0, 5_000, -5_000]), Finding::Good(_)));
@@ -243,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn the_gateway_is_named_without_what_may_be_secret() {
+    fn the_gateway_is_named_without_its_secrets() {
         let mut sms = SmsConfig { transport: SmsTransport::Http, ..SmsConfig::default() };
         sms.http.url = "https://user:swordfish@sms.example:8443/send?key=swordfish&to={{ to }}".to_owned();
         assert_eq!(gateway(&sms).unwrap().to_string(), "https://sms.example:8443/");

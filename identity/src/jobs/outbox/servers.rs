@@ -1,32 +1,32 @@
-//! Which homeservers may be called now, so that one that is away or slow holds up no other.
+//! Which homeservers may be called now, so that an unavailable or slow one does not hold up the others.
 //!
-//! Calls under way are counted for the owner, who could make up any number of homeservers. Whether one is away is its
-//! own matter: otherwise a single dead sub-domain would cut off its siblings, and a new name gains no more than one
-//! call within its owner's share.
+//! Calls in flight are counted per owner, who could create any number of homeservers. Availability is per homeserver:
+//! otherwise a single dead subdomain would cut off its siblings, and a new name gains no more than one call within the
+//! share of its owner.
 
 use std::collections::{HashMap, HashSet};
 
 use parking_lot::Mutex;
 use waypost_shared::{client::retry::Backoff, clock::millis, owner::Owner};
 
-/// How long a call waits whose homeserver has its share of calls under way.
+/// How long a call is postponed while the share of its owner is in use.
 const BUSY_MS: i64 = 1000;
-/// Homeservers that are remembered at the most; past that, those that may be called again are forgotten.
+/// Maximum number of known homeservers; beyond it, those that may be called again are forgotten.
 const MAX_KNOWN: usize = 10_000;
-/// Homeservers of one owner that are left out of what is leased while it has its share. Calls of further ones are
-/// leased and put off one by one.
+/// Maximum number of homeservers of one owner whose rows are excluded from leasing while its share is in use. Rows of
+/// further ones are leased and postponed one by one.
 const MAX_LEFT_OUT: usize = 1000;
 
-/// Why a call does not begin, and when to ask again, in milliseconds since the epoch.
+/// Why a call is postponed, and until when, in milliseconds since the epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Deferral {
-    /// The homeserver or its owner has its share of calls under way.
+    /// The share of the owner is in use, or one call is already probing the homeserver.
     Busy(i64),
-    /// It was away.
+    /// The homeserver is unavailable.
     Away(i64),
 }
 
-/// The homeservers that are being called or are away.
+/// The homeservers that are being called or are unavailable.
 #[derive(Debug, Default)]
 pub(super) struct Servers {
     known: Mutex<Known>,
@@ -38,31 +38,27 @@ struct Known {
     servers: HashMap<String, Server>,
 }
 
-/// The calls of one owner's homeservers.
+/// The calls to one owner's homeservers.
 #[derive(Debug, Default)]
 struct Calls {
     under_way: usize,
-    /// Homeservers that found no room. They get no more calls before half of the owner's have ended: what waits for
-    /// them is then taken out of the database by the dozen, and not one by one.
+    /// Homeservers that found no room. They get no more calls until the owner is down to half of its share: their rows
+    /// are then leased by the dozen, and not one by one.
     left_out: HashSet<String>,
 }
 
-/// A homeserver that has calls under way, or had some that failed.
+/// A homeserver with calls in flight, or whose last calls failed.
 #[derive(Debug, Default)]
 struct Server {
     under_way: usize,
-    /// How often in a row it was away.
+    /// Consecutive failures.
     failures: u32,
     away_until_ms: i64,
 }
 
 impl Servers {
-    /// Begins a call of the homeserver `name`, if fewer than `share` of its owner's are under way; [`Servers::end`]
+    /// Begins a call to the homeserver `name`, if fewer than `share` calls to its owner are in flight. [`Servers::end`]
     /// must follow.
-    ///
-    /// # Errors
-    ///
-    /// [`Deferral`].
     pub(super) fn begin(&self, owner: &Owner, name: &str, share: usize, now_ms: i64) -> Result<(), Deferral> {
         let mut known = self.known.lock();
         let Known { owners, servers } = &mut *known;
@@ -74,11 +70,11 @@ impl Servers {
         if away_until_ms > now_ms {
             return Err(Deferral::Away(away_until_ms));
         }
-        // One call shows whether it is back.
+        // A single call probes whether it is back.
         let is_tried = failures > 0 && under_way > 0;
         let is_full = owners.get(owner).is_some_and(|calls| calls.under_way >= share);
         if is_full || is_tried {
-            // Without calls under way there is no end that would let the name in again.
+            // Only with calls in flight: otherwise none would end and let the name in again.
             if let Some(calls) = owners.get_mut(owner).filter(|calls| calls.left_out.len() < MAX_LEFT_OUT) {
                 calls.left_out.insert(name.to_owned());
             }
@@ -89,14 +85,14 @@ impl Servers {
         Ok(())
     }
 
-    /// Those that get no more calls for now; there is no use in looking for any.
+    /// The homeservers whose rows are not to be leased for now.
     pub(super) fn full(&self) -> Vec<String> {
         let known = self.known.lock();
         known.owners.values().flat_map(|calls| &calls.left_out).cloned().collect()
     }
 
-    /// Ends a call. `away` is given if the homeserver itself was away and not only this call in vain: how long it is
-    /// then left alone.
+    /// Ends a call. `away` is given if the homeserver itself is unavailable, rather than just this call refused: the
+    /// back-off until it is called again.
     pub(super) fn end(&self, owner: &Owner, name: &str, share: usize, away: Option<Backoff>, now_ms: i64) {
         let mut known = self.known.lock();
         let Known { owners, servers } = &mut *known;
@@ -120,7 +116,7 @@ impl Servers {
                 server.away_until_ms = now_ms.saturating_add(millis(backoff.delay(server.failures)));
                 server.failures = server.failures.saturating_add(1);
             }
-            // Calls that were under way together fail together, and count once.
+            // Calls that were in flight together fail together, and count once.
             Some(_) => {}
         }
         if server.under_way == 0 && server.failures == 0 {
@@ -165,21 +161,21 @@ mod tests {
     }
 
     #[test]
-    fn one_that_is_away_is_left_alone_and_then_asked_once() {
+    fn an_unavailable_homeserver_is_left_alone_and_then_probed_once() {
         let servers = Servers::default();
         assert_eq!([begin(&servers, "a.test", 0), begin(&servers, "a.test", 0)], [Ok(()), Ok(())]);
         end(&servers, "a.test", Some(BACKOFF), 0);
         end(&servers, "a.test", Some(BACKOFF), 0);
-        // Two calls that failed together are one failure: between half of 8 seconds and all of them.
-        let Err(Deferral::Away(until_ms)) = begin(&servers, "a.test", 0) else { panic!("it was away") };
+        // Two calls that failed together are one failure: the back-off is half of 8 seconds to all of them.
+        let Err(Deferral::Away(until_ms)) = begin(&servers, "a.test", 0) else { panic!("not backing off") };
         assert!((4000..=8000).contains(&until_ms), "{until_ms}");
-        // A sibling is not away with it.
+        // Its sibling is not affected.
         assert_eq!(begin(&servers, "b.a.test", 0), Ok(()));
         end(&servers, "b.a.test", None, 0);
         assert_eq!(begin(&servers, "a.test", until_ms), Ok(()));
         assert_eq!(begin(&servers, "a.test", until_ms), Err(Deferral::Busy(until_ms + 1000)));
         end(&servers, "a.test", Some(BACKOFF), until_ms);
-        let Err(Deferral::Away(again_ms)) = begin(&servers, "a.test", until_ms) else { panic!("it is still away") };
+        let Err(Deferral::Away(again_ms)) = begin(&servers, "a.test", until_ms) else { panic!("not backing off") };
         let again_ms = again_ms - until_ms;
         assert!((8000..=16_000).contains(&again_ms), "{again_ms}");
         assert_eq!(begin(&servers, "a.test", until_ms + again_ms), Ok(()));

@@ -132,7 +132,7 @@ const FILES: &[Mistake] = &[
             s.set("database", "url", format!("sqlite:{folder}/identity.sqlite"));
         },
         "database",
-        &["no-folder of database.url is not there", "make it"],
+        &["no-folder of database.url does not exist", "create it"],
     ),
     (
         |s, w| {
@@ -187,7 +187,7 @@ const FILES: &[Mistake] = &[
             s.set("keys", "signing_key_file", "/nowhere/signing.key");
         },
         "signing key",
-        &["/nowhere/signing.key is not there", "`waypost-identity keys signing`"],
+        &["/nowhere/signing.key does not exist", "`waypost-identity keys signing`"],
     ),
     (
         |s, w| {
@@ -195,7 +195,7 @@ const FILES: &[Mistake] = &[
             s.set("keys", "signing_key_file", w.private("twice-signing.key", &good.repeat(2)));
         },
         "signing key",
-        &["line 2 repeats the version", "mend the line"],
+        &["line 2 repeats the version", "fix the line"],
     ),
     (
         |s, w| {
@@ -205,7 +205,7 @@ const FILES: &[Mistake] = &[
             s.set("email", "template_dir", text(&folder));
         },
         "templates",
-        &["verification_mail.txt", "mend or remove the file", "email.template_dir"],
+        &["verification_mail.txt", "fix or remove the file", "email.template_dir"],
     ),
     (
         |s, _| {
@@ -260,14 +260,14 @@ const MAIL: &[Mistake] = &[
             s.set("email", "smtp_password", WRONG_PASSWORD);
         },
         "mail",
-        &["does not take the login (SMTP status 535)", "email.smtp_username and email.smtp_password"],
+        &["rejects the login (SMTP status 535)", "email.smtp_username and email.smtp_password"],
     ),
     (
         |s, _| {
             s.remove("email", "smtp_username").remove("email", "smtp_password");
         },
         "mail",
-        &["wants encryption or a login first", "email.smtp_username"],
+        &["requires encryption or a login first", "email.smtp_username"],
     ),
     (
         |s, w| {
@@ -282,7 +282,7 @@ const MAIL: &[Mistake] = &[
             s.remove("email", "smtp_username").remove("email", "smtp_password");
         },
         "mail",
-        &["does not take mail from Waypost <noreply@id.test>", "set email.from to a sender that it knows"],
+        &["does not accept mail from Waypost <noreply@id.test>", "set email.from to a sender that it accepts"],
     ),
 ];
 
@@ -441,7 +441,7 @@ const CALLS: &[Mistake] = &[
             s.set("sms", "password_file", "/nowhere/sms-password");
         },
         "text messages",
-        &["cannot read /nowhere/sms-password", "look at [sms]"],
+        &["cannot read /nowhere/sms-password", "check [sms]"],
     ),
 ];
 
