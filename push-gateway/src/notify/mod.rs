@@ -131,5 +131,4 @@ fn family(app_id: &str) -> String {
 }
 
 #[cfg(test)]
-#[path = "notify_tests.rs"]
 mod tests;

@@ -8,7 +8,7 @@ use serde_json::json;
 use super::*;
 
 /// An RSA key made for these tests.
-pub(crate) const RSA_PEM: &str = include_str!("fixtures/service_account_key.pem");
+pub(crate) const RSA_PEM: &str = include_str!("../fixtures/service_account_key.pem");
 
 /// A new ES256 key in the form of a `.p8` file.
 pub(crate) fn p8() -> String {

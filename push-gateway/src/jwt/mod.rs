@@ -125,5 +125,4 @@ fn sec1_in_pkcs8(sec1: &[u8]) -> Option<Vec<u8>> {
 }
 
 #[cfg(test)]
-#[path = "jwt_tests.rs"]
 pub(crate) mod tests;

@@ -91,7 +91,7 @@ async fn done(cli: Cli) -> Result<(), RunError> {
         Command::Configured(command) => Box::pin(with_configuration(command, cli.config)).await,
         Command::Unconfigured(Unconfigured::Vapid) => vapid(),
         Command::Unconfigured(Unconfigured::SampleConfig) => {
-            print!("{}", include_str!("../config.sample.toml"));
+            print!("{}", include_str!("../../config.sample.toml"));
             Ok(())
         }
         Command::Unconfigured(Unconfigured::Completions { shell }) => {

@@ -188,5 +188,4 @@ fn texts(payload: &mut Value) -> Vec<&mut String> {
 }
 
 #[cfg(test)]
-#[path = "payload_tests.rs"]
 mod tests;

@@ -19,33 +19,33 @@ use crate::domain::language::{self, ENGLISH};
 
 /// Names and texts of all templates. Values in `.html` templates are escaped.
 const BUILT_IN: &[(&str, &str)] = &[
-    ("mail_layout.html", include_str!("../../templates/mail_layout.html")),
-    ("verification_subject.txt", include_str!("../../templates/verification_subject.txt")),
-    ("verification_subject.de.txt", include_str!("../../templates/verification_subject.de.txt")),
-    ("verification_mail.txt", include_str!("../../templates/verification_mail.txt")),
-    ("verification_mail.de.txt", include_str!("../../templates/verification_mail.de.txt")),
-    ("verification_mail.html", include_str!("../../templates/verification_mail.html")),
-    ("invitation_subject.txt", include_str!("../../templates/invitation_subject.txt")),
-    ("invitation_mail.txt", include_str!("../../templates/invitation_mail.txt")),
-    ("invitation_mail.html", include_str!("../../templates/invitation_mail.html")),
-    ("invitation_subject.de.txt", include_str!("../../templates/invitation_subject.de.txt")),
-    ("invitation_mail.de.txt", include_str!("../../templates/invitation_mail.de.txt")),
-    ("invitation_mail.de.html", include_str!("../../templates/invitation_mail.de.html")),
-    ("verification_mail.de.html", include_str!("../../templates/verification_mail.de.html")),
-    ("verification_sms.txt", include_str!("../../templates/verification_sms.txt")),
-    ("verification_sms.de.txt", include_str!("../../templates/verification_sms.de.txt")),
-    ("page_layout.html", include_str!("../../templates/page_layout.html")),
-    ("page_confirm.html", include_str!("../../templates/page_confirm.html")),
-    ("page_confirm.de.html", include_str!("../../templates/page_confirm.de.html")),
-    ("page_done.html", include_str!("../../templates/page_done.html")),
-    ("page_done.de.html", include_str!("../../templates/page_done.de.html")),
-    ("page_failed.html", include_str!("../../templates/page_failed.html")),
-    ("page_failed.de.html", include_str!("../../templates/page_failed.de.html")),
-    ("page_expired.html", include_str!("../../templates/page_expired.html")),
-    ("page_expired.de.html", include_str!("../../templates/page_expired.de.html")),
-    ("page_missing.html", include_str!("../../templates/page_missing.html")),
-    ("page_missing.de.html", include_str!("../../templates/page_missing.de.html")),
-    ("page_terms.html", include_str!("../../templates/page_terms.html")),
+    ("mail_layout.html", include_str!("../../../templates/mail_layout.html")),
+    ("verification_subject.txt", include_str!("../../../templates/verification_subject.txt")),
+    ("verification_subject.de.txt", include_str!("../../../templates/verification_subject.de.txt")),
+    ("verification_mail.txt", include_str!("../../../templates/verification_mail.txt")),
+    ("verification_mail.de.txt", include_str!("../../../templates/verification_mail.de.txt")),
+    ("verification_mail.html", include_str!("../../../templates/verification_mail.html")),
+    ("invitation_subject.txt", include_str!("../../../templates/invitation_subject.txt")),
+    ("invitation_mail.txt", include_str!("../../../templates/invitation_mail.txt")),
+    ("invitation_mail.html", include_str!("../../../templates/invitation_mail.html")),
+    ("invitation_subject.de.txt", include_str!("../../../templates/invitation_subject.de.txt")),
+    ("invitation_mail.de.txt", include_str!("../../../templates/invitation_mail.de.txt")),
+    ("invitation_mail.de.html", include_str!("../../../templates/invitation_mail.de.html")),
+    ("verification_mail.de.html", include_str!("../../../templates/verification_mail.de.html")),
+    ("verification_sms.txt", include_str!("../../../templates/verification_sms.txt")),
+    ("verification_sms.de.txt", include_str!("../../../templates/verification_sms.de.txt")),
+    ("page_layout.html", include_str!("../../../templates/page_layout.html")),
+    ("page_confirm.html", include_str!("../../../templates/page_confirm.html")),
+    ("page_confirm.de.html", include_str!("../../../templates/page_confirm.de.html")),
+    ("page_done.html", include_str!("../../../templates/page_done.html")),
+    ("page_done.de.html", include_str!("../../../templates/page_done.de.html")),
+    ("page_failed.html", include_str!("../../../templates/page_failed.html")),
+    ("page_failed.de.html", include_str!("../../../templates/page_failed.de.html")),
+    ("page_expired.html", include_str!("../../../templates/page_expired.html")),
+    ("page_expired.de.html", include_str!("../../../templates/page_expired.de.html")),
+    ("page_missing.html", include_str!("../../../templates/page_missing.html")),
+    ("page_missing.de.html", include_str!("../../../templates/page_missing.de.html")),
+    ("page_terms.html", include_str!("../../../templates/page_terms.html")),
 ];
 
 /// Template instructions that one rendering may execute, so that an endless loop in an operator's template cannot block
@@ -269,5 +269,4 @@ fn write_value(output: &mut Output<'_>, state: &mut State<'_, '_>, value: &Value
 }
 
 #[cfg(test)]
-#[path = "templates_tests.rs"]
 mod tests;

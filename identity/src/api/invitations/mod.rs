@@ -316,5 +316,4 @@ async fn sign(app: &App, values: Map<String, Value>) -> Result<Response, ApiErro
 }
 
 #[cfg(test)]
-#[path = "invitations_tests.rs"]
 mod tests;

@@ -366,5 +366,4 @@ fn invalid(field: &str, must: &'static str) -> InvalidNotification {
 }
 
 #[cfg(test)]
-#[path = "notification_tests.rs"]
 pub(crate) mod tests;

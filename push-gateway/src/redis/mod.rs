@@ -234,5 +234,4 @@ fn reason(error: &RedisError) -> String {
 }
 
 #[cfg(test)]
-#[path = "redis_tests.rs"]
 mod tests;

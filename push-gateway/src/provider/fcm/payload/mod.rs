@@ -175,5 +175,4 @@ fn texts(data: &mut Map<String, Value>) -> Vec<&mut String> {
 }
 
 #[cfg(test)]
-#[path = "payload_tests.rs"]
 mod tests;

@@ -171,7 +171,7 @@ pub(super) mod tests {
 
     #[test]
     fn the_sample_shows_every_key_at_its_default() {
-        let sample = include_str!("../config.sample.toml");
+        let sample = include_str!("../../config.sample.toml");
         assert_eq!(load(sample).unwrap(), Config::default());
         assert_eq!(keys::gaps::<Config>(sample), Vec::<String>::new());
     }

@@ -118,7 +118,7 @@ pub(crate) async fn run(cli: Cli) -> ExitCode {
         Command::Configured(command) => return Box::pin(with_configuration(command, cli.config)).await,
         Command::Unconfigured(Unconfigured::Keys { kind: KeyKind::Storage }) => print!("{}", *StorageKeys::generate()),
         Command::Unconfigured(Unconfigured::Keys { kind: KeyKind::Signing }) => print!("{}", *SigningKey::generate()),
-        Command::Unconfigured(Unconfigured::SampleConfig) => print!("{}", include_str!("../config.sample.toml")),
+        Command::Unconfigured(Unconfigured::SampleConfig) => print!("{}", include_str!("../../config.sample.toml")),
         Command::Unconfigured(Unconfigured::Completions { shell }) => {
             command_line::completions(Cli::command(), shell);
         }

@@ -49,7 +49,7 @@ fn the_sample_holds_the_defaults() {
 
 #[test]
 fn the_sample_shows_every_key() {
-    assert_eq!(keys::gaps::<Config>(include_str!("../config.sample.toml")), Vec::<String>::new());
+    assert_eq!(keys::gaps::<Config>(include_str!("../../config.sample.toml")), Vec::<String>::new());
 }
 
 /// A reload either applies a changed secret or names it; none is ignored silently.
