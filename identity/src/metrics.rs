@@ -145,18 +145,18 @@ impl Metrics {
             onbinds: Family::default(),
         };
         metrics.start_at_zero();
-        registry.register("mails", "Mails by how they ended", metrics.mails.clone());
-        registry.register("sms", "Text messages by how they ended", metrics.sms.clone());
-        registry.register("rows_removed", "Rows that were over and were removed", metrics.removed.clone());
-        registry.register("addresses_looked_up", "Addresses in lookups", metrics.looked_up.clone());
-        registry.register("addresses_found", "Addresses in lookups that were found", metrics.found.clone());
+        registry.register("mails", "Emails by outcome", metrics.mails.clone());
+        registry.register("sms", "Text messages by outcome", metrics.sms.clone());
+        registry.register("rows_removed", "Expired rows deleted", metrics.removed.clone());
+        registry.register("addresses_looked_up", "Addresses looked up", metrics.looked_up.clone());
+        registry.register("addresses_found", "Addresses looked up and found", metrics.found.clone());
         registry.register("associations", "Associations in the lookup index", metrics.associations.clone());
         registry.register("binds", "Bindings made", metrics.binds.clone());
         registry.register("unbinds", "Bindings removed", metrics.unbinds.clone());
         registry.register("invites", "Invites stored", metrics.invites.clone());
-        registry.register("outbox_waiting", "Calls of homeservers that wait", metrics.outbox_waiting.clone());
-        registry.register("outbox_dead", "Calls of homeservers that were given up", metrics.outbox_dead.clone());
-        registry.register("onbinds", "Tries to tell a homeserver of a binding", metrics.onbinds.clone());
+        registry.register("outbox_waiting", "Pending calls to homeservers", metrics.outbox_waiting.clone());
+        registry.register("outbox_dead", "Calls to homeservers that were given up", metrics.outbox_dead.clone());
+        registry.register("onbinds", "Attempts to notify a homeserver of a binding", metrics.onbinds.clone());
         metrics
     }
 

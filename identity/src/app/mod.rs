@@ -148,7 +148,7 @@ impl Limits {
 /// Why the server cannot start, or cannot apply a new configuration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum StartError {
-    /// The database or the files beside it.
+    /// The database or the key files.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The file of `internal.secret_file`.

@@ -106,8 +106,8 @@ fn make_data_dir(config: &Config) -> Result<(), OpenError> {
         .map_err(|source| OpenError::File { path: dir.display().to_string(), source })
 }
 
-/// Locks an SQLite database for this process: a second server would learn of the changes of the first one late, and
-/// both would do the work of the only writer. Commands may use the database meanwhile.
+/// Locks an SQLite database for this process: a second server would see the first one's changes late, and both would
+/// run jobs that only one may run. Commands may use the database at the same time.
 ///
 /// # Errors
 ///

@@ -30,7 +30,7 @@ pub(super) async fn run(config: &Config, action: Action) -> Result<(), Box<dyn s
         Action::List => {
             for letter in store.dead_letters().await? {
                 println!(
-                    "{}\t{}\t{} tries\t{} h ago\t{}",
+                    "{}\t{}\t{} attempts\t{} h ago\t{}",
                     letter.id,
                     letter.mxid,
                     letter.attempts,

@@ -95,7 +95,7 @@ macro_rules! by_name {
 }
 
 impl LimitsConfig {
-    /// Mistakes that the types cannot tell.
+    /// Mistakes that the types cannot rule out.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
         let rates = by_name! { self;
             register_per_source,

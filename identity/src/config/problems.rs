@@ -1,4 +1,4 @@
-//! Loading a configuration, and finding the mistakes that its types cannot tell.
+//! Loading a configuration, and finding the mistakes that its types cannot rule out.
 
 use std::path::Path;
 

@@ -93,7 +93,7 @@ on_each_database! {
         // One rotation at a time.
         let again = t.server.run(&["pepper", "rotate"]);
         assert_eq!(again.status.code(), Some(1));
-        assert!(String::from_utf8_lossy(&again.stderr).contains("under way"));
+        assert!(String::from_utf8_lossy(&again.stderr).contains("in progress"));
         // It outlives a restart, and so does the old one.
         let t = t.restart().await;
         assert_eq!(t.pepper(&token).await, old);
@@ -119,7 +119,7 @@ on_each_database! {
         let list = String::from_utf8(t.server.run(&["pepper", "list"]).stdout).unwrap();
         assert_eq!(list.lines().count(), 3, "{list}");
         assert_eq!(list.matches("in force since").count(), 1, "{list}");
-        assert_eq!(list.matches("answered until").count(), 2, "{list}");
+        assert_eq!(list.matches("accepted until").count(), 2, "{list}");
     }
 
     async fn one_rebound_after_a_rotation_is_the_new_owners_under_both(database: Database) {

@@ -187,7 +187,8 @@ fn allowed_client(app: &App, location: &str) -> Option<Url> {
     next_link::allowed(&patterns, location)
 }
 
-/// So that nobody can be flooded with invites, or flood others with them. All replicas share these budgets.
+/// Charges the rate limits of an invite, which all replicas share: nobody can be flooded with invites, or flood others
+/// with them.
 async fn charge(app: &App, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
     let limits = &app.config.limits;
     let source = request.source.to_string();

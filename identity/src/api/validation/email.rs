@@ -78,7 +78,7 @@ pub(crate) async fn request_token(
     settle(app, claimed, &opening, sent).await
 }
 
-/// So that nobody can be flooded with email, or use this server to flood others.
+/// The rate limits of one email: nobody can be flooded, and nobody can flood others through this server.
 fn budgets(app: &App, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> {
     let limits = &app.config.limits;
     let mut budgets = Vec::with_capacity(4);

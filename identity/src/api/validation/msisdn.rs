@@ -96,7 +96,7 @@ fn may_send_to(app: &App, phone: &Phone) -> bool {
     app.sms.is_on() && allowed && !phone.is_in(denied) && !phone.premium
 }
 
-/// Messages cost money, and fraudsters earn from having many sent to their own numbers.
+/// The rate limits of one message: messages cost money, and fraudsters earn from having many sent to their own numbers.
 fn budgets(app: &App, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
     let (keys, limits) = (&app.keys, &app.config.limits);
     let mut budgets = Vec::with_capacity(5);
