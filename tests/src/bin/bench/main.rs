@@ -1,4 +1,4 @@
-//! Measures the two programs, each against a baseline in the same run: `cargo bench-all`.
+//! Measures the two programs, each against a baseline (`limit`) in the same run: `cargo bench-all`.
 //!
 //! This shows how close they come to what the machine can do, not how fast the machine is: quote the ratios.
 
