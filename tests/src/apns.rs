@@ -1,4 +1,4 @@
-//! A stand-in for APNs: HTTP/2 only, checks the provider token, keeps each push.
+//! A stand-in for APNs: HTTP/2 only; checks the provider token and records each push.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,27 +18,27 @@ use crate::tls_server::{Answer, Request, TlsServer};
 pub const KEY_ID: &str = "KEYID12345";
 /// The team that the key belongs to.
 pub const TEAM_ID: &str = "TEAMID6789";
-/// A name that its certificate is for, and that no name server knows unless a test has one that does.
+/// A host name that the certificate covers. It resolves only if a test runs a name server for it.
 pub const NAME: &str = "apns.test";
-/// Name of an answer's id.
+/// The header with an answer's id.
 const APNS_ID: &str = "apns-id";
 
-/// A push as APNs saw it.
+/// A push as APNs received it.
 #[derive(Clone, Debug)]
 pub struct ApnsPush {
-    /// The device token of the path.
+    /// The device token from the path.
     pub token: String,
     /// The headers.
     pub headers: HeaderMap,
     /// The payload.
     pub payload: Value,
-    /// How many bytes the payload had.
+    /// Size of the payload in bytes.
     pub bytes: usize,
-    /// The provider token, if there was one and it held.
+    /// The verified provider token, if there was one.
     pub jwt: Option<Jwt>,
-    /// Whether the sender showed a client certificate.
+    /// Whether the sender presented a client certificate.
     pub client_certificate: bool,
-    /// Whether it was answered with a success.
+    /// Whether it was accepted.
     pub taken: bool,
 }
 
@@ -56,10 +56,10 @@ struct State {
     pushes: Record<ApnsPush>,
 }
 
-/// The running stand-in. It stops when it is dropped.
+/// The running stand-in, stopped on drop.
 #[derive(Debug)]
 pub struct Apns {
-    /// The server below it.
+    /// The underlying server.
     pub server: TlsServer,
     private_key: String,
     state: Arc<State>,
@@ -81,12 +81,12 @@ impl Apns {
         Self { server, private_key, state }
     }
 
-    /// Writes the signing key into `folder`, as Apple's `.p8` file has it.
+    /// Writes the signing key into `folder` as a `.p8` file.
     pub fn write_key(&self, folder: &TempFolder) -> PathBuf {
         folder.write("apns.p8", &self.private_key)
     }
 
-    /// The pushes with good credentials, whatever was answered.
+    /// All pushes with valid credentials, accepted or not.
     pub fn pushes(&self) -> &Record<ApnsPush> {
         &self.state.pushes
     }
@@ -96,18 +96,18 @@ impl Apns {
         self.pushes().all().into_iter().filter(|push| push.token == token).collect()
     }
 
-    /// What to answer, by device token.
+    /// Scripted answers, by device token.
     pub fn script(&self) -> &Script {
         &self.state.script
     }
 }
 
-/// An answer with APNs's reason.
+/// An error with an APNs reason.
 pub fn refusal(status: u16, reason: &str) -> Answer {
     Answer::json(status, &json!({"reason": reason}))
 }
 
-/// 410 with the time (ms) since which the token is known to be dead.
+/// 410 with the time since when the token has been dead, in milliseconds since the epoch.
 pub fn unregistered(timestamp_ms: i64) -> Answer {
     Answer::json(410, &json!({"reason": "Unregistered", "timestamp": timestamp_ms}))
 }
@@ -153,7 +153,7 @@ impl State {
             return Err("iss is not the team".to_owned());
         }
         let issued = jwt.claims["iat"].as_i64().ok_or("iat is no integer")?;
-        // Apple takes tokens of up to an hour.
+        // Apple accepts tokens up to an hour old.
         if (jwt::now_secs() - issued).abs() > 3600 {
             return Err("iat is not within the hour".to_owned());
         }

@@ -11,16 +11,16 @@ use rustls::RootCertStore;
 use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::WebPkiClientVerifier;
 
-/// Makes ring the process's TLS provider. rustls panics at the first use without one.
+/// Installs ring as the process's TLS provider, without which rustls panics on first use.
 pub fn install_crypto() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
-        // It fails only if somebody else installed one before, which is as good.
+        // Fails only if a provider is installed already, which is fine.
         let _ = rustls::crypto::ring::default_provider().install_default();
     });
 }
 
-/// Which protocols a TLS server offers.
+/// The protocols that a TLS server offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Alpn {
     /// HTTP/1.1 only.
@@ -54,7 +54,7 @@ impl Default for Ca {
 }
 
 impl Ca {
-    /// Makes a new root.
+    /// Generates a new root.
     pub fn new() -> Self {
         install_crypto();
         let mut params = CertificateParams::new(Vec::<String>::new()).unwrap();
@@ -88,7 +88,7 @@ impl Ca {
     pub fn leaf(&self, names: &[&str], alpn: Alpn) -> Arc<rustls::ServerConfig> {
         let (chain, key) = self.issue(names, &[ExtendedKeyUsagePurpose::ServerAuth]);
         let mut config = rustls::ServerConfig::builder()
-            // A client may show a certificate of this root, and need not.
+            // Client certificates issued by this root are accepted, but not required.
             .with_client_cert_verifier(
                 WebPkiClientVerifier::builder(Arc::new(self.roots())).allow_unauthenticated().build().unwrap(),
             )
@@ -104,15 +104,15 @@ impl Ca {
         (chain.pem(), key.serialize_pem())
     }
 
-    /// The certificate of a node for `name` (a host name or an address), as a server of clients and as a client of
-    /// other nodes, and its key, both PEM.
+    /// A certificate and key for a node called `name` (a host name or an address), which is a server to clients and a
+    /// client of other nodes; both PEM.
     pub fn node_certificate(&self, name: &str) -> (String, String) {
         let (chain, key) =
             self.issue(&[name], &[ExtendedKeyUsagePurpose::ServerAuth, ExtendedKeyUsagePurpose::ClientAuth]);
         (chain.pem(), key.serialize_pem())
     }
 
-    /// The same, valid from the beginning of a year.
+    /// A client certificate and its key, both PEM, valid from January 1 of `year`.
     pub fn client_certificate_from(&self, name: &str, year: i32) -> (String, String) {
         let mut params = params(&[name], &[ExtendedKeyUsagePurpose::ClientAuth]);
         params.not_before = date_time_ymd(year, 1, 1);
@@ -120,7 +120,7 @@ impl Ca {
         (params.signed_by(&key, &self.issuer).unwrap().pem(), key.serialize_pem())
     }
 
-    /// The configuration of a TLS client that trusts this root alone.
+    /// The configuration of a TLS client that trusts only this root.
     pub fn client_config(&self) -> rustls::ClientConfig {
         rustls::ClientConfig::builder().with_root_certificates(self.roots()).with_no_client_auth()
     }

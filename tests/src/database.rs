@@ -1,4 +1,4 @@
-//! Every behaviour test runs on both databases, each on a database of its own.
+//! Behaviour tests run on both SQLite and PostgreSQL, each on a fresh database.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
@@ -14,14 +14,14 @@ pub enum Database {
 }
 
 impl Database {
-    /// The value of `database.url` for a database that nobody used before.
+    /// Creates a fresh database, and returns its `database.url`.
     ///
     /// # Panics
     ///
-    /// When PostgreSQL is asked for and is not there: that is a failure, never a reason to skip a test.
+    /// If PostgreSQL is needed but not running: that is a failure, never a reason to skip a test.
     pub async fn fresh_url(self) -> String {
         match self {
-            // Empty means a file in the data folder, which is new for each process.
+            // Empty means a file in the data folder, which is new for each server.
             Self::Sqlite => String::new(),
             Self::Postgres => fresh_postgres().await,
         }
@@ -33,18 +33,18 @@ async fn fresh_postgres() -> String {
     let admin = std::env::var("WAYPOST_TEST_POSTGRES_URL")
         .expect("WAYPOST_TEST_POSTGRES_URL is not set: run ./tests/run, which starts a PostgreSQL");
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
-    // Tests may run as one process each, and a process id may come again.
+    // Each test may run in a process of its own, and process ids are reused.
     let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     let name = format!("waypost_{}_{number}_{}", std::process::id(), now.as_nanos());
     let mut connection = PgConnection::connect(&admin).await.expect("PostgreSQL answers");
-    // template0, because nobody can be connected to it, which would make this fail.
+    // template0 allows no connections, and CREATE DATABASE fails while somebody is connected to the template.
     let statement = format!("CREATE DATABASE {name} TEMPLATE template0");
     sqlx::raw_sql(AssertSqlSafe(statement)).execute(&mut connection).await.expect("a database can be made");
     let _ = connection.close().await;
     with_database(&admin, &name)
 }
 
-/// The same server, another database.
+/// `url` with its database replaced by `name`.
 fn with_database(url: &str, name: &str) -> String {
     let (address, query) = match url.split_once('?') {
         Some((address, query)) => (address, format!("?{query}")),
@@ -54,7 +54,7 @@ fn with_database(url: &str, name: &str) -> String {
     format!("{server}/{name}{query}")
 }
 
-/// Makes two tests of each function: one on SQLite, one on PostgreSQL.
+/// Expands each function into two tests: one on SQLite, one on PostgreSQL.
 ///
 /// ```text
 /// on_each_database! {

@@ -14,7 +14,7 @@ const A: u16 = 1;
 const AAAA: u16 = 28;
 const SRV: u16 = 33;
 const INTERNET: u16 = 1;
-/// Seconds that an answer may be kept.
+/// TTL of all answers, in seconds.
 const TTL: u32 = 60;
 
 #[derive(Clone, Debug)]
@@ -25,12 +25,12 @@ enum Entry {
 
 type Zone = HashMap<String, Vec<Entry>>;
 
-/// The running server. It stops when it is dropped.
+/// The running server, stopped on drop.
 #[derive(Debug)]
 pub struct Dns {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The names that were asked for, in lower case, without the dot at the end.
+    /// The names queried, in lower case, without the trailing dot.
     pub queries: Arc<Record<String>>,
     zone: Arc<Mutex<Zone>>,
     task: JoinHandle<()>,
@@ -43,7 +43,7 @@ impl Drop for Dns {
 }
 
 impl Dns {
-    /// Listens on a free port of 127.0.0.1. It knows no name at first.
+    /// Listens on a free port of 127.0.0.1, with an empty zone.
     pub async fn start() -> Self {
         let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
         let address = socket.local_addr().unwrap();
@@ -90,7 +90,7 @@ struct Question {
 }
 
 impl Question {
-    /// Reads the first question; also says where it ends.
+    /// Parses the first question, and returns where it ends.
     fn parse(packet: &[u8]) -> Option<(Self, usize)> {
         // The header has 12 bytes.
         let mut at = 12;
@@ -110,7 +110,8 @@ impl Question {
     }
 }
 
-/// `query` is the packet up to the end of its question, which an answer repeats as it came (also its mixed case).
+/// Builds the answer. `query` is the packet up to the end of its question, which is echoed byte for byte, mixed case
+/// included.
 fn respond(query: &[u8], question: &Question, entries: Option<&Vec<Entry>>) -> Vec<u8> {
     let records: Vec<Vec<u8>> = entries
         .into_iter()
@@ -125,19 +126,19 @@ fn respond(query: &[u8], question: &Question, entries: Option<&Vec<Entry>>) -> V
             _ => None,
         })
         .collect();
-    // A name that is there without such a record is no error: AAAA of a name that has A.
+    // A known name without records of this type is no error (such as AAAA for a name with only A).
     debug_assert!(question.kind != AAAA || records.is_empty());
     let code: u8 = if entries.is_some() { 0 } else { 3 };
 
     let mut answer = query[..2].to_vec();
-    // A response, authoritative; recursion as the question wants it, and available.
+    // Flags: response, authoritative, recursion desired as in the query, recursion available.
     answer.extend([0x84 | (query[2] & 1), 0x80 | code]);
     answer.extend(1_u16.to_be_bytes());
     answer.extend(u16::try_from(records.len()).unwrap().to_be_bytes());
     answer.extend([0; 4]);
     answer.extend(&query[12..]);
     for data in records {
-        // The name is the question's, which begins at byte 12.
+        // Compressed: a pointer to the question's name at byte 12.
         answer.extend([0xc0, 12]);
         answer.extend(question.kind.to_be_bytes());
         answer.extend(INTERNET.to_be_bytes());

@@ -1,4 +1,4 @@
-//! Connections that go wrong in a way that no HTTP library would: HTTP/2 spoken frame by frame (RFC 9113).
+//! Injects connection failures that no HTTP library would produce, by speaking HTTP/2 frame by frame (RFC 9113).
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-// Types of frames.
+// Frame types.
 const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
@@ -20,35 +20,35 @@ const GOAWAY: u8 = 7;
 const ACK: u8 = 1;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
-// Codes of errors.
+// Error codes.
 const NO_ERROR: u32 = 0;
 const REFUSED_STREAM: u32 = 7;
-/// `:status: 200`, by its number in HPACK's static table.
+/// `:status: 200`, as an index into HPACK's static table.
 const STATUS_200: u8 = 0x88;
 
-/// What happens to a connection.
+/// A failure of a connection.
 #[derive(Clone, Debug)]
 pub enum Fault {
-    /// It is closed after the handshake, before a request.
+    /// Closed after the handshake, before a request.
     CutBefore,
-    /// It is closed after a whole request, without an answer.
+    /// Closed after a whole request, without an answer.
     CutAfter,
-    /// So many requests are answered with 200, and with GOAWAY the peer says that it did nothing about the others.
+    /// `taken` requests are answered with 200, then GOAWAY says that the others were not processed.
     GoAway {
-        /// How many.
+        /// The number of requests answered.
         taken: u32,
     },
-    /// GOAWAY names the request as one that the peer may have done something about, and then it is closed.
+    /// GOAWAY says that the request may have been processed, and the connection is closed.
     GoAwayUnsure,
-    /// Each request is refused (RST_STREAM with REFUSED_STREAM), which means that nothing was done about it.
+    /// Each request is refused (RST_STREAM with REFUSED_STREAM), so it was not processed.
     Refuse,
-    /// It is accepted, and then nothing, not even TLS.
+    /// Accepted, and then silent, without even a TLS handshake.
     Silence,
-    /// Another certificate is shown.
+    /// A different certificate is presented.
     Certificate(Arc<rustls::ServerConfig>),
 }
 
-/// Which connections go wrong: first those that were told to one by one, then all, if so told.
+/// Decides which connections fail: queued faults first, then the permanent one, if set.
 #[derive(Debug, Default)]
 pub struct Faults {
     state: Mutex<(VecDeque<Fault>, Option<Fault>)>,
@@ -56,27 +56,27 @@ pub struct Faults {
 }
 
 impl Faults {
-    /// The next connection goes wrong like this. Several calls queue up.
+    /// Makes the next connection fail. Several calls queue up.
     pub fn once(&self, fault: Fault) {
         self.with(|(once, _)| once.push_back(fault));
     }
 
-    /// From now on each connection goes wrong like this.
+    /// Makes every connection fail from now on.
     pub fn always(&self, fault: Fault) {
         self.with(|(_, always)| *always = Some(fault));
     }
 
-    /// From now on all is well.
+    /// Clears all faults.
     pub fn end(&self) {
         self.with(|state| *state = (VecDeque::new(), None));
     }
 
-    /// Requests that were answered with 200 on connections that then went away. Their content is not looked at.
+    /// The number of requests answered with 200 on connections that failed afterwards. Their content is ignored.
     pub fn taken(&self) -> u32 {
         self.taken.load(Ordering::SeqCst)
     }
 
-    /// Whether all that were told one by one have happened.
+    /// Whether all queued faults have happened.
     pub fn happened(&self) -> bool {
         self.with(|(once, _)| once.is_empty())
     }
@@ -89,7 +89,7 @@ impl Faults {
         change(&mut self.state.lock())
     }
 
-    /// Speaks HTTP/2 until the fault has happened and the client has hung up.
+    /// Speaks HTTP/2 until the fault has happened and the client has disconnected.
     pub(crate) async fn play(&self, fault: &Fault, mut stream: impl AsyncRead + AsyncWrite + Unpin) -> io::Result<()> {
         let mut preface = [0; PREFACE.len()];
         stream.read_exact(&mut preface).await?;

@@ -19,31 +19,31 @@ use crate::record::Record;
 use crate::script::Script;
 use crate::tls_server::{Answer, Request, TlsServer};
 
-/// The project that the stand-in knows.
+/// The only project that exists.
 pub const PROJECT: &str = "waypost-test";
-/// The service account that may send for it.
+/// The service account that may send for the project.
 pub const ACCOUNT: &str = "push@waypost-test.iam.gserviceaccount.com";
-/// A name that its certificate is for, and that no name server knows unless a test has one that does.
+/// A host name that the certificate covers. It resolves only if a test runs a name server for it.
 pub const NAME: &str = "fcm.test";
-/// Made for these tests; see `tests/fixtures/README.md`.
+/// Generated for these tests; see `tests/fixtures/README.md`.
 const PRIVATE_KEY: &str = include_str!("../fixtures/fcm-service-account-key.pem");
-/// The kind of grant that a signed assertion is.
+/// The grant type for a signed assertion.
 const GRANT: &str = "urn:ietf:params:oauth:grant-type:jwt-bearer";
-/// What the token must be asked for.
+/// The scope that a token request must have.
 const SCOPE: &str = "https://www.googleapis.com/auth/firebase.messaging";
 
-/// A message as FCM saw it.
+/// A message as FCM received it.
 #[derive(Clone, Debug)]
 pub struct FcmPush {
     /// The device's registration token.
     pub token: String,
     /// The whole `message`.
     pub message: Value,
-    /// How many bytes the body had.
+    /// Size of the body in bytes.
     pub bytes: usize,
     /// The bearer token it was sent with.
     pub bearer: String,
-    /// Whether it was answered with a success.
+    /// Whether it was accepted.
     pub taken: bool,
 }
 
@@ -51,17 +51,17 @@ pub struct FcmPush {
 struct State {
     public_key: Vec<u8>,
     bearers: Mutex<HashSet<String>>,
-    /// How long a bearer token is said to live.
+    /// `expires_in` of bearer tokens.
     lifetime_secs: AtomicU32,
     issued: AtomicU32,
     script: Script,
     pushes: Record<FcmPush>,
 }
 
-/// The running stand-in. It stops when it is dropped.
+/// The running stand-in, stopped on drop.
 #[derive(Debug)]
 pub struct Fcm {
-    /// The server below it.
+    /// The underlying server.
     pub server: TlsServer,
     state: Arc<State>,
 }
@@ -95,12 +95,12 @@ impl Fcm {
         format!("{}/token", self.server.url())
     }
 
-    /// Writes the service account's file into `folder`, as Google's console gives it out.
+    /// Writes the service account's key file into `folder`, in the form that Google's console issues.
     pub fn write_service_account(&self, folder: &TempFolder) -> PathBuf {
         folder.write("service-account.json", &service_account(&self.token_uri()).to_string())
     }
 
-    /// The messages with a good bearer token, whatever was answered.
+    /// All messages with a valid bearer token, accepted or not.
     pub fn pushes(&self) -> &Record<FcmPush> {
         &self.state.pushes
     }
@@ -110,28 +110,28 @@ impl Fcm {
         self.pushes().all().into_iter().filter(|push| push.token == token).collect()
     }
 
-    /// What to answer, by registration token; and by `/token` for the token endpoint.
+    /// Scripted answers, by registration token, or by `/token` for the token endpoint.
     pub fn script(&self) -> &Script {
         &self.state.script
     }
 
-    /// How many bearer tokens were given out.
+    /// The number of bearer tokens issued.
     pub fn issued(&self) -> u32 {
         self.state.issued.load(Ordering::SeqCst)
     }
 
-    /// How long the bearer tokens given out from now on are said to live.
+    /// Sets the lifetime of bearer tokens issued from now on.
     pub fn bearers_live(&self, secs: u32) {
         self.state.lifetime_secs.store(secs, Ordering::SeqCst);
     }
 
-    /// Makes every bearer token given out so far unknown.
+    /// Revokes every bearer token issued so far.
     pub fn revoke_bearers(&self) {
         self.state.bearers.lock().clear();
     }
 }
 
-/// An error as Google words it, with FCM's own code where there is one.
+/// An error in Google's form, with FCM's own error code if given.
 pub fn refusal(status: u16, google: &str, fcm: Option<&str>) -> Answer {
     let details = fcm.map_or_else(Vec::new, |code| {
         vec![json!({
@@ -236,7 +236,7 @@ impl State {
     }
 }
 
-/// A service account's file, whose tokens come from `token_uri`.
+/// A service account's key file with this `token_uri`.
 pub fn service_account(token_uri: &str) -> Value {
     json!({
         "type": "service_account",

@@ -1,4 +1,4 @@
-//! A push gateway with the push services around it.
+//! A push gateway surrounded by stand-ins for the push services.
 
 use ::http::Request;
 use bytes::Bytes;
@@ -13,20 +13,20 @@ use crate::settings::Settings;
 use crate::unifiedpush::PushServer;
 use crate::webpush::{HOST, PushService};
 
-/// The app that goes to APNs.
+/// The app that pushes to APNs.
 pub const IOS: &str = "org.example.ios";
-/// The app that goes to FCM.
+/// The app that pushes to FCM.
 pub const ANDROID: &str = "org.example.android";
-/// The app that goes to WebPush.
+/// The app that pushes to WebPush.
 pub const WEB: &str = "org.example.web";
-/// The app that goes to UnifiedPush.
+/// The app that pushes to UnifiedPush.
 pub const UNIFIED: &str = "org.example.unified";
 /// The topic of the APNs app.
 pub const TOPIC: &str = "org.example.ios.app";
-/// The one endpoint.
+/// The gateway's endpoint.
 pub const NOTIFY: &str = "/_matrix/push/v1/notify";
 
-/// The proxies that a test plays: requests from here name their source.
+/// `server.trusted_proxies` for tests that set a request's source themselves.
 pub const PROXIES: &str = "127.0.0.0/8";
 
 /// The running gateway and its surroundings.
@@ -42,13 +42,13 @@ pub struct TestGateway {
     pub fcm: Fcm,
     /// A browser vendor.
     pub webpush: PushService,
-    /// A push server that somebody runs for UnifiedPush.
+    /// A self-hosted UnifiedPush server.
     pub unifiedpush: PushServer,
-    /// The root certificate that all of them use.
+    /// The CA that all of them use.
     pub ca: Ca,
 }
 
-/// What a change of the settings may want to refer to.
+/// What settings may refer to.
 #[derive(Debug)]
 pub struct Around<'a> {
     /// The gateway's folder.
@@ -59,9 +59,9 @@ pub struct Around<'a> {
     pub fcm: &'a Fcm,
     /// A browser vendor.
     pub webpush: &'a PushService,
-    /// A push server for UnifiedPush.
+    /// A self-hosted UnifiedPush server.
     pub unifiedpush: &'a PushServer,
-    /// The root certificate.
+    /// The CA.
     pub ca: &'a Ca,
 }
 
@@ -105,7 +105,7 @@ pub fn unifiedpush_app(id: &str) -> Vec<(&'static str, Value)> {
     vec![("id", json!(id)), ("unifiedpush.allowed_endpoints", json!([HOST]))]
 }
 
-/// An app's entry with other or further keys.
+/// An app's entry with `keys` replaced or added.
 pub fn with(mut app: Vec<(&'static str, Value)>, keys: &[(&'static str, Value)]) -> Vec<(&'static str, Value)> {
     app.retain(|(key, _)| !keys.iter().any(|(other, _)| key == other));
     app.extend_from_slice(keys);
@@ -113,12 +113,12 @@ pub fn with(mut app: Vec<(&'static str, Value)>, keys: &[(&'static str, Value)])
 }
 
 impl TestGateway {
-    /// Starts a gateway with one app for each push service; full content goes to all of them.
+    /// Starts a gateway with one app for each push service, all with full content.
     pub async fn start() -> Self {
         Self::start_with(|_, _| {}).await
     }
 
-    /// The same, with quick time-outs: for tests in which a push service is in trouble.
+    /// The same with short time-outs, for tests in which a push service fails.
     pub async fn start_impatient() -> Self {
         Self::start_with(|settings, _| {
             settings.set("notify", "budget_secs", 3).set("notify", "attempt_timeout_secs", 1);
@@ -126,7 +126,7 @@ impl TestGateway {
         .await
     }
 
-    /// Starts a gateway whose settings `change` had the last word on.
+    /// Starts a gateway with settings adjusted by `change`.
     pub async fn start_with(change: impl FnOnce(&mut Settings, &Around<'_>)) -> Self {
         Self::start_apps(|settings, around| {
             let full = ("content", json!("full"));
@@ -140,7 +140,7 @@ impl TestGateway {
         .await
     }
 
-    /// Starts a gateway with just the apps that `apps` adds.
+    /// Starts a gateway with only the apps that `apps` adds.
     pub async fn start_apps(apps: impl FnOnce(&mut Settings, &Around<'_>)) -> Self {
         let ca = Ca::new();
         let apns = Apns::start(&ca).await;
@@ -172,7 +172,7 @@ impl TestGateway {
         Replica { api: Api::new(&server.public), server }
     }
 
-    /// A sample of the gateway's metrics, by its name with all labels as they are written.
+    /// A sample from the gateway's metrics, by its name and labels exactly as exposed.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         metric(&self.server, name).await
     }
@@ -182,21 +182,20 @@ impl TestGateway {
         self.api.post(NOTIFY, None, &json!({"notification": notification})).await
     }
 
-    /// Sends a notification from a homeserver with this address, to a gateway whose `server.trusted_proxies` hold
-    /// [`PROXIES`].
+    /// Sends a notification as if from this address, to a gateway whose `server.trusted_proxies` contains [`PROXIES`].
     pub async fn notify_from(&self, source: &str, notification: &Value) -> Reply {
         let body = json!({"notification": notification}).to_string();
         let request = Request::post(self.api.absolute(NOTIFY)).header("x-forwarded-for", source);
         self.api.send(request.body(Bytes::from(body)).unwrap()).await
     }
 
-    /// Sends a notification that has to succeed; returns `rejected`.
+    /// Sends a notification, asserts that it succeeds and returns `rejected`.
     pub async fn rejected(&self, notification: &Value) -> Value {
         self.notify(notification).await.ok()["rejected"].clone()
     }
 }
 
-/// Another process of the same gateway.
+/// Another process with the same configuration.
 #[derive(Debug)]
 pub struct Replica {
     /// Its process.
@@ -212,13 +211,13 @@ impl Replica {
     }
 }
 
-/// A sample of a server's metrics, by its name with all labels as they are written.
+/// A sample from a server's metrics, by its name and labels exactly as exposed.
 pub async fn metric(server: &Server, name: &str) -> Option<f64> {
     let text = Api::new(&server.operations).get("/metrics", None).await.text;
     text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' ')?.parse().ok())
 }
 
-/// The event of the specification's example, for `devices`.
+/// The specification's example event, for `devices`.
 pub fn event(event_id: &str, devices: &[Value]) -> Value {
     json!({
         "event_id": event_id,
@@ -246,7 +245,7 @@ pub fn event_id_only(event_id: &str, devices: &[Value]) -> Value {
     })
 }
 
-/// A device of the APNs app, by the hexadecimal form of its token.
+/// A device of the APNs app, by its token in hexadecimal.
 pub fn ios(token: &str) -> Value {
     json!({"app_id": IOS, "pushkey": token})
 }
@@ -256,7 +255,7 @@ pub fn android(token: &str) -> Value {
     json!({"app_id": ANDROID, "pushkey": token})
 }
 
-/// An APNs device token in hexadecimal, made of one byte.
+/// An APNs device token in hexadecimal: one byte, repeated.
 pub fn apns_token(byte: u8) -> String {
     format!("{byte:02x}").repeat(32)
 }

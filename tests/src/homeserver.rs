@@ -19,28 +19,28 @@ use crate::record::Record;
 use crate::script::Script;
 use crate::tls_server::{Answer, Request, TlsServer};
 
-/// The id of the homeserver's signing key.
+/// The key id of the homeserver's signing key.
 pub const KEY_ID: &str = "ed25519:a_hs";
-/// What it is made of.
+/// The seed of the signing key.
 const KEY_SEED: [u8; 32] = [42; 32];
 
 #[derive(Debug, Default)]
 struct State {
-    /// What the keys are asked with, until a test says otherwise.
+    /// The server name in its default key answer, and the origin of signed requests.
     name: String,
     keys: Mutex<Option<Answer>>,
-    /// Answers of onbind by method.
+    /// Answers to onbind, by method.
     onbind_script: Script,
-    /// OpenID token to what userinfo says.
+    /// Answers of userinfo, by OpenID token.
     tokens: Mutex<HashMap<String, Answer>>,
     well_known: Mutex<Option<Answer>>,
     onbind: Record<Value>,
 }
 
-/// The running homeserver. It stops when it is dropped.
+/// The running homeserver, stopped on drop.
 #[derive(Debug)]
 pub struct Homeserver {
-    /// The server below it, with every request that came.
+    /// The underlying server, with every request received.
     pub server: TlsServer,
     state: Arc<State>,
 }
@@ -71,12 +71,12 @@ impl Homeserver {
         self.server.port()
     }
 
-    /// A new OpenID token, which userinfo says is `user_id`'s.
+    /// Issues an OpenID token for `user_id`.
     pub fn issue(&self, user_id: &str) -> String {
         self.issue_answer(Answer::json(200, &json!({"sub": user_id})))
     }
 
-    /// A new OpenID token, to which userinfo answers so.
+    /// Issues an OpenID token for which userinfo returns `answer`.
     pub fn issue_answer(&self, answer: Answer) -> String {
         static NEXT: AtomicU32 = AtomicU32::new(1);
         let token = format!("openid-{}", NEXT.fetch_add(1, Ordering::Relaxed));
@@ -85,17 +85,18 @@ impl Homeserver {
         token
     }
 
-    /// What `/.well-known/matrix/server` answers from now on.
+    /// Sets the answer of `/.well-known/matrix/server`.
     pub fn well_known(&self, answer: Answer) {
         *self.state.well_known.lock() = Some(answer);
     }
 
-    /// What `/_matrix/key/v2/server` answers from now on.
+    /// Sets the answer of `/_matrix/key/v2/server`.
     pub fn keys(&self, answer: Answer) {
         *self.state.keys.lock() = Some(answer);
     }
 
-    /// The headers with which it signs `content` for `destination`, which the signed object calls `destination_name`.
+    /// The `Authorization` header that signs `content` for `destination`, under the key `destination_name` of the
+    /// signed object.
     pub fn x_matrix(&self, uri: &str, content: &Value, destination_name: &str, destination: &str) -> String {
         let origin = &self.state.name;
         let mut request = json!({"method": "POST", "uri": uri, "origin": origin, "content": content});
@@ -104,12 +105,12 @@ impl Homeserver {
         format!(r#"X-Matrix origin="{origin}",key="{KEY_ID}",sig="{signature}",destination="{destination}""#)
     }
 
-    /// What onbind answers, by method (`POST`, `PUT`). Unless told otherwise it takes both.
+    /// Scripted answers of onbind, by method (`POST`, `PUT`). The default is to accept both.
     pub fn onbind_script(&self) -> &Script {
         &self.state.onbind_script
     }
 
-    /// The bodies that came to onbind, whatever it answered.
+    /// All bodies sent to onbind, accepted or not.
     pub fn onbind(&self) -> &Record<Value> {
         &self.state.onbind
     }
@@ -141,7 +142,7 @@ fn answer(state: &State, request: &Request) -> Answer {
     }
 }
 
-/// The keys of a homeserver as it signs them, valid until then (milliseconds since the epoch).
+/// A homeserver's signed keys, valid until `valid_until_ms` (milliseconds since the epoch).
 pub fn key_answer(name: &str, valid_until_ms: i64) -> Answer {
     let key = SigningKey::from_bytes(&KEY_SEED);
     let public_key = STANDARD_NO_PAD.encode(key.verifying_key().as_bytes());

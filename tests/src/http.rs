@@ -35,18 +35,18 @@ impl Reply {
     ///
     /// # Panics
     ///
-    /// When it is none.
+    /// If it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_str(&self.text)
             .unwrap_or_else(|err| panic!("not JSON ({err}), status {}: {}", self.status, self.text))
     }
 
-    /// The Matrix error code; empty when there is none.
+    /// The Matrix error code; empty if there is none.
     pub fn errcode(&self) -> String {
         self.json()["errcode"].as_str().unwrap_or_default().to_owned()
     }
 
-    /// Status and error code, for one comparison.
+    /// Status and error code, to compare both at once.
     pub fn failure(&self) -> (u16, String) {
         (self.status, self.errcode())
     }
@@ -56,11 +56,11 @@ impl Reply {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The body of a success.
+    /// The JSON body of a successful answer.
     ///
     /// # Panics
     ///
-    /// When the status is not 200.
+    /// If the status is not 200.
     pub fn ok(&self) -> Value {
         assert_eq!(self.status, 200, "{}", self.text);
         self.json()
@@ -81,7 +81,7 @@ impl fmt::Debug for Api {
 }
 
 impl Api {
-    /// For a server in plain HTTP.
+    /// For a plain HTTP server.
     pub fn new(base: &str) -> Self {
         install_crypto();
         let config = rustls::ClientConfig::builder()
@@ -90,7 +90,7 @@ impl Api {
         Self::with_config(base, config)
     }
 
-    /// For a server with a certificate of `ca`.
+    /// For a server with a certificate issued by `ca`.
     pub fn with_ca(base: &str, ca: &Ca) -> Self {
         Self::with_config(base, ca.client_config())
     }
@@ -109,22 +109,22 @@ impl Api {
         Self { client, base: base.to_owned() }
     }
 
-    /// The address that paths are appended to.
+    /// The base address, to which paths are appended.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// GET, with an access token if there is one.
+    /// Sends a GET, with an access token if given.
     pub async fn get(&self, path: &str, token: Option<&str>) -> Reply {
         self.call(Method::GET, path, token, Bytes::new()).await
     }
 
-    /// POST of JSON, with an access token if there is one.
+    /// Sends a POST with JSON, with an access token if given.
     pub async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Reply {
         self.call(Method::POST, path, token, Bytes::from(body.to_string())).await
     }
 
-    /// Any method and body.
+    /// Sends any method and body.
     pub async fn call(&self, method: Method, path: &str, token: Option<&str>, body: Bytes) -> Reply {
         let mut request = Request::builder().method(method).uri(self.absolute(path));
         if !body.is_empty() {
@@ -136,7 +136,7 @@ impl Api {
         self.send(request.body(body).unwrap()).await
     }
 
-    /// POST of a form, as a browser sends it.
+    /// Posts a form as a browser does.
     pub async fn post_form(&self, path: &str, fields: &[(&str, &str)]) -> Reply {
         let body = url::form_urlencoded::Serializer::new(String::new()).extend_pairs(fields).finish();
         let request = Request::post(self.absolute(path))
@@ -150,7 +150,7 @@ impl Api {
     ///
     /// # Panics
     ///
-    /// When no whole answer comes.
+    /// If no complete answer arrives.
     pub async fn send(&self, request: Request<Bytes>) -> Reply {
         let what = format!("{} {}", request.method(), request.uri().path());
         self.try_send(request).await.unwrap_or_else(|err| panic!("{what}: {err}"))
@@ -160,7 +160,7 @@ impl Api {
     ///
     /// # Errors
     ///
-    /// When no whole answer comes.
+    /// If no complete answer arrives.
     pub async fn try_send(&self, request: Request<Bytes>) -> Result<Reply, String> {
         let exchange = async {
             let response =
@@ -179,7 +179,7 @@ impl Api {
             .unwrap_or_else(|_| Err(format!("no answer within {} s", TIMEOUT.as_secs())))
     }
 
-    /// `path` on this server; an absolute address stays what it is.
+    /// The absolute address of `path`; an absolute one is returned unchanged.
     pub fn absolute(&self, path: &str) -> String {
         if path.starts_with("http://") || path.starts_with("https://") {
             path.to_owned()

@@ -1,4 +1,4 @@
-//! An identity server with everything around it: mail, a homeserver, a private root certificate.
+//! An identity server with its surroundings: a mail server, a homeserver and a private CA.
 
 use ::http::Method;
 use base64::Engine as _;
@@ -16,14 +16,14 @@ use crate::process::{IDENTITY, Server, TempFolder, run, text};
 use crate::settings::Settings;
 use crate::smtp::{Mail, Smtp};
 
-/// The identity server's name, in whose name it signs.
+/// The server name that the identity server signs as.
 pub const SERVER_NAME: &str = "id.test";
 /// The homeserver's name.
 pub const HOMESERVER: &str = "hs.test";
-/// The policies' addresses of a server that was started with [`terms`].
+/// The policy URLs of a server started with [`terms`].
 pub const TERMS_URLS: [&str; 2] = ["https://id.test/privacy-en.html", "https://id.test/privacy-de.html"];
 
-/// Where every endpoint of the current version is.
+/// The path prefix of every endpoint of the current version.
 pub const V2: &str = "/_matrix/identity/v2";
 
 /// The keys of `[limits]`.
@@ -58,37 +58,37 @@ pub struct TestIdentity {
     pub server: Server,
     /// A client of its public listener.
     pub api: Api,
-    /// Where its mails go.
+    /// The mail server that it sends to.
     pub smtp: Smtp,
-    /// The homeserver that it asks about OpenID tokens.
+    /// The homeserver that verifies OpenID tokens.
     pub homeserver: Homeserver,
-    /// The root certificate that it trusts.
+    /// The CA that it trusts.
     pub ca: Ca,
 }
 
-/// The parameters in the link of a validation mail.
+/// The link in a validation mail, with its parameters.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The whole link.
     pub url: String,
-    /// Path and query, to be called on the server under test.
+    /// Path and query, to call on the server under test.
     pub path_and_query: String,
-    /// The path alone.
+    /// The path.
     pub path: String,
-    /// The session.
+    /// The session id (`sid`).
     pub sid: String,
-    /// The client's secret.
+    /// The client secret.
     pub client_secret: String,
-    /// The token that proves that the mail was read.
+    /// The token, which proves that the mail was read.
     pub token: String,
 }
 
 impl Link {
-    /// Takes a link apart.
+    /// Parses a link.
     ///
     /// # Panics
     ///
-    /// When one of the three parameters is missing.
+    /// If one of the three parameters is missing.
     pub fn parse(link: &str) -> Self {
         let url = url::Url::parse(link).unwrap_or_else(|err| panic!("{link}: {err}"));
         let parameter = |name: &str| {
@@ -108,7 +108,7 @@ impl Link {
     }
 }
 
-/// Gives a server one policy in two languages.
+/// Configures one policy in two languages.
 pub fn terms(settings: &mut Settings) {
     settings
         .set("terms.policies.privacy_policy", "version", "1")
@@ -118,10 +118,10 @@ pub fn terms(settings: &mut Settings) {
         .set("terms.policies.privacy_policy.languages.de", "url", TERMS_URLS[1]);
 }
 
-/// What callers of the internal listener have to know.
+/// The secret for the internal listener.
 pub const INTERNAL_SECRET: &str = "correct horse battery staple";
 
-/// Gives a server an internal listener.
+/// Configures an internal listener.
 pub fn internal(settings: &mut Settings) {
     settings.set("listen", "internal", "127.0.0.1:0").set("internal", "secret", INTERNAL_SECRET);
 }
@@ -132,14 +132,14 @@ impl TestIdentity {
         Self::start_with(database, |_| {}).await
     }
 
-    /// Starts a server whose settings `change` had the last word on.
+    /// Starts a server with settings adjusted by `change`.
     pub async fn start_with(database: Database, change: impl FnOnce(&mut Settings)) -> Self {
         let ca = Ca::new();
         let homeserver = Homeserver::start(&ca, &[HOMESERVER]).await;
         Self::start_around(database, ca, homeserver, change).await
     }
 
-    /// Starts a server around a homeserver that is already there.
+    /// Starts a server that uses an existing homeserver.
     pub async fn start_around(
         database: Database,
         ca: Ca,
@@ -166,11 +166,11 @@ impl TestIdentity {
             .set("log", "level", "debug")
             .set("log", "format", "json");
         for limit in LIMITS {
-            // 0 is no limit; the tests of limits set their own.
+            // 0 means no limit; tests of limits set their own.
             settings.set(&format!("limits.{limit}"), "burst", 0);
         }
         if database == Database::Postgres {
-            // Replicas share their keys, so that with PostgreSQL none are made.
+            // Replicas share their keys, so with PostgreSQL the server generates none.
             let (hash, seal, seed) = (random_base64(), random_base64(), random_base64());
             let storage = folder.write("storage.key", &format!("hash {hash}\nseal 1 {seal}\n"));
             let signing = folder.write("signing.key", &format!("ed25519 0 {seed}\n"));
@@ -183,14 +183,14 @@ impl TestIdentity {
         Self { server, api, smtp, homeserver, ca }
     }
 
-    /// Kills the server and starts it again on the same data.
+    /// Kills the server and restarts it on the same data.
     pub async fn restart(self) -> Self {
         let server = self.server.restart().await;
         let api = Api::new(&server.public);
         Self { server, api, ..self }
     }
 
-    /// Kills the server, lets `change` write its configuration anew, and starts it again on the same data.
+    /// Kills the server, lets `change` rewrite its configuration, and restarts it on the same data.
     pub async fn restart_with(mut self, change: impl FnOnce(String) -> String) -> Self {
         self.server.kill();
         let file = self.server.folder.path().join("waypost.toml");
@@ -198,7 +198,7 @@ impl TestIdentity {
         self.restart().await
     }
 
-    /// Runs the program with the server's configuration: its exit code, and what it printed.
+    /// Runs a command with the server's configuration, and returns its exit code and output.
     pub fn command(&self, arguments: &[&str]) -> (Option<i32>, String) {
         let config = text(&self.server.folder.path().join("waypost.toml"));
         let mut all = vec!["--config", config.as_str()];
@@ -207,36 +207,36 @@ impl TestIdentity {
         (output.status.code(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// Starts a second server on the same database and keys. Calls go to the first one, until [`TestIdentity::api`] is
-    /// another one's.
+    /// Starts a second server on the same database and keys. Calls still go to the first one, unless
+    /// [`TestIdentity::api`] is replaced.
     pub async fn second_replica(&self) -> Server {
         let config = std::fs::read_to_string(self.server.folder.path().join("waypost.toml")).unwrap();
         Server::start(IDENTITY, TempFolder::new(), &config).await
     }
 
-    /// A client of the internal listener, of a server that was started with [`internal`].
+    /// A client of the internal listener; requires [`internal`].
     pub async fn internal_api(&self) -> Api {
         let line = self.server.wait_for_log("the internal listener", |line| !line["internal"].is_null()).await;
         Api::new(&format!("http://{}", line["internal"].as_str().unwrap()))
     }
 
-    /// GET below `/_matrix/identity/v2`.
+    /// Sends a GET below `/_matrix/identity/v2`.
     pub async fn get(&self, path: &str, token: Option<&str>) -> Reply {
         self.api.get(&format!("{V2}{path}"), token).await
     }
 
-    /// POST below `/_matrix/identity/v2`.
+    /// Sends a POST below `/_matrix/identity/v2`.
     pub async fn post(&self, path: &str, token: Option<&str>, body: &Value) -> Reply {
         self.api.post(&format!("{V2}{path}"), token, body).await
     }
 
-    /// POST of any text below `/_matrix/identity/v2`.
+    /// Posts any text below `/_matrix/identity/v2`.
     pub async fn post_text(&self, path: &str, token: Option<&str>, body: &str) -> Reply {
         let body = Bytes::copy_from_slice(body.as_bytes());
         self.api.call(Method::POST, &format!("{V2}{path}"), token, body).await
     }
 
-    /// Calls register with an OpenID token that the homeserver of `server_name` gave out.
+    /// Calls register with an OpenID token issued by `server_name`.
     pub async fn register_with(&self, openid: &str, server_name: &str) -> Reply {
         let body = json!({
             "access_token": openid,
@@ -247,7 +247,7 @@ impl TestIdentity {
         self.post("/account/register", None, &body).await
     }
 
-    /// An access token for a user of the homeserver.
+    /// Registers a user of the homeserver, and returns the access token.
     pub async fn register(&self, user_id: &str) -> String {
         let openid = self.homeserver.issue(user_id);
         let reply = self.register_with(&openid, HOMESERVER).await.ok();
@@ -273,7 +273,7 @@ impl TestIdentity {
         self.post("/validate/msisdn/requestToken", Some(token), &body).await
     }
 
-    /// Asks for a mail to `email` and returns the session and the mail.
+    /// Requests a validation mail for `email`, and returns the session and the mail.
     pub async fn open_session(&self, token: &str, email: &str, secret: &str) -> (String, Mail) {
         let seen = self.smtp.count_for(email);
         let reply = self.request_email(token, email, secret, 1).await.ok();
@@ -281,7 +281,7 @@ impl TestIdentity {
         (sid, self.smtp.mail_for(email, seen + 1).await)
     }
 
-    /// Presses the button of the page behind the mail's link.
+    /// Presses the button on the page that the mail links to.
     pub async fn press_button(&self, link: &Link) -> Reply {
         let fields = [
             ("token", link.token.as_str()),
@@ -291,7 +291,7 @@ impl TestIdentity {
         self.api.post_form(&link.path, &fields).await
     }
 
-    /// Proves `email` from the mail; returns the session.
+    /// Validates `email` through the mail, and returns the session.
     pub async fn validate(&self, token: &str, email: &str, secret: &str) -> String {
         let (sid, mail) = self.open_session(token, email, secret).await;
         let link = Link::parse(&mail.link());
@@ -306,21 +306,21 @@ impl TestIdentity {
         self.post("/3pid/bind", Some(token), &body).await
     }
 
-    /// Proves `email` and publishes it as `user_id`'s.
+    /// Validates `email` and binds it to `user_id`.
     pub async fn publish(&self, token: &str, email: &str, user_id: &str) -> Value {
-        // Each address has its own secret, as clients have it.
+        // A client secret per address, as real clients use.
         let secret = format!("secret.{}", email.len());
         let sid = self.validate(token, email, &secret).await;
         self.bind(token, &sid, &secret, user_id).await.ok()
     }
 
-    /// The pepper that the server hashes with now.
+    /// The server's current pepper.
     pub async fn pepper(&self, token: &str) -> String {
         let details = self.get("/hash_details", Some(token)).await.ok();
         details["lookup_pepper"].as_str().expect("hash_details answers a pepper").to_owned()
     }
 
-    /// Looks addresses up by hash: what the server answers as `mappings`.
+    /// Looks addresses up by hash, and returns the answer's `mappings`.
     pub async fn lookup(&self, token: &str, emails: &[&str]) -> Value {
         let pepper = self.pepper(token).await;
         let hashes: Vec<String> = emails.iter().map(|email| lookup_hash(email, "email", &pepper)).collect();
@@ -328,7 +328,7 @@ impl TestIdentity {
         self.post("/lookup", Some(token), &body).await.ok()["mappings"].clone()
     }
 
-    /// Who an email address is published as, if anybody.
+    /// The user that an email address is bound to, if any.
     pub async fn who_is(&self, token: &str, email: &str) -> Option<String> {
         let mappings = self.lookup(token, &[email]).await;
         let found = mappings.as_object().expect("mappings is an object").values().next();
@@ -336,7 +336,7 @@ impl TestIdentity {
     }
 }
 
-/// 32 random bytes, as key files have them.
+/// 32 random bytes in the form of a key file.
 fn random_base64() -> String {
     let mut bytes = [0; 32];
     SystemRandom::new().fill(&mut bytes).unwrap();

@@ -1,4 +1,4 @@
-//! Reading and checking signed tokens as the providers do (RFC 7515), strictly: unpadded URL-safe base64 only.
+//! Parses and verifies signed tokens as strictly as the providers do (RFC 7515): unpadded URL-safe base64 only.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -6,7 +6,7 @@ use ring::rand::SystemRandom;
 use ring::signature::{ECDSA_P256_SHA256_FIXED_SIGNING, EcdsaKeyPair, KeyPair as _, UnparsedPublicKey};
 use serde_json::Value;
 
-/// The parts of a token whose signature held.
+/// A token whose signature was verified.
 #[derive(Clone, Debug)]
 pub struct Jwt {
     /// The protected header.
@@ -19,7 +19,7 @@ pub struct Jwt {
 ///
 /// # Errors
 ///
-/// What is wrong with it, in words.
+/// A description of what is wrong with it.
 pub fn verify<K: AsRef<[u8]>>(
     token: &str,
     algorithm: &str,
@@ -43,13 +43,13 @@ fn part(encoded: &str) -> Result<Value, String> {
     serde_json::from_slice(&bytes).map_err(|err| err.to_string())
 }
 
-/// The time now in whole seconds, as claims have it.
+/// The current time in whole seconds since the epoch, as in claims.
 pub fn now_secs() -> i64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     i64::try_from(since.as_secs()).unwrap()
 }
 
-/// A new P-256 signing key: as the PEM file that an operator has, and its public point.
+/// Generates a P-256 signing key: its PEM file, and its public point.
 pub fn p256_key() -> (String, Vec<u8>) {
     let random = SystemRandom::new();
     let document = EcdsaKeyPair::generate_pkcs8(&ECDSA_P256_SHA256_FIXED_SIGNING, &random).unwrap();

@@ -1,10 +1,10 @@
-//! What the tests and the demo share: stand-ins for everything that Waypost talks to, which record what they were
-//! sent, and a harness that runs the two real programs.
+//! Shared by the tests and the demo: stand-ins for everything that Waypost talks to, which record what they receive,
+//! and a harness that runs the two real programs.
 //!
-//! Nothing here looks into the programs. A stand-in speaks the real protocol over a real socket, and a wait is a wait
-//! for something that was recorded, never a sleep.
+//! Everything is black-box: stand-ins speak the real protocols over real sockets, and waiting means waiting for
+//! something to be recorded, never sleeping.
 
-// A stand-in that cannot go on must end its test at once and say where; and time-outs here are real time.
+// A stand-in that cannot continue has to fail its test at once and say where; and time-outs here are in real time.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::large_futures)]
 
 pub mod apns;

@@ -1,4 +1,4 @@
-//! Reading a mail as a mail program does: parts, transfer encodings, links.
+//! Parses mail as a mail client does: parts, transfer encodings, links.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -11,14 +11,14 @@ pub struct Part {
 }
 
 impl Part {
-    /// Takes headers and body apart. Line ends may be CRLF or LF.
+    /// Splits headers and body. Lines may end in CRLF or LF.
     pub fn parse(raw: &str) -> Self {
         let raw = raw.replace("\r\n", "\n");
         let (head, body) = raw.split_once("\n\n").unwrap_or((&raw, ""));
         let mut headers: Vec<(String, String)> = Vec::new();
         for line in head.lines() {
             if line.starts_with([' ', '\t']) {
-                // A folded header goes on.
+                // The continuation of a folded header.
                 if let Some((_, value)) = headers.last_mut() {
                     value.push(' ');
                     value.push_str(line.trim());
@@ -42,7 +42,7 @@ impl Part {
         self.headers.iter().filter(|(key, _)| *key == name).count()
     }
 
-    /// The decoded text of the first part of this type, in this part or below it.
+    /// The decoded text of the first part of this type, at any depth.
     pub fn find(&self, content_type: &str) -> Option<String> {
         let own = self.header("content-type");
         let kind = own.split(';').next().unwrap_or_default().trim().to_ascii_lowercase();
@@ -101,7 +101,7 @@ fn quoted_printable(text: &str) -> String {
     let mut bytes = Vec::with_capacity(text.len());
     for line in text.split_inclusive('\n') {
         let content = line.trim_end_matches('\n').trim_end();
-        // A "=" at the end joins the next line to this one.
+        // A trailing "=" is a soft line break.
         let (content, joined) = match content.strip_suffix('=') {
             Some(content) => (content, true),
             None => (content, false),

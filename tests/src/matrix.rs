@@ -1,4 +1,4 @@
-//! The few rules of Matrix that a client has to know, written down once more, apart from the servers' code.
+//! The Matrix algorithms that a client needs, implemented independently of the servers' code.
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD_NO_PAD, URL_SAFE_NO_PAD};
@@ -6,7 +6,7 @@ use ed25519_dalek::{Signature, Signer as _, SigningKey, VerifyingKey};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-/// The hash of one address for `/lookup` with `sha256`.
+/// The hash of an address for `/lookup` with `sha256`.
 ///
 /// Source: Identity Service API, "Security considerations" of the association lookup.
 pub fn lookup_hash(address: &str, medium: &str, pepper: &str) -> String {
@@ -14,9 +14,9 @@ pub fn lookup_hash(address: &str, medium: &str, pepper: &str) -> String {
     URL_SAFE_NO_PAD.encode(digest)
 }
 
-/// Canonical JSON: keys in the order of their code points, no white space, UTF-8.
+/// Canonical JSON: keys sorted by code point, no white space, UTF-8.
 ///
-/// `serde_json`'s maps are ordered trees here, so that its compact form is canonical for what a signature covers
+/// `serde_json`'s maps are ordered trees here, so its compact form is canonical for everything that signatures cover
 /// (integers and strings).
 pub fn canonical_json(value: &Value) -> String {
     match value {
@@ -37,16 +37,16 @@ pub fn canonical_json(value: &Value) -> String {
     }
 }
 
-/// The signature under `object`, which has none yet.
+/// Signs `object`, which must not have signatures yet.
 pub fn signature(object: &Value, key: &SigningKey) -> String {
     STANDARD_NO_PAD.encode(key.sign(canonical_json(object).as_bytes()).to_bytes())
 }
 
-/// Verifies the signature of `server` with key `key_id` on `signed`.
+/// Verifies the signature on `signed` by `server` with key `key_id`.
 ///
 /// # Errors
 ///
-/// Why it does not hold.
+/// Why the signature is not valid.
 pub fn verify_signed_json(signed: &Value, server: &str, key_id: &str, public_key: &str) -> Result<(), String> {
     let signature = signed["signatures"][server][key_id]
         .as_str()

@@ -1,7 +1,7 @@
-//! An OpenTelemetry collector: takes OTLP over HTTP as Protobuf, and keeps the spans.
+//! A stand-in for an OpenTelemetry collector: accepts OTLP over HTTP as Protobuf, and records the spans.
 //!
-//! It answers 400 to whatever breaks the specification (opentelemetry/proto/trace/v1/trace.proto), or has a part that
-//! ours never send, so a span that is kept here was understood and is known whole.
+//! It answers 400 to everything that violates the specification (opentelemetry/proto/trace/v1/trace.proto) or has a
+//! field that our programs never send, so a recorded span was understood completely.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -28,7 +28,7 @@ pub const CLIENT: i32 = 3;
 
 const PROTOBUF: &str = "application/x-protobuf";
 
-/// A span that was taken.
+/// A recorded span.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Span {
     /// `service.name` of its process.
@@ -39,17 +39,17 @@ pub struct Span {
     pub trace: String,
     /// 16 hexadecimal digits.
     pub id: String,
-    /// The same, of the span above; empty for none.
+    /// The parent span's id, likewise; empty if there is none.
     pub parent: String,
-    /// What came as `tracestate`.
+    /// The `tracestate`.
     pub state: String,
     /// Its name.
     pub name: String,
     /// [`INTERNAL`], [`SERVER`] or [`CLIENT`].
     pub kind: i32,
-    /// When it began, in nanoseconds since the epoch.
+    /// Start, in nanoseconds since the epoch.
     pub begun_ns: u64,
-    /// When it ended.
+    /// End, in nanoseconds since the epoch.
     pub ended_ns: u64,
     /// Its attributes; numbers as text.
     pub attributes: BTreeMap<String, String>,
@@ -58,7 +58,7 @@ pub struct Span {
 }
 
 impl Span {
-    /// An attribute; empty when there is none.
+    /// An attribute; empty if absent.
     pub fn attribute(&self, key: &str) -> &str {
         self.attributes.get(key).map(String::as_str).unwrap_or_default()
     }
@@ -67,16 +67,16 @@ impl Span {
 /// A running collector.
 #[derive(Debug)]
 pub struct Collector {
-    /// Its server, with all requests.
+    /// The underlying server, with all requests.
     pub server: TlsServer,
-    /// Every span that it took.
+    /// Every accepted span.
     pub spans: Arc<Record<Span>>,
     status: Arc<AtomicU16>,
     rejected: Arc<AtomicI64>,
 }
 
 impl Collector {
-    /// Listens, with a certificate of `ca`.
+    /// Starts one with a certificate issued by `ca`.
     pub async fn start(ca: &Ca) -> Self {
         let spans = Arc::new(Record::default());
         let status = Arc::new(AtomicU16::new(200));
@@ -93,12 +93,12 @@ impl Collector {
         Self { server, spans, status, rejected }
     }
 
-    /// Answers with this status from now on, and takes nothing unless it is 200.
+    /// Answers with this status from now on, and accepts spans only if it is 200.
     pub fn answer(&self, status: u16) {
         self.status.store(status, Ordering::SeqCst);
     }
 
-    /// Says of each batch from now on that so many spans of it are rejected.
+    /// Reports this many rejected spans for each batch from now on.
     pub fn reject(&self, spans: i64) {
         self.rejected.store(spans, Ordering::SeqCst);
     }
@@ -108,7 +108,7 @@ impl Collector {
         self.spans.wait_for(what, fits).await
     }
 
-    /// All that it was sent, taken or not, as it came.
+    /// All request bodies, accepted or not, as lossy text.
     pub fn text(&self) -> String {
         let bodies = self.server.requests.all();
         bodies.iter().map(|request| String::from_utf8_lossy(&request.body).into_owned()).collect()

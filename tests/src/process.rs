@@ -1,4 +1,4 @@
-//! Runs the real programs, as an operator would: a configuration file, signals, and what they write to stderr.
+//! Runs the real programs as an operator would: with a configuration file and signals, reading their stderr.
 
 use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
@@ -17,10 +17,10 @@ pub const IDENTITY: &str = "waypost-identity";
 /// The push gateway's program.
 pub const PUSH_GATEWAY: &str = "waypost-push-gateway";
 
-/// Message of the line that the log ends with once stderr is closed, which means that the program is gone.
+/// The message of a final line, appended to the log once stderr is closed, which means that the program has exited.
 const CLOSED: &str = "stderr closed";
 
-/// A folder that is removed with everything in it when it is dropped.
+/// A temporary folder, removed with its contents on drop.
 #[derive(Debug)]
 pub struct TempFolder(TempDir);
 
@@ -31,17 +31,17 @@ impl Default for TempFolder {
 }
 
 impl TempFolder {
-    /// Makes a new folder.
+    /// Creates a folder.
     pub fn new() -> Self {
         Self(tempfile::Builder::new().prefix("waypost-test-").tempdir().unwrap())
     }
 
-    /// Where it is.
+    /// Its path.
     pub fn path(&self) -> &Path {
         self.0.path()
     }
 
-    /// Writes a file into it.
+    /// Writes a file into the folder, and returns its path.
     pub fn write(&self, name: &str, contents: &str) -> PathBuf {
         let path = self.path().join(name);
         std::fs::write(&path, contents).unwrap();
@@ -49,19 +49,19 @@ impl TempFolder {
     }
 }
 
-/// A file's path as the text that a configuration wants.
+/// A path as text, for a configuration file.
 pub fn text(path: &Path) -> String {
     path.to_str().expect("the folder for temporary files has a UTF-8 name").to_owned()
 }
 
-/// The program `name`, built beside this one.
+/// The path of the program `name`, which is built next to this one.
 ///
 /// # Panics
 ///
-/// When it was not built.
+/// If it has not been built.
 pub fn program(name: &str) -> PathBuf {
     let this = std::env::current_exe().unwrap();
-    // target/<profile>/deps/all-… for a test, target/<profile>/demo for the demo.
+    // This is target/<profile>/deps/all-… for a test, and target/<profile>/demo for the demo.
     let folder = this.parent().unwrap();
     let profile = if folder.ends_with("deps") { folder.parent().unwrap() } else { folder };
     let program = profile.join(name);
@@ -69,7 +69,7 @@ pub fn program(name: &str) -> PathBuf {
     program
 }
 
-/// A command that runs `name` without what the environment says about Waypost or OpenTelemetry.
+/// A command that runs `name` without the environment's Waypost and OpenTelemetry variables.
 pub fn command(name: &str) -> Command {
     let mut command = Command::new(program(name));
     for (key, _) in std::env::vars_os() {
@@ -82,19 +82,19 @@ pub fn command(name: &str) -> Command {
     command
 }
 
-/// Runs `name` to its end.
+/// Runs `name` to completion.
 pub fn run(name: &str, arguments: &[&str]) -> Output {
     command(name).args(arguments).output().unwrap()
 }
 
-/// A running server. It is killed when it is dropped.
+/// A running server, killed on drop.
 #[derive(Debug)]
 pub struct Server {
     /// The base URL of the public listener.
     pub public: String,
     /// The base URL of the operations listener.
     pub operations: String,
-    /// The folder that it was started in, with its configuration and data.
+    /// Its working folder, with configuration and data.
     pub folder: TempFolder,
     name: &'static str,
     child: Child,
@@ -102,18 +102,18 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts `name` in `folder` with `config` (TOML) and waits until it listens.
+    /// Starts `name` in `folder` with `config` (TOML), and waits until it listens.
     ///
-    /// The configuration has to ask for logs in JSON, which is how the addresses become known.
+    /// The configuration has to set JSON logs: the addresses are read from them.
     ///
     /// # Panics
     ///
-    /// When it is not ready within 30 s; its log is printed then.
+    /// If it is not ready within 30 s; its log is printed then.
     pub async fn start(name: &'static str, folder: TempFolder, config: &str) -> Self {
         Self::start_in(&[], name, folder, config).await
     }
 
-    /// The same, with these variables in its environment.
+    /// The same with extra environment variables.
     pub async fn start_in(environment: &[(&str, &str)], name: &'static str, folder: TempFolder, config: &str) -> Self {
         let file = folder.write("waypost.toml", config);
         let mut child = command(name)
@@ -152,17 +152,17 @@ impl Server {
         server
     }
 
-    /// What it has logged so far.
+    /// The log lines so far.
     pub fn logs(&self) -> Vec<Value> {
         self.log.all()
     }
 
-    /// Waits for a line of the log.
+    /// Waits for a log line.
     pub async fn wait_for_log(&self, what: &str, fits: impl Fn(&Value) -> bool) -> Value {
         self.log.wait_for(what, fits).await
     }
 
-    /// What it has logged so far, as text.
+    /// The log so far, as text.
     pub fn log_text(&self) -> String {
         let lines: Vec<String> = self.logs().iter().map(Value::to_string).collect();
         lines.join("\n")
@@ -173,7 +173,7 @@ impl Server {
         self.child.id()
     }
 
-    /// The CPU that it has used so far. Threads that have ended are not counted.
+    /// The CPU time used so far, without that of threads that have ended.
     pub fn cpu(&self) -> Duration {
         let tasks = std::fs::read_dir(format!("/proc/{}/task", self.id())).unwrap();
         // Source: Linux, Documentation/scheduler/sched-stats.rst: the first number is nanoseconds on a CPU.
@@ -184,20 +184,20 @@ impl Server {
         Duration::from_nanos(tasks.filter_map(on_cpu).sum())
     }
 
-    /// The memory that it has in use, in bytes.
+    /// Resident memory, in bytes.
     pub fn memory(&self) -> usize {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.id())).unwrap();
         let kib = status.lines().find_map(|line| line.strip_prefix("VmRSS:")?.trim().strip_suffix(" kB"));
         kib.unwrap().parse::<usize>().unwrap() * 1024
     }
 
-    /// Kills it, and leaves its folder as it is.
+    /// Kills it and keeps its folder.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 
-    /// Runs a command of the same program with the same configuration to its end.
+    /// Runs a command of the same program with the same configuration to completion.
     pub fn run(&self, arguments: &[&str]) -> Output {
         let folder = self.folder.path();
         let mut command = command(self.name);
@@ -205,22 +205,22 @@ impl Server {
         command.output().unwrap()
     }
 
-    /// Asks it to stop (SIGTERM).
+    /// Tells it to stop (SIGTERM).
     pub fn terminate(&self) {
         self.signal("TERM");
     }
 
-    /// Asks it to read its configuration again (SIGHUP).
+    /// Tells it to reload its configuration (SIGHUP).
     pub fn hang_up(&self) {
         self.signal("HUP");
     }
 
     fn signal(&self, name: &str) {
-        // The shell's own `kill` is there even where the program of that name is not.
+        // `kill` is a shell built-in; the program of that name may not be installed.
         let _ = Command::new("sh").args(["-c", "kill -\"$1\" \"$2\"", "sh", name, &self.id().to_string()]).status();
     }
 
-    /// Its configuration file.
+    /// The path of its configuration file.
     pub fn config_file(&self) -> PathBuf {
         self.folder.path().join("waypost.toml")
     }
@@ -231,19 +231,19 @@ impl Server {
         std::fs::write(&file, change(std::fs::read_to_string(&file).unwrap())).unwrap();
     }
 
-    /// Asks it to stop and waits for its end.
+    /// Tells it to stop and waits until it has exited.
     ///
     /// # Panics
     ///
-    /// When it is still there after 30 s.
+    /// If it is still running after 30 s.
     pub async fn stop(mut self) -> ExitStatus {
         self.terminate();
         self.log.wait_for(&format!("the end of {}", self.name), |line| line["message"] == CLOSED).await;
-        // Its stderr is closed, so that this takes no time worth mentioning.
+        // Its stderr is closed already, so this returns almost at once.
         self.child.wait().unwrap()
     }
 
-    /// Kills it and starts it again in the same folder with the same configuration.
+    /// Kills it and restarts it in the same folder with the same configuration.
     pub async fn restart(mut self) -> Self {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -271,18 +271,18 @@ fn base_url(address: &Value) -> String {
     format!("http://{address}")
 }
 
-/// How long `work` took, beside its result.
+/// Runs `work`, and returns its result and how long it took.
 pub async fn timed<R>(work: impl Future<Output = R>) -> (R, Duration) {
     let start = Instant::now();
     let result = work.await;
     (result, start.elapsed())
 }
 
-/// Asks again and again until the answer is there; each time is a call over a socket, so that this does not spin.
+/// Polls until there is an answer. Each poll is a call over a socket, so this does not spin.
 ///
 /// # Panics
 ///
-/// When it is not there after `patience`.
+/// If there is none after `patience`.
 pub async fn eventually<R, F: Future<Output = Option<R>>>(patience: Duration, what: &str, ask: impl Fn() -> F) -> R {
     let asking = async {
         loop {

@@ -1,4 +1,5 @@
-//! An HTTP proxy that opens tunnels (RFC 9110, CONNECT) to who has the password, and records where to.
+//! A stand-in for an HTTP proxy: opens tunnels (RFC 9110, CONNECT) for clients with the password, and records their
+//! targets.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -13,17 +14,17 @@ use tokio::task::JoinHandle;
 
 use crate::record::Record;
 
-/// Who may use it.
+/// The user that may use it.
 const USER: &str = "waypost";
-/// With a character that a URL has to escape.
+/// Contains a character that has to be escaped in a URL.
 const PASSWORD: &str = "p@ss";
 
-/// The running proxy. It stops when it is dropped.
+/// The running proxy, stopped on drop.
 #[derive(Debug)]
 pub struct Proxy {
     /// Where it listens.
     pub address: SocketAddr,
-    /// The targets that it was asked for, with the right password.
+    /// The targets requested with the right password.
     pub tunnels: Arc<Record<String>>,
     names: Arc<Mutex<HashMap<String, SocketAddr>>>,
     task: JoinHandle<()>,
@@ -53,12 +54,12 @@ impl Proxy {
         Self { address, tunnels, names, task }
     }
 
-    /// Its URL with the right password.
+    /// Its URL, with the right password.
     pub fn url(&self) -> String {
         format!("http://{USER}:{}@{}", PASSWORD.replace('@', "%40"), self.address)
     }
 
-    /// Tells the proxy a name that nobody else knows (`host:port`), and where it leads.
+    /// Adds a target (`host:port`) that only this proxy can resolve, and the address to connect to instead.
     pub fn knows(&self, name: &str, address: SocketAddr) {
         self.names.lock().insert(name.to_owned(), address);
     }

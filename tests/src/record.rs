@@ -1,14 +1,14 @@
-//! A list that one side appends to and the other waits on.
+//! An append-only list whose readers can wait for items.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::watch;
 
-/// How long a wait may take before its test fails. Long, because a busy machine is not a failure.
+/// Time-out of waits, after which the test fails. Long, because a busy machine is not a failure.
 pub const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Everything that a stand-in was sent, in order.
+/// Everything that a stand-in received, in order.
 #[derive(Debug)]
 pub struct Record<T> {
     items: Mutex<Vec<T>>,
@@ -22,28 +22,28 @@ impl<T> Default for Record<T> {
 }
 
 impl<T: Clone> Record<T> {
-    /// Appends and wakes whoever waits.
+    /// Appends an item and wakes all waiters.
     pub fn push(&self, item: T) {
         self.items.lock().push(item);
         self.count.send_modify(|count| *count += 1);
     }
 
-    /// All so far.
+    /// All items so far.
     pub fn all(&self) -> Vec<T> {
         self.items.lock().clone()
     }
 
-    /// How many so far.
+    /// The number of items so far.
     pub fn len(&self) -> usize {
         self.items.lock().len()
     }
 
-    /// Whether nothing came yet.
+    /// Whether there are no items yet.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 
-    /// The first item that fits, as soon as it is there; `None` after `patience`.
+    /// Waits for the first matching item; `None` after `patience`.
     pub async fn find(&self, patience: Duration, fits: impl Fn(&T) -> bool) -> Option<T> {
         let mut count = self.count.subscribe();
         let search = async {
@@ -55,18 +55,18 @@ impl<T: Clone> Record<T> {
                     return found.clone();
                 }
                 seen = all.len();
-                // The sender lives in `self`, so that this cannot fail while we wait.
+                // Cannot fail: the sender lives in `self`.
                 count.changed().await.unwrap();
             }
         };
         tokio::time::timeout(patience, search).await.ok()
     }
 
-    /// The first item that fits.
+    /// Waits for the first matching item.
     ///
     /// # Panics
     ///
-    /// When none came within [`PATIENCE`]; `what` names it in the message.
+    /// If there is none within [`PATIENCE`]; `what` describes it in the message.
     pub async fn wait_for(&self, what: &str, fits: impl Fn(&T) -> bool) -> T {
         self.find(PATIENCE, fits).await.unwrap_or_else(|| panic!("waited {} s in vain for {what}", PATIENCE.as_secs()))
     }

@@ -1,4 +1,4 @@
-//! Real Redis servers on ports of their own: one, a pair that Sentinel watches, or a cluster.
+//! Real Redis servers on free ports: a single one, a pair watched by Sentinel, or a cluster.
 
 use std::fmt::Write as _;
 use std::io::{BufRead as _, BufReader};
@@ -10,16 +10,16 @@ use crate::ca::Ca;
 use crate::process::{TempFolder, eventually, text};
 use crate::record::{PATIENCE, Record};
 
-/// A user that may do what docs/push-gateway.md says the gateway needs, and nothing else.
+/// A user with exactly the permissions that docs/push-gateway.md says the gateway needs.
 pub const USER: &str = "user push on >swordfish ~waypost:* -@all +set +get +del +eval";
 
-/// A user of Sentinel that may ask for the master, and nothing else.
+/// A Sentinel user that may only ask for the master.
 pub const SENTINEL_USER: &str = "user asker on >halibut -@all +sentinel|get-master-addr-by-name";
 
-/// What Sentinel calls the pair of servers.
+/// Sentinel's name for the pair of servers.
 pub const SERVICE: &str = "main";
 
-/// A running server or Sentinel. It is killed when it is dropped.
+/// A running server or Sentinel, killed on drop.
 #[derive(Debug)]
 pub struct RedisServer {
     port: u16,
@@ -32,21 +32,21 @@ pub struct RedisServer {
 }
 
 impl RedisServer {
-    /// Starts one that keeps nothing on disk.
+    /// Starts a server without persistence.
     ///
     /// # Panics
     ///
-    /// When it is not installed, or not ready within 30 s.
+    /// If Redis is not installed, or not ready within 30 s.
     pub async fn start() -> Self {
         Self::start_with("").await
     }
 
-    /// The same with further lines in its configuration.
+    /// The same with extra configuration lines.
     pub async fn start_with(config: &str) -> Self {
         Self::configured(config, None, false).await
     }
 
-    /// Starts one that speaks TLS only, with a certificate for 127.0.0.1 of `ca`.
+    /// Starts a server that only accepts TLS, with a certificate for 127.0.0.1 issued by `ca`.
     pub async fn start_tls(ca: &Ca, config: &str) -> Self {
         Self::configured(config, Some(ca), false).await
     }
@@ -57,7 +57,7 @@ impl RedisServer {
         let mut lines = format!("bind 127.0.0.1\n{config}\n");
         if !is_sentinel {
             lines.push_str("save \"\"\nappendonly no\n");
-            // Read by cluster nodes alone. Its default, 10,000 above the other, may not exist.
+            // Only used by cluster nodes. The default, 10,000 above the other port, may not be a valid port.
             writeln!(lines, "cluster-port {bus_port}").unwrap();
         }
         match ca {
@@ -76,7 +76,7 @@ impl RedisServer {
         Self { port, bus_port, is_tls: ca.is_some(), is_sentinel, folder, child }
     }
 
-    /// As `seen.redis_url` wants it.
+    /// The value for `seen.redis_url`.
     pub fn url(&self) -> String {
         format!("{}://{}", if self.is_tls { "rediss" } else { "redis" }, self.address())
     }
@@ -92,29 +92,29 @@ impl RedisServer {
         let _ = self.child.wait();
     }
 
-    /// Stops it in the middle of what it does: its connections stay open, and nothing is answered.
+    /// Freezes it: its connections stay open, but nothing is answered.
     pub fn freeze(&self) {
         self.signal("STOP");
     }
 
-    /// Lets it go on.
+    /// Unfreezes it.
     pub fn thaw(&self) {
         self.signal("CONT");
     }
 
     fn signal(&self, name: &str) {
-        // The shell's own `kill` is there even where the program of that name is not.
+        // `kill` is a shell built-in; the program of that name may not be installed.
         let script = format!("kill -{name} {}", self.child.id());
         assert!(Command::new("sh").args(["-c", &script]).status().unwrap().success(), "{script}");
     }
 
-    /// Starts it again, empty, on the same port. A node of a cluster still knows its cluster.
+    /// Restarts it, empty, on the same port. A cluster node still knows its cluster.
     pub async fn restart(&mut self) {
         self.kill();
         self.child = spawn(&self.folder, self.is_sentinel).await;
     }
 
-    /// What it answers to a command.
+    /// Runs a command with `redis-cli` and returns the answer.
     pub fn ask(&self, command: &[&str]) -> String {
         let mut cli = Command::new("redis-cli");
         cli.args(["-p", &self.port.to_string()]);
@@ -126,14 +126,14 @@ impl RedisServer {
         String::from_utf8_lossy(&output.stdout).into_owned()
     }
 
-    /// Asks until the answer contains `expected`.
+    /// Repeats a command until the answer contains `expected`.
     ///
     /// # Panics
     ///
-    /// When it does not within 30 s.
+    /// If it does not within 30 s.
     pub async fn ask_until(&self, command: &[&str], expected: &str) {
         let answered = async || {
-            // The program runs without an await, and would never let the time-out have its turn.
+            // `redis-cli` runs synchronously, so without this the time-out would never be polled.
             tokio::task::yield_now().await;
             self.ask(command).contains(expected).then_some(())
         };
@@ -152,7 +152,7 @@ impl Drop for RedisServer {
 pub struct SentinelPair {
     /// The master, until it is killed.
     pub master: RedisServer,
-    /// The replica, then the master.
+    /// The replica, which becomes the master.
     pub replica: RedisServer,
     sentinels: Vec<RedisServer>,
 }
@@ -179,7 +179,7 @@ impl SentinelPair {
         Self { master, replica, sentinels }
     }
 
-    /// As `seen.redis_url` wants it.
+    /// The value for `seen.redis_url`.
     pub fn url(&self) -> String {
         let sentinels = addresses(&self.sentinels);
         format!("redis+sentinel://push:swordfish@{sentinels}/{SERVICE}?sentinel_user=asker&sentinel_password=halibut")
@@ -194,7 +194,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Starts one with [`USER`], who may ask for the slots too, and waits until it serves.
+    /// Starts one with [`USER`], which may also query the slots, and waits until it is ready.
     pub async fn start(ca: Option<&Ca>) -> Self {
         let config = format!("{USER} +ping +cluster|slots\ncluster-enabled yes\ncluster-node-timeout 2000\n");
         let mut nodes = Vec::new();
@@ -215,7 +215,7 @@ impl Cluster {
         Self { nodes }
     }
 
-    /// Begins to move most of the first master's slots to the second one, with the keys in them.
+    /// Starts migrating most of the first master's slots, with their keys, to the second one.
     pub fn reshard(&self) -> Child {
         let [from, to] = [0, 1].map(|node: usize| self.nodes[node].ask(&["cluster", "myid"]).trim().to_owned());
         Command::new("redis-cli")
@@ -226,7 +226,7 @@ impl Cluster {
             .unwrap()
     }
 
-    /// As `seen.redis_url` wants it: two of the nodes, which know the third.
+    /// The value for `seen.redis_url`, with two of the nodes as seeds.
     pub fn url(&self) -> String {
         let scheme = if self.nodes[0].is_tls { "rediss" } else { "redis" };
         format!("{scheme}+cluster://push:swordfish@{}", addresses(&self.nodes[..2]))

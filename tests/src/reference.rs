@@ -1,33 +1,34 @@
-//! The manual's reference of the configuration, made of what `sample-config` prints, which a test holds to the code.
+//! Generates the manual's configuration reference from the output of `sample-config`, which a test checks against the
+//! code.
 
 use std::fmt::Write as _;
 
-/// What a page begins with.
+/// The first line of a page.
 const MADE: &str = "<!-- Made of `sample-config` by a test: WAYPOST_WRITE_REFERENCE=1 cargo test -p waypost-tests \
                     --test all reference -->";
 
-/// A key, as the sample shows it.
+/// A key in the sample.
 struct Key {
     name: String,
     value: String,
-    /// Whether the value is an example, and the key not set.
+    /// Whether the value is only an example, of a key that is not set.
     example: bool,
     text: String,
 }
 
-/// The page about the configuration of `program`.
+/// The reference page of `program`.
 pub fn page(program: &str, sample: &str) -> String {
     let mut page = format!(
         "{MADE}\n\n# Every key of `{program}`\n\nEach key with its default, from `{program} sample-config`. \
          [Configuration](../configuration.md) explains the file, the environment and secrets.\n"
     );
-    // Whether the section stands as a comment: an entry of a list, or a table of one. Lists come last.
+    // Whether the section is commented out: an entry of an array of tables, or a table in one. Those come last.
     let mut is_example = false;
     let (mut text, mut keys): (Vec<&str>, Vec<Key>) = (Vec::new(), Vec::new());
-    // The words at the beginning of the file are about the file.
+    // Skip the comment at the top, which describes the file.
     let mut lines = sample.lines().skip_while(|line| !line.is_empty()).peekable();
     while let Some(line) = lines.next() {
-        // Comments there are commented once more.
+        // Comments in there have a second `#`.
         let line = if is_example { line.strip_prefix("# ").unwrap_or(line) } else { line };
         let header = line.strip_prefix("# ").filter(|line| line.starts_with("[[")).unwrap_or(line);
         let comment = line.strip_prefix("# ").unwrap_or_default();
@@ -55,7 +56,7 @@ pub fn page(program: &str, sample: &str) -> String {
     page
 }
 
-/// `name = value`, of which the name is one word.
+/// Parses `name = value`.
 fn key(line: &str) -> Option<(String, &str)> {
     let (name, value) = line.split_once(" = ")?;
     let plain =
@@ -63,7 +64,7 @@ fn key(line: &str) -> Option<(String, &str)> {
     (plain && !name.is_empty()).then(|| (name.to_owned(), value))
 }
 
-/// A value with the lines that it goes on in.
+/// A value joined with its continuation lines.
 fn whole<'a>(value: &str, lines: &mut std::iter::Peekable<impl Iterator<Item = &'a str>>) -> String {
     let mut value = value.to_owned();
     while value.matches(['[', '{']).count() > value.matches([']', '}']).count()
@@ -85,7 +86,7 @@ fn finish(page: &mut String, is_example: bool, keys: &mut Vec<Key>) {
     }
 }
 
-/// Words of a comment as Markdown: what could be taken for HTML or a column is not.
+/// A comment as Markdown, with everything escaped that could be taken for HTML or a column.
 fn escaped(text: &str) -> String {
     text.replace('|', "\\|").replace('<', "&lt;").replace('[', "\\[").replace('*', "\\*")
 }

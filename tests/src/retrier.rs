@@ -1,36 +1,36 @@
-//! A homeserver's pusher, as Synapse has it: one event after another, each tried again until it is taken, with waits
-//! that double from a second to an hour, for a day. The waits pass in no time; what happens meanwhile is told.
+//! Simulates a pusher of Synapse: events are sent one after another, and each is retried for up to a day until it is
+//! accepted, with a back-off that doubles from a second to an hour. Waits take no real time; a callback follows them.
 
 use serde_json::Value;
 
 use crate::gateway::{TestGateway, event};
 
-/// Seconds of the first wait.
+/// The first wait, in seconds.
 const FIRST_WAIT: u64 = 1;
-/// Seconds of the longest one.
+/// The longest wait, in seconds.
 const LONGEST_WAIT: u64 = 60 * 60;
-/// Seconds after which an event is given up.
+/// The time after which an event is given up, in seconds.
 const GIVEN_UP_AFTER: u64 = 24 * 60 * 60;
 
-/// How a pusher ended up.
+/// The final state of a pusher.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pusher {
     /// Events that the gateway answered with 200, in order.
     pub settled: Vec<String>,
     /// Events that were given up after a day.
     pub lost: Vec<String>,
-    /// Whether the gateway rejected the pushkey, which ends the pusher.
+    /// Whether the gateway rejected the pushkey, which deletes the pusher.
     pub is_deleted: bool,
-    /// Answers that made it wait.
+    /// The number of answers that led to a retry.
     pub failures: usize,
 }
 
 impl Pusher {
-    /// Sends `events` to one device; `at` hears of each wait how many seconds have passed since the event's first try.
+    /// Sends `events` to one device. `at` is called for each wait, with the seconds since the event's first attempt.
     ///
     /// # Panics
     ///
-    /// When an answer is none that a homeserver can do anything with.
+    /// If an answer is one that a homeserver cannot handle.
     pub async fn run(gateway: &TestGateway, device: &Value, events: &[&str], mut at: impl FnMut(u64)) -> Self {
         let mut pusher = Self::default();
         for event_id in events {

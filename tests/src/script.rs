@@ -1,11 +1,11 @@
-//! What a stand-in shall answer, by key (a device token, a path).
+//! Scripted answers of a stand-in, by key (a device token, a path).
 
 use std::collections::{HashMap, VecDeque};
 
 use crate::tls_server::Answer;
 use parking_lot::Mutex;
 
-/// Programmed answers: first those for one time, in order, then the lasting one.
+/// Scripted answers: first the one-off ones in order, then the permanent one.
 #[derive(Debug, Default)]
 pub struct Script(Mutex<HashMap<String, Lines>>);
 
@@ -16,22 +16,22 @@ struct Lines {
 }
 
 impl Script {
-    /// Answers the next request for `key` like this, once. Several calls queue up.
+    /// Sets the answer to the next request for `key`. Several calls queue up.
     pub fn once(&self, key: &str, answer: Answer) {
         self.with(key, |lines| lines.once.push_back(answer));
     }
 
-    /// Answers every request for `key` like this, once the queue is empty.
+    /// Sets the answer to every request for `key` once the queue is empty.
     pub fn always(&self, key: &str, answer: Answer) {
         self.with(key, |lines| lines.always = Some(answer));
     }
 
-    /// Forgets everything programmed for `key`.
+    /// Removes all answers for `key`.
     pub fn forget(&self, key: &str) {
         self.with(key, |lines| *lines = Lines::default());
     }
 
-    /// The answer that is due for `key`, if one was programmed.
+    /// Takes the next answer for `key`, if there is one.
     pub fn next(&self, key: &str) -> Option<Answer> {
         self.with(key, |lines| lines.once.pop_front().or_else(|| lines.always.clone()))
     }

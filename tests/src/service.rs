@@ -1,4 +1,4 @@
-//! The four push services of a gateway, for tests that ask the same of each.
+//! The four push services, for tests that run the same against each.
 
 use serde_json::{Value, json};
 
@@ -8,7 +8,7 @@ use crate::script::Script;
 use crate::tls_server::{Answer, TlsServer};
 use crate::webpush::Subscriber;
 
-/// One of them.
+/// A push service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Service {
     /// Apple's.
@@ -17,15 +17,15 @@ pub enum Service {
     Fcm,
     /// A browser's.
     WebPush,
-    /// A push server that somebody runs.
+    /// A self-hosted UnifiedPush server.
     UnifiedPush,
 }
 
 impl Service {
-    /// All of them.
+    /// All services.
     pub const ALL: [Self; 4] = [Self::Apns, Self::Fcm, Self::WebPush, Self::UnifiedPush];
 
-    /// Its server.
+    /// The server of its stand-in.
     pub fn server(self, gateway: &TestGateway) -> &TlsServer {
         match self {
             Self::Apns => &gateway.apns.server,
@@ -35,7 +35,7 @@ impl Service {
         }
     }
 
-    /// What it answers.
+    /// Its scripted answers.
     pub fn script(self, gateway: &TestGateway) -> &Script {
         match self {
             Self::Apns => gateway.apns.script(),
@@ -45,7 +45,7 @@ impl Service {
         }
     }
 
-    /// Its way to say that a pushkey is dead.
+    /// Its answer for a dead pushkey.
     pub fn gone(self) -> Answer {
         match self {
             Self::Apns => crate::apns::refusal(410, "Unregistered"),
@@ -54,7 +54,7 @@ impl Service {
         }
     }
 
-    /// Device number `number` of the service.
+    /// The device with this number.
     pub fn target(self, gateway: &TestGateway, number: u8) -> Target {
         match self {
             Self::Apns => Target::Token(self, apns_token(number)),
@@ -68,7 +68,7 @@ impl Service {
     }
 }
 
-/// A device, as its push service knows it.
+/// A device, as its push service identifies it.
 #[derive(Debug)]
 pub enum Target {
     /// By a token.
@@ -85,7 +85,7 @@ pub enum Target {
 }
 
 impl Target {
-    /// What its push service's answers are scripted by.
+    /// The key for scripting its push service's answers.
     pub fn key(&self) -> &str {
         match self {
             Self::Token(_, token) => token,
@@ -94,7 +94,7 @@ impl Target {
         }
     }
 
-    /// As a homeserver names it.
+    /// The device in a homeserver's request.
     pub fn device(&self) -> Value {
         match self {
             Self::Token(Service::Apns, token) => ios(token),
@@ -113,7 +113,7 @@ impl Target {
         }
     }
 
-    /// The ids of the events that its push service saw for it, in order; only those that it said it took, or all.
+    /// The ids of the events that its push service received for it, in order; optionally only the accepted ones.
     pub fn events(&self, gateway: &TestGateway, taken_only: bool) -> Vec<String> {
         let id = |payload: &Value| payload["event_id"].as_str().unwrap_or_default().to_owned();
         match self {

@@ -1,11 +1,11 @@
-//! A configuration file in the making: later settings win over earlier ones.
+//! Builds a configuration file; later settings override earlier ones.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
 use serde_json::Value;
 
-/// Sections of keys, written out as TOML.
+/// Sections of keys, rendered as TOML.
 #[derive(Clone, Debug, Default)]
 pub struct Settings {
     sections: BTreeMap<String, BTreeMap<String, String>>,
@@ -13,14 +13,14 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// Sets `key` of `[section]`. JSON's strings, numbers, booleans and arrays of them are TOML's too.
+    /// Sets `key` of `[section]`. JSON strings, numbers, booleans and arrays of them are valid TOML.
     pub fn set(&mut self, section: &str, key: &str, value: impl Into<Value>) -> &mut Self {
         let value: Value = value.into();
         self.sections.entry(section.to_owned()).or_default().insert(key.to_owned(), value.to_string());
         self
     }
 
-    /// Takes `key` of `[section]` out again.
+    /// Removes `key` of `[section]`.
     pub fn remove(&mut self, section: &str, key: &str) -> &mut Self {
         if let Some(keys) = self.sections.get_mut(section) {
             keys.remove(key);
@@ -28,7 +28,7 @@ impl Settings {
         self
     }
 
-    /// Takes a whole section out.
+    /// Removes a whole section.
     pub fn remove_section(&mut self, section: &str) -> &mut Self {
         self.sections.remove(section);
         self
@@ -43,14 +43,14 @@ impl Settings {
         self
     }
 
-    /// Appends text as it is, after all sections.
+    /// Appends raw text after all sections.
     pub fn append(&mut self, text: &str) -> &mut Self {
         self.tail.push('\n');
         self.tail.push_str(text);
         self
     }
 
-    /// The file.
+    /// The file's content.
     pub fn toml(&self) -> String {
         let mut text = String::new();
         for (section, keys) in &self.sections {

@@ -5,10 +5,10 @@ use std::net::{IpAddr, SocketAddr};
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
-/// Some silent servers. They stop when this is dropped.
+/// Silent servers, stopped on drop.
 #[derive(Debug)]
 pub struct Silence {
-    /// Where they listen.
+    /// Their addresses.
     pub addresses: Vec<SocketAddr>,
     _servers: JoinSet<()>,
 }

@@ -1,4 +1,4 @@
-//! An SMTP server (RFC 5321) that keeps what it gets.
+//! A stand-in for an SMTP server (RFC 5321) that records the mail it receives.
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -15,18 +15,18 @@ use tokio_rustls::TlsAcceptor;
 use crate::mail::{Part, first_link};
 use crate::record::Record;
 
-/// A mail as it arrived.
+/// A received mail.
 #[derive(Clone, Debug)]
 pub struct Mail {
-    /// Sender of the envelope.
+    /// The envelope's sender.
     pub from: String,
-    /// Recipients of the envelope.
+    /// The envelope's recipients.
     pub to: Vec<String>,
-    /// The message, dots unstuffed.
+    /// The message, after dot-unstuffing.
     pub raw: String,
     /// Whether it came over TLS.
     pub encrypted: bool,
-    /// Whose password it came with, if any.
+    /// The authenticated user, if any.
     pub user: Option<String>,
 }
 
@@ -35,23 +35,23 @@ pub struct Mail {
 pub enum Tls {
     /// Never.
     None,
-    /// After STARTTLS, with this certificate; it takes no mail before.
+    /// After STARTTLS, with this certificate; no mail is accepted before.
     Starttls(Arc<rustls::ServerConfig>),
     /// From the first byte.
     Immediate(Arc<rustls::ServerConfig>),
 }
 
-/// What a server asks of its clients.
+/// What a server requires of its clients.
 #[derive(Clone)]
 pub struct Demands {
     /// Encryption.
     pub tls: Tls,
-    /// A user's name and password (AUTH PLAIN or LOGIN).
+    /// User name and password (AUTH PLAIN or LOGIN).
     pub login: Option<(String, String)>,
 }
 
 impl Mail {
-    /// The message taken apart.
+    /// The parsed message.
     pub fn message(&self) -> Part {
         Part::parse(&self.raw)
     }
@@ -60,7 +60,7 @@ impl Mail {
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// If there is none.
     pub fn text(&self) -> String {
         self.message().find("text/plain").expect("a mail has a text part")
     }
@@ -69,19 +69,19 @@ impl Mail {
     ///
     /// # Panics
     ///
-    /// When there is none.
+    /// If there is none.
     pub fn link(&self) -> String {
         let text = self.text();
         first_link(&text).unwrap_or_else(|| panic!("no link in this mail:\n{text}"))
     }
 }
 
-/// The running server. It stops when it is dropped.
+/// The running server, stopped on drop.
 #[derive(Debug)]
 pub struct Smtp {
     /// Where it listens.
     pub address: SocketAddr,
-    /// Every mail accepted.
+    /// Every accepted mail.
     pub mails: Arc<Record<Mail>>,
     refused: Arc<Mutex<HashSet<String>>>,
     task: JoinHandle<()>,
@@ -99,7 +99,7 @@ impl Smtp {
         Self::start_with(Demands { tls: Tls::None, login: None }).await
     }
 
-    /// Listens on a free port of 127.0.0.1, with demands.
+    /// Listens on a free port of 127.0.0.1, with these requirements.
     pub async fn start_with(demands: Demands) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
@@ -133,21 +133,21 @@ impl Smtp {
         self.address.port()
     }
 
-    /// From now on answers 550 to mail for `address`, and to mail from it.
+    /// Answers 550 to mail to or from `address` from now on.
     pub fn refuse(&self, address: &str) {
         self.refused.lock().insert(address.to_owned());
     }
 
-    /// How many mails came for `recipient` so far.
+    /// The number of mails for `recipient` so far.
     pub fn count_for(&self, recipient: &str) -> usize {
         self.mails.all().iter().filter(|mail| is_for(mail, recipient)).count()
     }
 
-    /// The `number`th mail (from 1) for `recipient`, as soon as it is there.
+    /// Waits for the `number`th mail (counted from 1) for `recipient`.
     ///
     /// # Panics
     ///
-    /// When it does not come.
+    /// If it does not arrive in time.
     pub async fn mail_for(&self, recipient: &str, number: usize) -> Mail {
         self.mails
             .wait_for(&format!("mail {number} for {recipient}"), |mail| {
@@ -168,7 +168,7 @@ trait Wire: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Wire for T {}
 
-/// Serves a connection, encrypting it as demanded. A handshake that fails ends it.
+/// Serves a connection, with TLS as required. A failed handshake ends it.
 async fn connection(
     stream: Box<dyn Wire>,
     demands: &Demands,
@@ -187,7 +187,7 @@ async fn connection(
             let Some(stream) = session.serve(stream, true).await? else { return Ok(()) };
             let stream: Box<dyn Wire> = Box::new(TlsAcceptor::from(Arc::clone(config)).accept(stream).await?);
             session.encrypted = true;
-            // There is no second greeting (RFC 3207, 4.2).
+            // No second greeting after STARTTLS (RFC 3207, 4.2).
             session.serve(stream, false).await.map(|_| ())
         }
     }
@@ -202,7 +202,7 @@ struct Session<'a> {
 }
 
 impl Session<'_> {
-    /// Talks until the client leaves, or wants to encrypt: then the connection comes back.
+    /// Runs the protocol until the client disconnects, or sends STARTTLS: then the connection is returned.
     async fn serve(&mut self, stream: Box<dyn Wire>, greet: bool) -> std::io::Result<Option<Box<dyn Wire>>> {
         let mut stream = BufReader::new(stream);
         if greet {
@@ -324,7 +324,7 @@ fn decoded(text: &str) -> String {
     String::from_utf8_lossy(&STANDARD.decode(text).unwrap_or_default()).into_owned()
 }
 
-/// A line without its end; none when the client is gone.
+/// Reads a line without its end; None if the client has disconnected.
 async fn read_line(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<Option<String>> {
     let mut line = Vec::new();
     if stream.read_until(b'\n', &mut line).await? == 0 {
@@ -333,7 +333,7 @@ async fn read_line(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<Opt
     Ok(Some(String::from_utf8_lossy(&line).trim_end().to_owned()))
 }
 
-/// The message up to the line with a single dot.
+/// Reads the message up to the line with a single dot.
 async fn data(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<String> {
     let mut raw = Vec::new();
     loop {
@@ -349,7 +349,7 @@ async fn data(stream: &mut BufReader<Box<dyn Wire>>) -> std::io::Result<String> 
     }
 }
 
-/// What stands between the angle brackets.
+/// The text between the angle brackets.
 fn address(line: &str) -> String {
     let start = line.find('<').map_or(line.len(), |at| at + 1);
     let end = line.find('>').unwrap_or(line.len());

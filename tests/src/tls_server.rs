@@ -1,4 +1,4 @@
-//! An HTTP server over TLS that records what it is asked and answers as it is told.
+//! An HTTPS server that records requests and gives prepared answers.
 
 use std::future::pending;
 use std::io;
@@ -25,10 +25,10 @@ use tokio_rustls::TlsAcceptor;
 use crate::fault::{Fault, Faults};
 use crate::record::Record;
 
-/// Requests at once on one connection: FCM's limit.
+/// Concurrent requests per connection: FCM's limit.
 const STREAMS: u32 = 100;
 
-/// A request as it arrived.
+/// A received request.
 #[derive(Clone, Debug)]
 pub struct Request {
     /// The method.
@@ -39,15 +39,15 @@ pub struct Request {
     pub query: String,
     /// The headers; names in lower case.
     pub headers: HeaderMap,
-    /// The host asked for: the Host header, or HTTP/2's authority.
+    /// The requested host: the Host header, or HTTP/2's `:authority`.
     pub host: String,
     /// The whole body.
     pub body: Bytes,
     /// HTTP/1.1 or HTTP/2.
     pub version: Version,
-    /// The name that the client asked for in the TLS handshake; none when it connected to an address.
+    /// The server name (SNI) of the TLS handshake; None if the client connected to an IP address.
     pub sni: Option<String>,
-    /// Whether the client showed a certificate, which was verified then.
+    /// Whether the client presented a valid certificate.
     pub client_certificate: bool,
 }
 
@@ -57,12 +57,12 @@ impl Request {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The body as JSON; `Null` when it is none.
+    /// The body as JSON; `Null` if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
 
-    /// A parameter of the query, decoded.
+    /// A query parameter, decoded.
     pub fn parameter(&self, name: &str) -> Option<String> {
         url::form_urlencoded::parse(self.query.as_bytes())
             .find(|(key, _)| key == name)
@@ -70,23 +70,23 @@ impl Request {
     }
 }
 
-/// What to answer.
+/// A prepared answer.
 #[derive(Clone, Debug)]
 pub enum Answer {
     /// A status, headers and a body.
     Reply {
         /// The status.
         status: StatusCode,
-        /// Headers beside the content type.
+        /// Headers besides the content type.
         headers: Vec<(&'static str, String)>,
         /// The body.
         body: Bytes,
     },
     /// Never answer.
     Hang,
-    /// Break the connection (HTTP/1.1) or reset the stream (HTTP/2).
+    /// Close the connection (HTTP/1.1) or reset the stream (HTTP/2).
     Reset,
-    /// Answer so, but only after this time.
+    /// Give this answer after a delay.
     Late(Duration, Box<Answer>),
 }
 
@@ -101,7 +101,7 @@ impl Answer {
         Self::bytes(status, body.to_owned())
     }
 
-    /// The same, for one that is no text.
+    /// An answer with this binary body.
     pub fn bytes(status: u16, body: impl Into<Bytes>) -> Self {
         Self::Reply { status: StatusCode::from_u16(status).unwrap(), headers: Vec::new(), body: body.into() }
     }
@@ -120,7 +120,7 @@ impl Answer {
         self
     }
 
-    /// Whether it tells the client that all went well.
+    /// Whether it has a success status.
     pub fn is_success(&self) -> bool {
         match self {
             Self::Reply { status, .. } => status.is_success(),
@@ -130,10 +130,10 @@ impl Answer {
     }
 }
 
-/// What decides about the answer to a request.
+/// Decides the answer to a request.
 pub type Handler = Arc<dyn Fn(Request) -> BoxFuture<'static, Answer> + Send + Sync>;
 
-/// A running server. It stops, and its connections break, when it is dropped.
+/// A running server. On drop it stops and closes its connections.
 #[derive(Debug)]
 pub struct TlsServer {
     /// Where it listens.
@@ -144,15 +144,15 @@ pub struct TlsServer {
     task: JoinHandle<()>,
 }
 
-/// What all connections of a server share.
+/// State shared by all connections of a server.
 #[derive(Debug)]
 struct Shared {
     faults: Faults,
-    /// Connections that came, whatever became of them.
+    /// Connections accepted so far, including failed ones.
     connections: AtomicU32,
-    /// Requests at once on one connection.
+    /// Concurrent requests per connection.
     streams: AtomicU32,
-    /// Changes when all open connections shall break.
+    /// Changes to close all open connections.
     cut: watch::Sender<()>,
 }
 
@@ -176,7 +176,7 @@ impl TlsServer {
     ///
     /// # Panics
     ///
-    /// When it cannot: ports below 1024 may need a permission.
+    /// If it cannot bind: ports below 1024 may need privileges.
     pub async fn start_on<F, Fut>(address: SocketAddr, config: Arc<rustls::ServerConfig>, handler: F) -> Self
     where
         F: Fn(Request) -> Fut + Send + Sync + 'static,
@@ -199,22 +199,22 @@ impl TlsServer {
         Self { address, requests, shared, task }
     }
 
-    /// Which connections go wrong.
+    /// Injected connection failures.
     pub fn faults(&self) -> &Faults {
         &self.shared.faults
     }
 
-    /// How many connections came.
+    /// The number of connections accepted so far.
     pub fn connections(&self) -> u32 {
         self.shared.connections.load(Ordering::SeqCst)
     }
 
-    /// Allows so many requests at once on each connection that comes from now on.
+    /// Sets the limit of concurrent requests for new connections.
     pub fn allow_streams(&self, streams: u32) {
         self.shared.streams.store(streams, Ordering::SeqCst);
     }
 
-    /// Breaks all open connections.
+    /// Closes all open connections.
     pub fn cut(&self) {
         self.shared.cut.send_replace(());
     }
@@ -230,7 +230,7 @@ impl TlsServer {
     }
 }
 
-/// What a connection needs to know.
+/// Per-connection context.
 #[derive(Clone)]
 struct Connection {
     handler: Handler,
@@ -239,7 +239,7 @@ struct Connection {
 }
 
 async fn accept(listener: TcpListener, tls: TlsAcceptor, connection: Connection) {
-    // Dropped with this task, and with it every connection.
+    // Dropped with this task, which aborts every connection.
     let mut connections = JoinSet::new();
     loop {
         tokio::select! {
@@ -260,7 +260,7 @@ async fn accept(listener: TcpListener, tls: TlsAcceptor, connection: Connection)
     }
 }
 
-/// Serves one connection. A failed handshake ends it: the client's side of the story is what tests look at.
+/// Serves one connection. A failed handshake ends it silently: tests check the client's side.
 async fn serve(stream: TcpStream, tls: TlsAcceptor, connection: Connection) {
     let _ = stream.set_nodelay(true);
     let Connection { handler, requests, shared } = connection;
@@ -275,7 +275,7 @@ async fn serve(stream: TcpStream, tls: TlsAcceptor, connection: Connection) {
         None => {}
         Some(Fault::CutBefore) => return,
         Some(fault) => {
-            // It ends when the client has hung up.
+            // Ends when the client disconnects.
             let _ = shared.faults.play(fault, stream).await;
             return;
         }

@@ -1,4 +1,4 @@
-//! A stand-in push server for UnifiedPush: takes what it is sent, plain or encrypted, and keeps it.
+//! A stand-in for a UnifiedPush server: accepts messages, plain or encrypted, and records them.
 
 use std::sync::Arc;
 
@@ -11,16 +11,16 @@ use crate::script::Script;
 use crate::tls_server::{Answer, Request, TlsServer};
 use crate::webpush::HOST;
 
-/// A message as the push server saw it.
+/// A message as the push server received it.
 #[derive(Clone, Debug)]
 pub struct UnifiedPushMessage {
-    /// The path, which says for whom it is.
+    /// The path, which identifies the recipient.
     pub path: String,
     /// The headers.
     pub headers: HeaderMap,
     /// The body.
     pub body: Vec<u8>,
-    /// Whether it was answered with a success.
+    /// Whether it was accepted.
     pub taken: bool,
 }
 
@@ -30,7 +30,7 @@ impl UnifiedPushMessage {
         self.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default()
     }
 
-    /// The body as JSON; `Null` when it is none.
+    /// The body as JSON; `Null` if it is not JSON.
     pub fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap_or_default()
     }
@@ -42,10 +42,10 @@ struct State {
     messages: Record<UnifiedPushMessage>,
 }
 
-/// The running push server. It stops when it is dropped.
+/// The running push server, stopped on drop.
 #[derive(Debug)]
 pub struct PushServer {
-    /// The server below it.
+    /// The underlying server.
     pub server: TlsServer,
     state: Arc<State>,
 }
@@ -70,18 +70,18 @@ impl PushServer {
         format!("https://{HOST}:{}/up/{name}?up=1", self.server.port())
     }
 
-    /// All messages, whatever was answered.
+    /// All messages, accepted or not.
     pub fn messages(&self) -> &Record<UnifiedPushMessage> {
         &self.state.messages
     }
 
-    /// The messages for one device, by the name in its endpoint.
+    /// The messages for the device with this name in its endpoint.
     pub fn messages_for(&self, name: &str) -> Vec<UnifiedPushMessage> {
         let path = format!("/up/{name}");
         self.messages().all().into_iter().filter(|message| message.path == path).collect()
     }
 
-    /// What to answer, by the name in the endpoint.
+    /// Scripted answers, by the name in the endpoint.
     pub fn script(&self) -> &Script {
         &self.state.script
     }

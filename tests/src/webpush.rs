@@ -1,7 +1,7 @@
-//! A stand-in push service (RFC 8030), and the browser behind it, which decrypts (RFC 8291) and checks who sent
-//! (RFC 8292).
+//! A stand-in for a push service (RFC 8030), which authenticates the sender (RFC 8292), and the browser behind it,
+//! which decrypts (RFC 8291).
 //!
-//! The key agreement is another library's than the gateway's, so that both cannot be wrong in the same way.
+//! The key agreement uses a different library from the gateway's, so that they cannot share a bug.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -28,20 +28,20 @@ pub const HOST: &str = "push.test";
 /// Bytes of an uncompressed P-256 point.
 const POINT: usize = 65;
 
-/// A message as the push service saw it.
+/// A message as the push service received it.
 #[derive(Clone, Debug)]
 pub struct WebPush {
-    /// The path, which says for whom it is.
+    /// The path, which identifies the subscriber.
     pub path: String,
     /// The headers.
     pub headers: HeaderMap,
     /// The encrypted body.
     pub body: Vec<u8>,
-    /// Who sent it, as proven.
+    /// The sender's verified VAPID token.
     pub vapid: Jwt,
-    /// The sender's public key, in base64 as it came.
+    /// The sender's public key, in base64 as received.
     pub vapid_key: String,
-    /// Whether it was answered with a success.
+    /// Whether it was accepted.
     pub taken: bool,
 }
 
@@ -58,10 +58,10 @@ struct State {
     pushes: Record<WebPush>,
 }
 
-/// The running push service. It stops when it is dropped.
+/// The running push service, stopped on drop.
 #[derive(Debug)]
 pub struct PushService {
-    /// The server below it.
+    /// The underlying server.
     pub server: TlsServer,
     state: Arc<State>,
     vapid_private: String,
@@ -69,7 +69,7 @@ pub struct PushService {
 }
 
 impl PushService {
-    /// Starts one for [`HOST`], and makes a VAPID key for the gateway.
+    /// Starts one for [`HOST`], and generates a VAPID key for the gateway.
     pub async fn start(ca: &Ca) -> Self {
         let state = Arc::new(State::default());
         let server = TlsServer::start(ca.leaf(&[HOST, "127.0.0.1"], Alpn::Both), {
@@ -89,7 +89,7 @@ impl PushService {
         folder.write("vapid.pem", &self.vapid_private)
     }
 
-    /// The public half, in base64 as it stands in a header.
+    /// The public half of the VAPID key, in base64 as in the header.
     pub fn vapid_public_key(&self) -> String {
         URL_SAFE_NO_PAD.encode(&self.vapid_public)
     }
@@ -99,7 +99,7 @@ impl PushService {
         format!("https://{HOST}:{}", self.server.port())
     }
 
-    /// The messages with good proof of their sender, whatever was answered.
+    /// All messages with valid VAPID authentication, accepted or not.
     pub fn pushes(&self) -> &Record<WebPush> {
         &self.state.pushes
     }
@@ -109,12 +109,12 @@ impl PushService {
         self.pushes().all().into_iter().filter(|push| push.path == subscriber.path).collect()
     }
 
-    /// What to answer, by path.
+    /// Scripted answers, by path.
     pub fn script(&self) -> &Script {
         &self.state.script
     }
 
-    /// A new subscriber of this service.
+    /// Creates a subscriber of this service.
     pub fn subscribe(&self, name: &str) -> Subscriber {
         Subscriber::new(&self.origin(), name)
     }
@@ -145,7 +145,7 @@ impl State {
     }
 }
 
-/// Checks `Authorization: vapid t=…, k=…`.
+/// Verifies `Authorization: vapid t=…, k=…`.
 fn vapid(request: &Request) -> Result<(Jwt, String), String> {
     let credentials = request.header("authorization").strip_prefix("vapid ").ok_or("no vapid credentials")?;
     let part = |name: &str| credentials.split(',').find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='));
@@ -164,7 +164,7 @@ fn vapid(request: &Request) -> Result<(Jwt, String), String> {
     Ok((jwt, key.to_owned()))
 }
 
-/// A browser that subscribed to a push service.
+/// A browser subscribed to a push service.
 pub struct Subscriber {
     secret: SecretKey,
     auth: [u8; 16],
@@ -184,7 +184,7 @@ impl Subscriber {
         let mut secret = [0; 32];
         let mut auth = [0; 16];
         random.fill(&mut auth).unwrap();
-        // Almost every 32 bytes are a P-256 key.
+        // Almost any 32 bytes are a valid P-256 key, so retrying is cheap.
         let secret = loop {
             random.fill(&mut secret).unwrap();
             if let Ok(secret) = SecretKey::from_slice(&secret) {
@@ -204,17 +204,17 @@ impl Subscriber {
         URL_SAFE_NO_PAD.encode(self.auth)
     }
 
-    /// Where pushes go.
+    /// The endpoint that pushes are sent to.
     pub fn endpoint(&self) -> String {
         format!("{}{}", self.origin, self.path)
     }
 
-    /// The path of the endpoint, by which the push service is scripted.
+    /// The path of the endpoint: the key for scripting the push service's answers.
     pub fn path(&self) -> &str {
         &self.path
     }
 
-    /// The device as a homeserver names it to the gateway.
+    /// The device in a homeserver's request to the gateway.
     pub fn device(&self, app_id: &str) -> Value {
         json!({
             "app_id": app_id,
@@ -227,7 +227,7 @@ impl Subscriber {
     ///
     /// # Errors
     ///
-    /// What does not hold.
+    /// A description of what is invalid.
     pub fn decrypt(&self, message: &[u8]) -> Result<Value, String> {
         // RFC 8188: salt, record size, length of the key id, key id (the sender's public key), records.
         let (salt, rest) = message.split_at_checked(16).ok_or("too short for a salt")?;
@@ -257,7 +257,7 @@ impl Subscriber {
         let plain = key
             .open_in_place(nonce, Aad::empty(), &mut record)
             .map_err(|_| "it was not encrypted for this subscriber")?;
-        // The last record ends with a 2 and any number of zeros.
+        // The last record ends with a 2, then any number of zeros.
         let end = plain.iter().rposition(|byte| *byte != 0).ok_or("no delimiter")?;
         if plain[end] != 2 {
             return Err("not the last record".to_owned());
@@ -270,7 +270,7 @@ impl Subscriber {
     }
 }
 
-/// HKDF-SHA-256 (RFC 5869) for up to 32 bytes, of which the caller takes what it needs.
+/// HKDF-SHA-256 (RFC 5869); returns 32 bytes, of which the caller uses as many as it needs.
 fn hkdf(salt: &[u8], input: &[u8], info: &[u8]) -> [u8; 32] {
     let extracted = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salt), input);
     let mut expand = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, extracted.as_ref()));
@@ -295,7 +295,7 @@ mod tests {
         let message = "DGv6ra1nlYgDCS1FRnbzlwAAEABBBP4z9KsN6nGRTbVYI_c7VJSPQTBtkgcy27mlmlMoZIIgDll6e3vCYLocInmYWAmS6\
                        TlzAC8wEqKK6PBru3jl7A_yl95bQpu6cVPTpK4Mqgkf1CXztLVBSt2Ks3oZwbuwXPXLWyouBWLVWGNWQexSgSxsj_Qu\
                        lcy4a-fN";
-        // The example's text is no JSON, so that getting as far as reading it is the proof.
+        // The example's text is not JSON, so failing only when parsing it proves that the decryption worked.
         let outcome = subscriber.decrypt(&decode(message));
         assert!(outcome.unwrap_err().starts_with("expected value"));
     }

@@ -1,4 +1,4 @@
-//! Load over keep-alive connections, with as little work on this side as can be: the same machine serves.
+//! Load over keep-alive connections, with as little work as possible on this side: the server runs on the same machine.
 
 use std::{
     net::SocketAddr,
@@ -10,19 +10,20 @@ use tokio::{
     net::TcpStream,
 };
 
-/// What a run showed.
+/// The results of a run.
 pub(crate) struct Run {
-    /// Requests in a second.
+    /// Requests per second.
     pub(crate) per_second: f64,
-    /// The median of the latencies.
+    /// The median latency.
     pub(crate) p50: Duration,
-    /// Of a hundred requests, the slowest but one.
+    /// The 99th percentile of the latency.
     pub(crate) p99: Duration,
-    /// One answer's body.
+    /// The body of one answer.
     pub(crate) body: Vec<u8>,
 }
 
-/// Sends what `request` makes for each number, over `connections` at once, for `time`. Every answer must be 200.
+/// Sends the requests that `request` builds from a number, over `connections` connections, for `time`. Every answer has
+/// to be 200.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) async fn run(
     address: SocketAddr,

@@ -1,4 +1,4 @@
-//! Lookups against a filled index; the limit is the same server parsing the same body and answering a constant.
+//! Lookups against a filled index. The baseline is the same HTTP server parsing the same body and answering a constant.
 
 use std::{
     borrow::Cow,
@@ -33,7 +33,7 @@ use crate::{Part, load, resident_mib, size_mib};
 const TIME: Duration = Duration::from_secs(4);
 const CONNECTIONS: u64 = 8;
 
-/// Prints what lookups of 10, 100 and 1000 hashes come to, half of them known.
+/// Measures lookups of 10, 100 and 1000 hashes, half of them known.
 pub(crate) async fn measure(associations: u32) {
     println!("waypost-identity, {associations} associations (SQLite)");
     println!("  program                        {:>10.1} MiB", size_mib(IDENTITY));
@@ -90,7 +90,7 @@ pub(crate) async fn measure(associations: u32) {
     }
 }
 
-/// Writes associations into the database as the server itself would, with its own keys.
+/// Writes associations into the database as the server would, with its keys.
 async fn fill(t: &TestIdentity, associations: u32) {
     let data = t.server.folder.path().join("data");
     let keys = fs::read_to_string(data.join("storage.key")).unwrap();
@@ -121,7 +121,7 @@ async fn fill(t: &TestIdentity, associations: u32) {
     pool.close().await;
 }
 
-/// The body as the server itself reads it.
+/// The body in the form that the server parses.
 #[derive(Deserialize)]
 struct LookupRequest<'a> {
     #[serde(borrow)]
@@ -133,7 +133,7 @@ struct LookupRequest<'a> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-/// The limit: parses, decodes nothing, looks nothing up, answers the same bytes.
+/// The baseline: parses the body and answers the same bytes, without decoding or looking up anything.
 pub(crate) async fn serve_constant(body_file: &str) {
     async fn constant(body: bytes::Bytes, request: Incoming) -> Result<Response, MatrixError> {
         let lookup: LookupRequest<'_> = serde_json::from_slice(&request.body).unwrap();

@@ -1,8 +1,8 @@
-//! Measures the two programs, each beside a limit in the same run: `cargo bench-all`.
+//! Measures the two programs, each against a baseline (`limit`) in the same run: `cargo bench-all`.
 //!
-//! This says how close to what the machine can do they come, not how fast the machine is: quote the ratios.
+//! This shows how close they come to what the machine can do, not how fast the machine is: quote the ratios.
 
-// A measurement that cannot go on ends at once.
+// A measurement that cannot continue ends at once.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::large_futures)]
 
 mod load;
@@ -26,17 +26,17 @@ async fn main() {
         ["lookup"] => lookup::measure(100_000).await,
         ["lookup", associations] => lookup::measure(associations.parse().unwrap()).await,
         ["notify"] => notify::measure().await,
-        // The other side of a measurement, in a process of its own.
+        // The counterpart of a measurement, in a process of its own.
         ["serve-constant", body_file] => lookup::serve_constant(body_file).await,
         ["serve-provider", ca_file] => provider::serve(ca_file).await,
         _ => println!("cargo bench-all [lookup [ASSOCIATIONS] | notify]"),
     }
 }
 
-/// A part of this program in a process of its own, which prints a line when it is ready. It is killed when dropped.
+/// A part of this program in a process of its own, which prints a line when it is ready. Killed on drop.
 struct Part {
     child: std::process::Child,
-    /// The line.
+    /// The line that it printed.
     ready: String,
 }
 
@@ -63,7 +63,7 @@ fn resident_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmRSS:")
 }
 
-/// The same at its highest so far.
+/// Peak resident memory of a process in MiB, from /proc.
 fn peak_mib(pid: u32) -> f64 {
     memory_mib(pid, "VmHWM:")
 }
@@ -75,7 +75,7 @@ fn memory_mib(pid: u32, what: &str) -> f64 {
     kib / 1024.0
 }
 
-/// The size of a program's file in MiB.
+/// The size of a program's binary in MiB.
 #[allow(clippy::cast_precision_loss)]
 fn size_mib(name: &str) -> f64 {
     fs::metadata(program(name)).unwrap().len() as f64 / (1024.0 * 1024.0)

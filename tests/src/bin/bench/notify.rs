@@ -1,5 +1,5 @@
-//! Pushes to a service that answers at once, and to one that takes its time; the limit is the same pushes over the same
-//! client without our server.
+//! Pushes to a service that answers at once, and to a slow one. The baseline is the same pushes over the same client
+//! without the gateway.
 
 use std::{
     net::SocketAddr,
@@ -21,12 +21,12 @@ use crate::{Part, load, peak_mib, resident_mib, size_mib};
 
 const TIME: Duration = Duration::from_secs(4);
 const CONNECTIONS: u64 = 32;
-/// Connections to a service that takes 50 ms, so that it is not the number of them that is measured.
+/// Connections for a service that takes 50 ms; enough that their number is not the bottleneck.
 const LATE_CONNECTIONS: u64 = 256;
-/// Devices of a request where many pushes are to be under way.
+/// Devices per request where many pushes have to be in flight.
 const DEVICES: usize = 100;
 
-/// Prints what notify comes to for each push service.
+/// Measures notify for each push service.
 pub(crate) async fn measure() {
     println!("waypost-push-gateway, one device in a request");
     println!("  program                        {:>10.1} MiB", size_mib(PUSH_GATEWAY));
@@ -59,7 +59,7 @@ pub(crate) async fn measure() {
     many_under_way(&provider_url, &ca_file).await;
 }
 
-/// 10,000 pushes under way to a service that takes a second, in requests of 100 devices.
+/// 10,000 pushes in flight to a service that takes a second, in requests of 100 devices.
 async fn many_under_way(provider_url: &str, ca_file: &str) {
     let server = gateway(provider_url, ca_file).await;
     let address = address(&server);
@@ -78,10 +78,10 @@ async fn many_under_way(provider_url: &str, ca_file: &str) {
         ours.p50.as_secs_f64() * 1000.0,
         ours.p99.as_secs_f64() * 1000.0
     );
-    println!("  memory at the most             {:>10.1} MiB", peak_mib(server.id()));
+    println!("  peak memory                    {:>10.1} MiB", peak_mib(server.id()));
 }
 
-/// A gateway with an app for each push service and for each way that it answers: `apns`, `apns/late/50`, …
+/// A gateway with an app for each push service and each delay: `apns`, `apns/late/50`, …
 async fn gateway(provider_url: &str, ca_file: &str) -> Server {
     let folder = TempFolder::new();
     let apns_key = text(&folder.write("apns.p8", &jwt::p256_key().0));
@@ -95,7 +95,7 @@ async fn gateway(provider_url: &str, ca_file: &str) -> Server {
         .set("outbound", "extra_ca_file", ca_file)
         .set("outbound", "allowed_ranges", vec!["127.0.0.0/8"])
         .set("log", "format", "json")
-        // One source pushes to one device as fast as it can, which is what limits are against.
+        // One source pushes to one device as fast as it can, which is what the limits prevent.
         .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\n");
     for late in ["", "/late/50", "/late/1000"] {
         let app = |provider: &str| vec![("id", json!(format!("{provider}{late}"))), ("max_in_flight", json!(20_000))];
@@ -164,7 +164,7 @@ fn request(number: u64, devices: &[Value]) -> Vec<u8> {
     .into_bytes()
 }
 
-/// Requests a second over the client that the gateway itself uses.
+/// Requests per second over the client that the gateway uses.
 #[allow(clippy::cast_precision_loss)]
 async fn directly(provider_url: &str, ca_file: &str, under_way: u64) -> f64 {
     let config = OutboundConfig { extra_ca_file: Some(ca_file.into()), ..OutboundConfig::default() };

@@ -1,5 +1,5 @@
-//! A push service that takes everything and looks at nothing, over HTTP/2 and TLS: at once, or below `/late/MS` after so
-//! many milliseconds.
+//! A push service over HTTP/2 and TLS that accepts everything unseen: at once, or below `/late/MS` after that many
+//! milliseconds.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -14,7 +14,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 use waypost_tests::ca::{Alpn, Ca};
 
-/// Serves until it is killed; writes its root certificate to `ca_file` and prints its address.
+/// Writes the root certificate to `ca_file`, prints the address, and serves until killed.
 pub(crate) async fn serve(ca_file: &str) {
     let ca = Ca::new();
     std::fs::write(ca_file, ca.pem()).unwrap();
@@ -34,7 +34,7 @@ pub(crate) async fn serve(ca_file: &str) {
                 if let Some(late) = late {
                     tokio::time::sleep(late).await;
                 }
-                // Good enough for a token endpoint, too.
+                // Serves as a token endpoint as well.
                 let body = Bytes::from_static(
                     br#"{"name":"x","access_token":"token","expires_in":3600,"token_type":"Bearer"}"#,
                 );

@@ -1,23 +1,23 @@
-//! Builds the two programs that the demo shows, in the profile that the demo itself was built in.
+//! Builds the two programs in the same profile as the demo.
 
 use std::process::Command;
 use std::time::Instant;
 
 use waypost_tests::process::{IDENTITY, PUSH_GATEWAY};
 
-/// Runs cargo, whose progress goes to the terminal.
+/// Runs cargo, with its progress on the terminal.
 pub(crate) fn build() -> Result<(), String> {
     println!("Building {IDENTITY} and {PUSH_GATEWAY}; the first time takes a few minutes.");
     let start = Instant::now();
-    // Set by `cargo run`; without it the demo was started by hand.
+    // Set by `cargo run`; absent if the demo was started directly.
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let mut command = Command::new(cargo);
-    // In the workspace's root and without `--package`, as the alias `cargo demo` does it: cargo then chooses the same
+    // In the workspace root and without `--package`, like the alias `cargo demo`, so that cargo selects the same
     // features for both builds. With `--package` it would build a third of the crates twice.
     command.args(["build", "--bin", IDENTITY, "--bin", PUSH_GATEWAY]);
     command.current_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/.."));
     match profile().as_str() {
-        // The development profile's folder has another name than the profile.
+        // The folder of the `dev` profile is called `debug`.
         "debug" => {}
         profile => {
             command.args(["--profile", profile]);
@@ -31,7 +31,7 @@ pub(crate) fn build() -> Result<(), String> {
     Ok(())
 }
 
-/// The folder that this program lies in: target/PROFILE/demo.
+/// The folder of this program, target/PROFILE/demo.
 fn profile() -> String {
     std::env::current_exe()
         .ok()

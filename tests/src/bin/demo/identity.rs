@@ -1,4 +1,4 @@
-//! The identity server's half: from an OpenID token to a contact that was found.
+//! The identity server's half: from an OpenID token to a contact found by lookup.
 
 use serde_json::json;
 use waypost_tests::database::Database;
@@ -7,18 +7,18 @@ use waypost_tests::matrix::{lookup_hash, verify_signed_json};
 
 use crate::report::{Outcome, Report, done, ensure};
 
-/// Whom the demo is about.
+/// The user of the demo.
 const ALICE: &str = "@alice:hs.test";
 /// Her address, as she types it.
 const EMAIL: &str = "Alice@Example.org";
-/// The same, as it is hashed.
+/// The normalized address, as it is hashed.
 const FOLDED: &str = "alice@example.org";
-/// What her client made up for this validation.
+/// The client secret of this validation.
 const SECRET: &str = "demo.client.secret";
-/// How many contacts a phone looks up at once.
+/// The number of contacts in one lookup.
 const CONTACTS: usize = 1000;
 
-/// Walks it; the server is left running. `None` when it never came up.
+/// Runs the steps and leaves the server running. `None` if it did not start.
 pub(crate) async fn walk(report: &mut Report) -> Option<TestIdentity> {
     println!("\nIdentity server: people are found by addresses that they have proven to be theirs.");
     let identity = report.step("waypost-identity starts between a mail server and a homeserver", start()).await?;
@@ -61,7 +61,7 @@ async fn account(identity: &TestIdentity) -> Outcome<String> {
         .find(|request| request.path.ends_with("/openid/userinfo"))
         .ok_or("the homeserver was not asked")?;
     let account = identity.get("/account", Some(&token)).await;
-    // Until she accepted the terms, she may not even ask who she is.
+    // Before she accepts the terms, even `/account` is forbidden.
     ensure(account.failure() == (403, "M_TERMS_NOT_SIGNED".to_owned()), account.text)?;
     let sni = asked.sni.as_deref().unwrap_or("-");
     let wire = vec![
@@ -105,7 +105,7 @@ async fn prove(identity: &TestIdentity, token: &str, link: &Link) -> Outcome<()>
     let check = format!("/3pid/getValidated3pid?sid={}&client_secret={}", link.sid, link.client_secret);
     let page = identity.api.get(&link.path_and_query, None).await;
     ensure(page.status == 200 && page.text.contains("<form"), "the page has no button")?;
-    // A mail scanner follows links too: opening it must prove nothing.
+    // Mail scanners follow links too, so opening the link must not validate anything.
     let before = identity.get(&check, Some(token)).await;
     ensure(before.errcode() == "M_SESSION_NOT_VALIDATED", before.text)?;
     let pressed = identity.press_button(link).await;

@@ -1,9 +1,9 @@
-//! `--keep`: everything stays up, with lines to try.
+//! `--keep`: keeps everything running, and prints commands to try.
 
 use waypost_tests::gateway::{ANDROID, NOTIFY, TestGateway};
 use waypost_tests::identity::{TestIdentity, V2};
 
-/// Prints the lines and waits for Ctrl-C.
+/// Prints the commands and waits for Ctrl-C.
 pub(crate) async fn keep(identity: Option<&TestIdentity>, gateway: Option<&TestGateway>) {
     println!("\nEverything is still running. Try, in another terminal:\n");
     if let Some(identity) = identity {
@@ -26,6 +26,6 @@ pub(crate) async fn keep(identity: Option<&TestIdentity>, gateway: Option<&TestG
         println!("  curl {operations}/metrics\n");
     }
     println!("Ctrl-C ends it.");
-    // Without a handler for it the programs would be left behind; should there be none, end at once.
+    // Handling Ctrl-C makes sure that the programs are stopped; if no handler can be installed, end at once.
     let _ = tokio::signal::ctrl_c().await;
 }

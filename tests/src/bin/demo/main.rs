@@ -1,10 +1,10 @@
-//! `cargo demo`: the main job of both services, on real input, in front of your eyes.
+//! `cargo demo`: shows the main job of both services with real input.
 //!
-//! Both programs run as they would in production, on loopback and with their embedded defaults. What they talk to is
-//! played by stand-ins that speak the real protocols: an SMTP server, a homeserver over TLS, APNs, FCM and a push
-//! service over HTTP/2. The exit code is 0 when everything held, 1 when not, 2 for a wrong option.
+//! Both programs run as in production, on loopback and with their built-in defaults. Their counterparts are stand-ins
+//! that speak the real protocols: an SMTP server, a homeserver over TLS, APNs, FCM and a push service over HTTP/2. The
+//! exit code is 0 if all steps succeeded, 1 if not, and 2 for an invalid option.
 
-// The demo shows what went wrong instead of hiding it, and its time-outs are real time.
+// The demo shows failures instead of hiding them, and its time-outs are in real time.
 #![allow(clippy::unwrap_used, clippy::disallowed_methods, clippy::large_futures)]
 
 mod build;
@@ -53,7 +53,7 @@ fn main() -> ExitCode {
     runtime.block_on(async {
         let walked = tokio::select! {
             walked = walk() => walked,
-            // What was started dies with the walk.
+            // Dropping the results stops the programs.
             _ = tokio::signal::ctrl_c() => return ExitCode::from(130),
         };
         if keep {
@@ -66,7 +66,7 @@ fn main() -> ExitCode {
     })
 }
 
-/// The demo after its last step, with everything still running.
+/// The state after the last step, with everything still running.
 struct Walked {
     report: Report,
     identity: Option<TestIdentity>,

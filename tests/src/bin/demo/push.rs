@@ -1,4 +1,4 @@
-//! The push gateway's half: one event, three devices, and a device that is gone.
+//! The push gateway's half: one event, three devices, and one that is gone.
 
 use serde_json::{Value, json};
 use waypost_tests::apns;
@@ -12,7 +12,7 @@ const ANDROID_TOKEN: &str = "fcm-token-of-the-demo";
 /// The event that wakes the devices.
 const EVENT_ID: &str = "$demo-event";
 
-/// Walks it; the gateway is left running. `None` when it never came up.
+/// Runs the steps and leaves the gateway running. `None` if it did not start.
 pub(crate) async fn walk(report: &mut Report) -> Option<TestGateway> {
     println!("\nPush gateway: a homeserver's notification reaches the devices.");
     let gateway = report.step("waypost-push-gateway starts between APNs, FCM and a push service", start()).await?;

@@ -1,4 +1,4 @@
-//! Prints the steps as they happen, and the table at the end.
+//! Prints the steps as they run, and a summary table at the end.
 
 use std::io::{IsTerminal as _, Write as _};
 use std::panic::AssertUnwindSafe;
@@ -8,28 +8,28 @@ use std::time::{Duration, Instant};
 use futures_util::FutureExt as _;
 use waypost_tests::process::Server;
 
-/// Longest line about what went over the wire.
+/// Longest line about the traffic, in characters.
 const WIDTH: usize = 110;
 
-/// What a step leaves: a result for the next ones, what went over the wire, and what held.
+/// The result of a successful step, with a description of the traffic and of what was verified.
 pub(crate) struct Done<R> {
-    /// For the steps after this one.
+    /// The result, for later steps.
     pub(crate) result: R,
-    /// What went over the wire, in a line or two.
+    /// The traffic, in a line or two.
     pub(crate) wire: Vec<String>,
-    /// What held, for the table.
+    /// What was verified, for the table.
     pub(crate) held: String,
 }
 
-/// The result of a step.
+/// The outcome of a step.
 pub(crate) type Outcome<R> = Result<Done<R>, String>;
 
-/// Ends a step well.
+/// Ends a step successfully.
 pub(crate) fn done<R>(result: R, held: impl Into<String>, wire: Vec<String>) -> Outcome<R> {
     Ok(Done { result, wire, held: held.into() })
 }
 
-/// Ends a step badly unless `condition` holds.
+/// Fails a step unless `condition` holds.
 pub(crate) fn ensure(condition: bool, otherwise: impl Into<String>) -> Result<(), String> {
     if condition { Ok(()) } else { Err(otherwise.into()) }
 }
@@ -48,17 +48,17 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// Begins.
+    /// Starts the report.
     pub(crate) fn new() -> Self {
-        // A stand-in that gives up panics; the step shows its message in its place.
+        // A failing stand-in panics; the step shows the panic's message itself.
         std::panic::set_hook(Box::new(|_| {}));
         Self { rows: Vec::new(), colours: std::io::stdout().is_terminal() }
     }
 
-    /// Runs one step and prints it. `None` when it failed.
+    /// Runs one step and prints it. `None` if it failed.
     pub(crate) async fn step<R>(&mut self, title: &str, work: impl Future<Output = Outcome<R>>) -> Option<R> {
         print!("\n{:>2}. {title} … ", self.rows.len() + 1);
-        // Without this the title would only show when the step is over.
+        // Otherwise the title would show only after the step.
         let _ = std::io::stdout().flush();
         let start = Instant::now();
         let outcome = AssertUnwindSafe(work).catch_unwind().await.unwrap_or_else(|panic| {
@@ -85,7 +85,7 @@ impl Report {
         result
     }
 
-    /// The step in which a program is asked to stop.
+    /// The step that stops a program.
     pub(crate) async fn stop(&mut self, name: &str, stopped: impl Future<Output = ExitStatus>) {
         self.step(&format!("{name} is asked to stop (SIGTERM)"), async {
             let status = stopped.await;
@@ -95,7 +95,7 @@ impl Report {
         .await;
     }
 
-    /// Prints what a program complained about, for a reader who wonders why a step failed.
+    /// Prints a program's warnings and errors, to explain why a step failed.
     pub(crate) fn complaints(&self, name: &str, server: &Server) {
         if self.all_held() {
             return;
@@ -108,7 +108,7 @@ impl Report {
         }
     }
 
-    /// Whether every step so far held.
+    /// Whether every step so far succeeded.
     pub(crate) fn all_held(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|row| row.good)
     }
