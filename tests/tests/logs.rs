@@ -45,13 +45,21 @@ fn arguments(text: &str) -> &str {
 
 /// The last string literal of a macro's arguments, which is its message, as it is logged.
 fn message(arguments: &str) -> String {
-    let end = arguments.rfind('"').expect("an event has a message");
-    let begin = arguments[..end].rfind('"').expect("a literal begins with a quotation mark");
+    let (mut literal, mut begin, mut escaped) = (None, None, false);
+    for (at, c) in arguments.char_indices() {
+        match (c, begin) {
+            _ if escaped => escaped = false,
+            ('\\', Some(_)) => escaped = true,
+            ('"', None) => begin = Some(at + 1),
+            ('"', Some(from)) => (literal, begin) = (Some(&arguments[from..at]), None),
+            _ => {}
+        }
+    }
     // A line that ends with a backslash goes on with the first letter of the next.
-    let mut lines = arguments[begin + 1..end].split("\\\n");
+    let mut lines = literal.expect("an event has a message").split("\\\n");
     let mut text = lines.next().unwrap_or_default().to_owned();
     lines.for_each(|line| text.push_str(line.trim_start()));
-    text
+    text.replace("\\\"", "\"")
 }
 
 fn events() -> Vec<Event> {
@@ -76,9 +84,9 @@ fn every_event_is_in_the_manual() {
     let rows: Vec<Event> = manual
         .lines()
         .filter_map(|line| {
-            let (message, rest) = line.strip_prefix("| `")?.split_once("` | ")?;
+            let (cell, rest) = line.strip_prefix("| `")?.split_once(" | ")?;
             let level = ["error", "warn", "info"].into_iter().find(|level| rest.starts_with(level))?;
-            Some(Event { level, message: message.to_owned() })
+            Some(Event { level, message: cell.trim_matches(['`', ' ']).to_owned() })
         })
         .collect();
     let events = events();
