@@ -4,12 +4,9 @@
 //! A request counts towards every address that its origin is connected or connecting to, from the moment it asks for a
 //! connection until its response has been read. While its name is being resolved it counts towards none.
 
-use std::{
-    collections::HashMap,
-    fmt,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, fmt, net::IpAddr, sync::Arc};
+
+use parking_lot::Mutex;
 
 use crate::source::source_key;
 
@@ -33,7 +30,7 @@ impl Loads {
     }
 
     fn add(&self, address: IpAddr, count: usize) -> Result<(), Crowded> {
-        let mut requests = self.lock();
+        let mut requests = self.requests.lock();
         let known = requests.get(&address).copied().unwrap_or_default();
         if count > 0 && known + count > self.most {
             return Err(Crowded);
@@ -45,18 +42,13 @@ impl Loads {
     }
 
     fn remove(&self, address: IpAddr, count: usize) {
-        let mut requests = self.lock();
+        let mut requests = self.requests.lock();
         if let Some(known) = requests.get_mut(&address) {
             *known = known.saturating_sub(count);
             if *known == 0 {
                 requests.remove(&address);
             }
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        // Every change is a single insertion or removal, so the map is consistent even after a panic.
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -86,7 +78,7 @@ impl OriginLoad {
 
     /// Counts a request towards every address of the origin.
     pub(super) fn begin(self: &Arc<Self>) -> Result<UnderWay, Crowded> {
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         let addresses: Vec<_> = state.connections.keys().copied().collect();
         for (counted, address) in addresses.iter().enumerate() {
             if let Err(crowded) = self.all.add(*address, 1) {
@@ -103,16 +95,12 @@ impl OriginLoad {
     /// Counts a connection: until it ends, the origin's requests count towards `address` too.
     pub(super) fn connect(self: &Arc<Self>, address: IpAddr) -> Result<Connected, Crowded> {
         let address = source_key(address);
-        let mut state = self.lock();
+        let mut state = self.state.lock();
         if !state.connections.contains_key(&address) {
             self.all.add(address, state.requests)?;
         }
         *state.connections.entry(address).or_default() += 1;
         Ok(Connected { load: self.clone(), address })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -122,7 +110,7 @@ pub(super) struct UnderWay(Arc<OriginLoad>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        let mut state = self.0.lock();
+        let mut state = self.0.state.lock();
         state.requests -= 1;
         for address in state.connections.keys() {
             self.0.all.remove(*address, 1);
@@ -139,7 +127,7 @@ pub(super) struct Connected {
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        let mut state = self.load.lock();
+        let mut state = self.load.state.lock();
         let Some(connections) = state.connections.get_mut(&self.address) else { return };
         *connections -= 1;
         if *connections == 0 {
@@ -177,7 +165,7 @@ mod tests {
         assert!(other.begin().is_ok());
         drop((third, waiting, two));
         drop((connected, elsewhere));
-        assert!(all.lock().is_empty(), "{:?}", all.lock());
+        assert!(all.requests.lock().is_empty(), "{:?}", all.requests.lock());
     }
 
     #[test]
@@ -191,13 +179,13 @@ mod tests {
         let _second = other.begin().unwrap();
         // THERE is full, so the request is not counted HERE either.
         assert_eq!(one.begin().err(), Some(Crowded));
-        assert_eq!(all.lock().get(&HERE), Some(&1));
+        assert_eq!(all.requests.lock().get(&HERE), Some(&1));
         drop(there);
-        assert_eq!(all.lock().get(&THERE), Some(&1));
+        assert_eq!(all.requests.lock().get(&THERE), Some(&1));
         drop(again);
-        assert_eq!(all.lock().get(&HERE), Some(&1), "the first connection is still there");
+        assert_eq!(all.requests.lock().get(&HERE), Some(&1), "the first connection is still there");
         drop(here);
-        assert_eq!(all.lock().get(&HERE), None);
+        assert_eq!(all.requests.lock().get(&HERE), None);
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn each_mistake_about_an_app_is_named_with_its_fix() {
         ("type = \"gcm\"\n".to_owned(), ["apps.0.type: is no longer a key", "was shut down in 2024"]),
         (
             "type = \"apns\"\ntopic = \"3141592653\"\n".to_owned(),
-            ["waypost.toml:3: apps.0.type: push services have tables", "\n[apps.apns]\ntopic = …\n"],
+            ["waypost.toml:3: apps.0.type: each push service has its own table", "\n[apps.apns]\ntopic = …\n"],
         ),
         ("[apps.apns]\ntopic = \"b\"\n".to_owned(), ["apps.0.apns.key_file: is missing", "or set certificate_file"]),
         (format!("{apns}key_file = \"/nowhere/a.p8\"\n"), ["apps.0.apns.key_file", "/nowhere/a.p8 cannot be read"]),
@@ -154,7 +154,7 @@ async fn the_doctor_tells_what_was_not_reached_and_which_token_was_not_given() {
     gateway.fcm.script().always("/token", Answer::json(400, &json!({"error": "invalid_grant"})));
     let (code, out, _) = command(&gateway, &["doctor"]).await;
     assert_eq!(code, Some(1), "{out}");
-    assert!(out.contains(&format!("BAD   {IOS}: the service was not reached")), "{out}");
+    assert!(out.contains(&format!("BAD   {IOS}: the service was unreachable or busy")), "{out}");
     assert!(
         out.contains(&format!("BAD   {ANDROID}: the token service does not accept the app's credentials")),
         "{out}"

@@ -1,4 +1,4 @@
-//! Tests of `invitations.rs` that need a manual clock.
+//! Tests of invitations that need a manual clock.
 
 #![allow(clippy::unwrap_used)]
 

@@ -1,4 +1,4 @@
-//! Tests of `templates.rs`.
+//! Tests of the templates.
 
 #![allow(clippy::unwrap_used)]
 

@@ -314,7 +314,7 @@ const PUBLIC: &[Mistake] = &[
             s.set("identity", "public_base_url", format!("https://127.0.0.1:{}", w.nobody.0));
         },
         "public base URL",
-        &["no connection", "look at its address and port"],
+        &["no connection", "check its address and port"],
     ),
     (
         |s, w| {
@@ -329,7 +329,7 @@ const PUBLIC: &[Mistake] = &[
             s.set("identity", "public_base_url", format!("https://127.0.0.1:{plain}"));
         },
         "public base URL",
-        &["no TLS", "look at the port"],
+        &["TLS failed", "check the port"],
     ),
     (
         |s, w| {
@@ -403,7 +403,7 @@ const CALLS: &[Mistake] = &[
             s.set("homeservers.overrides", HOMESERVER, format!("127.0.0.1:{}", w.nobody.0));
         },
         "homeserver hs.test",
-        &["no connection", "look at its address and port"],
+        &["no connection", "check its address and port"],
     ),
     (
         |s, w| {
@@ -433,7 +433,7 @@ const CALLS: &[Mistake] = &[
             s.set("sms.http", "body", r#"{"to": "{{ to }}", "text": "{{ text }}"}"#);
         },
         "text messages",
-        &["no connection", "look at its address and port"],
+        &["no connection", "check its address and port"],
     ),
     (
         |s, _| {

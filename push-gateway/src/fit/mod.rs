@@ -112,7 +112,6 @@ fn readable(payload: &mut Map<String, Value>) -> Vec<&mut String> {
 }
 
 #[cfg(test)]
-#[path = "fit_tests.rs"]
 mod properties;
 
 #[cfg(test)]
