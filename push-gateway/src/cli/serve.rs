@@ -46,8 +46,7 @@ pub(super) async fn run(
         move || std::future::ready(current.get().facts())
     })?;
     service.reload(&current, reasons, app.metrics.reloads.clone(), move |app: &Arc<App>, exporter| {
-        let (renewed, waiting) =
-            app.renewed(config_file::load::<Config>(path.as_deref(), config_file::environment())?)?;
+        let (renewed, waiting) = app.renewed(Config::load(path.as_deref(), config_file::environment())?)?;
         if let Some(exporter) = exporter {
             exporter.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
         }

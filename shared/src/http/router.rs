@@ -3,7 +3,7 @@
 //! Path, method, query and headers are matched before a byte of the body is read. Nothing rejects after that, so an
 //! invalid body gives 400 and never 404.
 
-use std::{fmt, pin::Pin};
+use std::{fmt, pin::Pin, sync::Arc};
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
@@ -13,6 +13,7 @@ use http::{
     },
 };
 use serde_json::Map;
+use tokio::sync::Semaphore;
 
 use crate::{
     error::Chain,
@@ -36,6 +37,9 @@ pub enum BodySize {
 /// Bytes of a body, unless its route is known to need more. The cost of a stranger's body grows with its size.
 pub const SMALL_BODY: usize = 64 * 1024;
 
+/// More handlers than ever run at once, since connections and their streams are limited.
+const MAX_RUNNING: u32 = 1 << 24;
+
 type BoxedFuture = Pin<Box<dyn Future<Output = Response> + Send>>;
 type Handler<S> = Box<dyn Fn(S, Incoming) -> BoxedFuture + Send + Sync>;
 
@@ -55,6 +59,8 @@ pub struct Router<S> {
     endpoints: Vec<Endpoint<S>>,
     /// Whether pages from other origins may read the responses.
     cors: bool,
+    /// Handlers that run have a permit each.
+    running: Arc<Semaphore>,
 }
 
 impl<S> fmt::Debug for Router<S> {
@@ -65,7 +71,12 @@ impl<S> fmt::Debug for Router<S> {
 
 impl<S> Default for Router<S> {
     fn default() -> Self {
-        Self { paths: matchit::Router::new(), endpoints: Vec::new(), cors: true }
+        Self {
+            paths: matchit::Router::new(),
+            endpoints: Vec::new(),
+            cors: true,
+            running: Arc::new(Semaphore::new(MAX_RUNNING as usize)),
+        }
     }
 }
 
@@ -198,7 +209,11 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
                 let (_, _, handler) = &self.endpoints[endpoint].handlers[handler];
                 // In a task of its own, which runs to completion even if the client disconnects: a bind in the
                 // database must reach the index, and a push accepted by a provider must be remembered.
-                let answer = trace::carried(handler(state, request));
+                let (running, answer) = (self.running.clone(), handler(state, request));
+                let answer = trace::carried(async move {
+                    let _permit = running.acquire_owned().await;
+                    answer.await
+                });
                 tokio::spawn(answer).await.unwrap_or_else(|_| internal_error())
             }
             Matched::WrongMethod(endpoint) => self.wrong_method(endpoint),
@@ -209,6 +224,11 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         };
         self.add_common_headers(&mut response);
         response
+    }
+
+    /// Waits until no handler runs any more, those of clients that have disconnected included.
+    pub async fn idle(&self) {
+        drop(self.running.acquire_many(MAX_RUNNING).await);
     }
 
     /// Adds the headers that every response has.

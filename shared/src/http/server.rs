@@ -152,7 +152,7 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(250)
+        .max_concurrent_streams(MAX_STREAMS)
         .max_header_list_size(MAX_HEADERS)
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
@@ -170,15 +170,20 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
         };
         let Some((stream, peer, permit)) = accepted else { continue };
         let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
+        let stop = stop.clone();
         tokio::spawn(async move {
             let _permit = permit;
-            connection(&builder, service, stream, peer, watcher, header_timeout).await;
+            connection(&builder, service, stream, peer, watcher, header_timeout, stop).await;
         });
     }
 
     drop(listener);
     let grace = Duration::from_secs(config.shutdown_grace_secs);
-    if timeout(grace, graceful.shutdown()).await.is_err() {
+    let ending = async {
+        graceful.shutdown().await;
+        service.router.idle().await;
+    };
+    if timeout(grace, ending).await.is_err() {
         tracing::warn!("the shutdown grace period expired with requests in flight; abandoning them");
     }
     Ok(())
@@ -238,6 +243,7 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     peer: SocketAddr,
     watcher: hyper_util::server::graceful::Watcher,
     header_timeout: Duration,
+    stop: Stop,
 ) {
     drop(stream.set_nodelay(true));
     let activity = Arc::new(Activity::new());
@@ -247,13 +253,16 @@ async fn connection<S: Clone + Send + Sync + 'static>(
     let mut serving = pin!(serving);
     // hyper's own header time-out starts only once it has detected the protocol version, and does not end connections
     // that a client keeps alive by reading slowly or by sending pings.
+    let mut patience = header_timeout;
     loop {
-        let check = activity.quiet_since() + header_timeout;
+        let check = activity.quiet_since() + patience;
         tokio::select! {
             ended = &mut serving => return log_ended(ended),
+            // A request of which only the beginning has come must not hold up the stop.
+            () = stop.requested(), if patience > STOP_PATIENCE => patience = STOP_PATIENCE,
             () = tokio::time::sleep_until(check.max(Instant::now() + SHORTEST_CHECK)) => {}
         }
-        if activity.is_quiet_for(header_timeout) {
+        if activity.is_quiet_for(patience) {
             return;
         }
     }
@@ -263,7 +272,9 @@ async fn connection<S: Clone + Send + Sync + 'static>(
 /// hyper's default of 400 KiB would let strangers claim that much on each of thousands of connections.
 const MAX_BUFFER: usize = 64 * 1024;
 /// Bytes of the headers of one HTTP/2 request.
-const MAX_HEADERS: u32 = 64 * 1024;
+const MAX_HEADERS: u32 = 16 * 1024;
+/// Requests at once on a connection of HTTP/2. Its compressed headers take many times their bytes when they are read.
+const MAX_STREAMS: u32 = 100;
 /// Bytes that a client may send on one stream, and on all streams of its connection, before they are read.
 const WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 256 * 1024;
@@ -274,6 +285,8 @@ const SLOW_START: Duration = Duration::from_secs(5);
 /// The `Retry-After` of a request whose body does not fit into memory. Bodies are parsed within milliseconds.
 const WAIT_FOR_MEMORY: Duration = Duration::from_secs(1);
 
+/// How long a connection without a request may last after the request to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// The shortest interval between two idle checks of a connection.
 const SHORTEST_CHECK: Duration = Duration::from_millis(100);
 

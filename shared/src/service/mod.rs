@@ -21,6 +21,7 @@ use tokio::{
 use crate::{
     clock::Clock,
     current::Current,
+    error::Chain,
     http::{
         Router,
         server::{self, ServerConfig},
@@ -171,9 +172,10 @@ impl Service {
             biased;
             () = self.stop.requested() => Ok(()),
             Some(ended) = self.tasks.join_next_with_id() => Err(self.failure(ended)),
+            Some(ended) = self.operations.join_next() => Err(operations_failure(ended)),
         };
         if let Err(error) = &ended {
-            tracing::error!(%error, "a service task ended unexpectedly; shutting down so that it is restarted");
+            tracing::error!(error = %Chain(error), "a service task ended unexpectedly; shutting down so that it is restarted");
         }
         self.shut_down().await;
         ended
@@ -189,7 +191,7 @@ impl Service {
             while let Some(ended) = self.tasks.join_next_with_id().await {
                 if !matches!(ended, Ok((_, Ok(())))) {
                     let error = self.failure(ended);
-                    tracing::error!(%error, "a service task failed during shutdown");
+                    tracing::error!(error = %Chain(&error), "a service task failed during shutdown");
                 }
             }
         };
@@ -203,7 +205,8 @@ impl Service {
         self.stop_operations.send_replace(true);
         while let Some(ended) = self.operations.join_next().await {
             if !matches!(ended, Ok(Ok(()))) {
-                tracing::error!("the operations listener failed during shutdown");
+                let error = operations_failure(ended);
+                tracing::error!(error = %Chain(&error), "the operations listener failed during shutdown");
             }
         }
     }
@@ -220,6 +223,16 @@ impl Service {
 
 /// Time that jobs have to end after the grace period of requests.
 const SPARE: Duration = Duration::from_secs(15);
+
+/// Why the operations listener ended.
+fn operations_failure(ended: Result<io::Result<()>, JoinError>) -> ServiceError {
+    let name = "operations listener";
+    match ended {
+        Ok(Ok(())) => ServiceError::Ended(name),
+        Ok(Err(error)) => ServiceError::Failed(name, error),
+        Err(_) => ServiceError::Panicked(name),
+    }
+}
 
 #[cfg(test)]
 mod tests {
