@@ -396,7 +396,7 @@ const CALLS: &[Mistake] = &[
             s.remove("outbound", "allowed_ranges");
         },
         "homeserver hs.test",
-        &["is not a public one", "outbound.allowed_ranges"],
+        &["is not public", "outbound.allowed_ranges"],
     ),
     (
         |s, w| {
