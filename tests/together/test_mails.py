@@ -20,7 +20,7 @@ def request_mail(person, address, client_secret="a.secret", attempt=1):
 def check_refused(person, answer, why):
     """The client is told that it failed, and the operator `why`."""
     assert (answer.status_code, answer.json()["errcode"]) == (400, "M_EMAIL_SEND_ERROR"), answer.text
-    lines = [line.get("causes", "") for line in person.identity.replicas[0].log_lines()]
+    lines = [line.get("error", "") for line in person.identity.replicas[0].log_lines()]
     assert [line for line in lines if why in line], lines
 
 
