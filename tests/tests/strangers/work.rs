@@ -22,7 +22,7 @@ const FORM: &str = "application/x-www-form-urlencoded";
 const JSON: &str = "application/json";
 
 /// Requests of one size that are measured together: a single one takes less than a scheduler's turn.
-const TOGETHER: u32 = 6;
+const TOGETHER: u32 = 3;
 /// Four times the size may cost so many times the CPU. What is quadratic costs sixteen times as much.
 const GROWTH: f64 = 6.0;
 /// The CPU has other work too, so the best of so many measurements counts.
