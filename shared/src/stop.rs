@@ -19,6 +19,12 @@ impl Stop {
         (sender, Self(receiver))
     }
 
+    /// Whether the stop was requested.
+    #[must_use]
+    pub fn is_requested(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits for the signal. A dropped sender counts as triggered, since it can never send.
     pub async fn requested(&self) {
         let mut receiver = self.0.clone();

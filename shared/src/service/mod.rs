@@ -168,10 +168,12 @@ impl Service {
         self.readiness.set(true);
         systemd::ready();
         let ended = tokio::select! {
-            // First: tasks that end because of the stop end after it was requested.
-            biased;
             () = self.stop.requested() => Ok(()),
-            Some(ended) = self.tasks.join_next_with_id() => Err(self.failure(ended)),
+            // A task that ended because of the stop may be heard of before the stop itself.
+            Some(ended) = self.tasks.join_next_with_id() => match ended {
+                Ok((_, Ok(()))) if self.stop.is_requested() => Ok(()),
+                ended => Err(self.failure(ended)),
+            },
             Some(ended) = self.operations.join_next() => Err(operations_failure(ended)),
         };
         if let Err(error) = &ended {
@@ -286,6 +288,23 @@ mod tests {
         ask_to_stop.send_replace(true);
         timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
         is_done.await.unwrap();
+    }
+
+    /// Threads race here: the end of a job may be heard of before the stop that it followed.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+    async fn jobs_that_end_because_of_the_stop_are_no_failure() {
+        for _ in 0..50 {
+            let (mut service, _) = service().await;
+            let ask_to_stop = service.ask_to_stop.clone();
+            for _ in 0..8 {
+                let stop = service.stop();
+                service.job("follows the stop", async move { stop.requested().await });
+            }
+            let running = tokio::spawn(service.run());
+            tokio::task::yield_now().await;
+            ask_to_stop.send_replace(true);
+            timeout(PATIENCE, running).await.unwrap().unwrap().unwrap();
+        }
     }
 
     #[tokio::test(flavor = "current_thread")]
