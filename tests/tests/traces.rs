@@ -371,11 +371,11 @@ async fn a_secret_header_goes_to_the_collector_and_may_be_swapped() {
     let request = asked("22222222222222222222222222222222").await;
     assert_eq!(request.header("authorization"), "Bearer swordfish-two");
 
-    // The rest of the section waits for the next start.
+    // The ratio waits for the next start.
     gateway.server.change_config(|config| config.replace("[traces]\n", "[traces]\nsample_ratio = 0.5\n"));
     gateway.server.hang_up();
     let waiting = gateway.server.wait_for_log("the keys that wait", |line| !line["keys"].is_null()).await;
-    assert_eq!(waiting["keys"], "[traces]");
+    assert_eq!(waiting["keys"], "traces.sample_ratio");
     assert!(!gateway.server.log_text().contains("swordfish"));
 }
 
