@@ -137,6 +137,15 @@ pub(crate) enum ApiError {
 }
 
 impl ApiError {
+    /// Whether this is a message that certainly did not go out, for a reason that the requester has no influence on.
+    pub(crate) fn is_unsent_by_our_fault(&self) -> bool {
+        match self {
+            Self::Mail(error) => error.is_unsent_by_our_fault(),
+            Self::Sms(error) => error.is_unsent_by_our_fault(),
+            _ => false,
+        }
+    }
+
     /// The failure of a request that exceeds a rate limit.
     pub(crate) fn rate_limited(retry_after: Duration) -> Self {
         Self::RateLimited { retry_after }

@@ -26,6 +26,32 @@ struct OnbindLabels {
     outcome: &'static str,
 }
 
+/// Whose users look up addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Caller {
+    /// A homeserver that the operator has named.
+    Named,
+    /// Any other homeserver.
+    Stranger,
+}
+
+#[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
+struct CallerLabels {
+    caller: &'static str,
+}
+
+impl Caller {
+    const ALL: [Self; 2] = [Self::Named, Self::Stranger];
+
+    fn labels(self) -> CallerLabels {
+        let caller = match self {
+            Self::Named => "named",
+            Self::Stranger => "stranger",
+        };
+        CallerLabels { caller }
+    }
+}
+
 /// The outcome of one attempt to notify a homeserver of a binding.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Onbind {
@@ -66,11 +92,21 @@ pub(crate) enum Rows {
     Outbox,
     /// Peppers that are no longer accepted.
     Peppers,
+    /// Address books that have not changed for long.
+    AddressBooks,
 }
 
 impl Rows {
-    const ALL: [Self; 7] =
-        [Self::Sessions, Self::Tokens, Self::Budgets, Self::Unbound, Self::Invites, Self::Outbox, Self::Peppers];
+    const ALL: [Self; 8] = [
+        Self::Sessions,
+        Self::Tokens,
+        Self::Budgets,
+        Self::Unbound,
+        Self::Invites,
+        Self::Outbox,
+        Self::Peppers,
+        Self::AddressBooks,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -81,6 +117,7 @@ impl Rows {
             Self::Invites => "invites",
             Self::Outbox => "outbox",
             Self::Peppers => "peppers",
+            Self::AddressBooks => "address_books",
         }
     }
 }
@@ -102,10 +139,11 @@ pub(crate) struct Metrics {
     mails: Family<MailLabels, Counter>,
     sms: Family<MailLabels, Counter>,
     removed: Family<RowsLabels, Counter>,
-    /// Addresses in lookups.
-    pub(crate) looked_up: Counter,
-    /// Addresses in lookups that were found.
-    pub(crate) found: Counter,
+    looked_up: Counter,
+    found: Counter,
+    first_looked_up: Family<CallerLabels, Counter>,
+    first_found: Family<CallerLabels, Counter>,
+    lookups_refused: Family<CallerLabels, Counter>,
     /// Associations in the index.
     pub(crate) associations: Gauge,
     /// Bindings made.
@@ -136,6 +174,9 @@ impl Metrics {
             removed: Family::default(),
             looked_up: Counter::default(),
             found: Counter::default(),
+            first_looked_up: Family::default(),
+            first_found: Family::default(),
+            lookups_refused: Family::default(),
             associations: Gauge::default(),
             binds: Counter::default(),
             unbinds: Counter::default(),
@@ -150,6 +191,21 @@ impl Metrics {
         registry.register("rows_removed", "Expired rows deleted", metrics.removed.clone());
         registry.register("addresses_looked_up", "Addresses looked up", metrics.looked_up.clone());
         registry.register("addresses_found", "Addresses looked up and found", metrics.found.clone());
+        registry.register(
+            "addresses_first_looked_up",
+            "Addresses that an account looked up for the first time",
+            metrics.first_looked_up.clone(),
+        );
+        registry.register(
+            "addresses_first_found",
+            "Addresses found by lookups that had new ones, at most as many as were new",
+            metrics.first_found.clone(),
+        );
+        registry.register(
+            "lookups_refused",
+            "Lookups refused because a budget of new addresses was used up",
+            metrics.lookups_refused.clone(),
+        );
         registry.register("associations", "Associations in the lookup index", metrics.associations.clone());
         registry.register("binds", "Bindings made", metrics.binds.clone());
         registry.register("unbinds", "Bindings removed", metrics.unbinds.clone());
@@ -167,6 +223,11 @@ impl Metrics {
             drop(self.mails.get_or_create(&MailLabels { outcome }));
             drop(self.sms.get_or_create(&MailLabels { outcome }));
         }
+        for caller in Caller::ALL {
+            for family in [&self.first_looked_up, &self.first_found, &self.lookups_refused] {
+                drop(family.get_or_create(&caller.labels()));
+            }
+        }
         for outcome in Onbind::ALL {
             drop(self.onbinds.get_or_create(&OnbindLabels { outcome: outcome.label() }));
         }
@@ -178,6 +239,25 @@ impl Metrics {
     /// Counts an attempt to notify a homeserver of a binding.
     pub(crate) fn onbind(&self, outcome: Onbind) {
         self.onbinds.get_or_create(&OnbindLabels { outcome: outcome.label() }).inc();
+    }
+
+    /// Counts the addresses of a lookup, and those that were found.
+    pub(crate) fn looked_up(&self, addresses: usize, found: usize) {
+        self.looked_up.inc_by(addresses as u64);
+        self.found.inc_by(found as u64);
+    }
+
+    /// Counts `new` addresses of a lookup that its account asked for, for the first time. `found` is of the whole
+    /// lookup, so it is an upper bound of what was found of them.
+    pub(crate) fn looked_up_first(&self, caller: Caller, new: u32, found: usize) {
+        let new = u64::from(new);
+        self.first_looked_up.get_or_create(&caller.labels()).inc_by(new);
+        self.first_found.get_or_create(&caller.labels()).inc_by(new.min(found as u64));
+    }
+
+    /// Counts a lookup that was refused because a budget of new addresses was used up.
+    pub(crate) fn lookup_refused(&self, caller: Caller) {
+        self.lookups_refused.get_or_create(&caller.labels()).inc();
     }
 
     /// Counts an email.

@@ -1,6 +1,6 @@
 //! A stand-in for an SMTP server (RFC 5321) that records the mail it receives.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -83,7 +83,8 @@ pub struct Smtp {
     pub address: SocketAddr,
     /// Every accepted mail.
     pub mails: Arc<Record<Mail>>,
-    refused: Arc<Mutex<HashSet<String>>>,
+    /// Answers to mail from or to an address.
+    refused: Arc<Mutex<HashMap<String, &'static str>>>,
     task: JoinHandle<()>,
 }
 
@@ -104,7 +105,7 @@ impl Smtp {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let mails = Arc::new(Record::default());
-        let refused = Arc::new(Mutex::new(HashSet::new()));
+        let refused = Arc::new(Mutex::new(HashMap::new()));
         let task = tokio::spawn({
             let (mails, refused) = (Arc::clone(&mails), Arc::clone(&refused));
             async move {
@@ -133,9 +134,19 @@ impl Smtp {
         self.address.port()
     }
 
-    /// Answers 550 to mail to or from `address` from now on.
+    /// Answers 550 to mail to or from `address` from now on: it is refused for good.
     pub fn refuse(&self, address: &str) {
-        self.refused.lock().insert(address.to_owned());
+        self.refused.lock().insert(address.to_owned(), "550 5.1.1 no such mailbox here");
+    }
+
+    /// Answers 451 to mail to or from `address` from now on: the server has a problem.
+    pub fn defer(&self, address: &str) {
+        self.refused.lock().insert(address.to_owned(), "451 4.3.0 try again later");
+    }
+
+    /// Accepts mail to and from `address` again.
+    pub fn accept(&self, address: &str) {
+        self.refused.lock().remove(address);
     }
 
     /// The number of mails for `recipient` so far.
@@ -173,7 +184,7 @@ async fn connection(
     stream: Box<dyn Wire>,
     demands: &Demands,
     mails: &Record<Mail>,
-    refused: &Mutex<HashSet<String>>,
+    refused: &Mutex<HashMap<String, &'static str>>,
 ) -> std::io::Result<()> {
     let mut session = Session { demands, mails, refused, encrypted: false, user: None };
     match &demands.tls {
@@ -196,7 +207,7 @@ async fn connection(
 struct Session<'a> {
     demands: &'a Demands,
     mails: &'a Record<Mail>,
-    refused: &'a Mutex<HashSet<String>>,
+    refused: &'a Mutex<HashMap<String, &'static str>>,
     encrypted: bool,
     user: Option<String>,
 }
@@ -228,21 +239,18 @@ impl Session<'_> {
                     to.clear();
                     "250 OK".to_owned()
                 }
-                "MAIL" if self.refused.lock().contains(&address(&line)) => "550 5.7.1 not a sender here".to_owned(),
                 "MAIL" => {
                     from = address(&line);
                     to.clear();
-                    "250 OK".to_owned()
+                    self.refused.lock().get(&from).copied().unwrap_or("250 OK").to_owned()
                 }
                 "RCPT" => {
                     let recipient = address(&line);
-                    let refused = self.refused.lock().contains(&recipient);
-                    if refused {
-                        "550 5.1.1 no such mailbox here".to_owned()
-                    } else {
+                    let refused = self.refused.lock().get(&recipient).copied();
+                    if refused.is_none() {
                         to.push(recipient);
-                        "250 OK".to_owned()
                     }
+                    refused.unwrap_or("250 OK").to_owned()
                 }
                 "DATA" if to.is_empty() => "503 5.5.1 no recipient".to_owned(),
                 "DATA" => {

@@ -28,6 +28,7 @@ pub(crate) async fn erase(app: Arc<App>, mut request: Incoming) -> Result<Respon
         app.refresh_address(&association.threepid).await?;
     }
     app.tokens.forget_user(&mxid);
+    app.address_books.forget(&mxid);
     tracing::info!(associations = erased.associations, access_tokens = erased.access_tokens, "user erased");
     Ok(json(&json!({
         "erased": {
@@ -36,6 +37,7 @@ pub(crate) async fn erase(app: Arc<App>, mut request: Incoming) -> Result<Respon
             "access_tokens": erased.access_tokens,
             "accepted_terms": erased.accepted_terms,
             "accounts": erased.accounts,
+            "address_books": erased.address_books,
             "budgets": erased.budgets,
             "invites": erased.invites,
             "ephemeral_keys": erased.ephemeral_keys,

@@ -39,11 +39,13 @@ use crate::{
     storage::{Store, StoreError},
 };
 
+mod address_books;
 mod facts;
 mod index_loading;
 mod opening;
 mod token_cache;
 
+use address_books::AddressBooks;
 pub(crate) use opening::{OpenError, Opened, open, serve_alone};
 pub(crate) use token_cache::{Account, TokenCache};
 
@@ -57,6 +59,7 @@ pub(crate) struct App {
     pub(crate) lookups: Arc<Lookups>,
     filling: Arc<Filling>,
     pub(crate) tokens: Arc<TokenCache>,
+    pub(crate) address_books: Arc<AddressBooks>,
     pub(crate) metrics: Metrics,
     /// Notified when the database may have a new pepper.
     pub(crate) peppers_changed: Arc<Notify>,
@@ -104,6 +107,7 @@ struct Lasting {
     lookups: Arc<Lookups>,
     filling: Arc<Filling>,
     tokens: Arc<TokenCache>,
+    address_books: Arc<AddressBooks>,
     metrics: Metrics,
     peppers_changed: Arc<Notify>,
     outbox_filled: Arc<Notify>,
@@ -127,7 +131,6 @@ pub(crate) struct Limits {
     pub(crate) bind: Limiter<Mxid>,
     pub(crate) unbind: Limiter<Option<std::net::IpAddr>>,
     pub(crate) lookup_homeserver: Limiter<Owner>,
-    pub(crate) addresses: Limiter<Mxid>,
     pub(crate) addresses_homeserver: Limiter<Owner>,
 }
 
@@ -139,7 +142,6 @@ impl Limits {
             bind: config.bind_per_account.limiter(),
             unbind: config.unbind_per_source.limiter(),
             lookup_homeserver: config.lookup_per_homeserver.limiter(),
-            addresses: config.addresses_per_account.limiter(),
             addresses_homeserver: config.addresses_per_homeserver.limiter(),
         }
     }
@@ -186,6 +188,7 @@ impl App {
         }
         let lasting = Lasting {
             tokens: Arc::new(TokenCache::new(Duration::from_secs(config.tokens.cache_secs))),
+            address_books: Arc::default(),
             metrics: Metrics::register(registry, &clock, config.traces.is_on()),
             lookups: Arc::new(Lookups::new(millis(Duration::from_secs(config.lookup.previous_pepper_secs)))),
             filling: Arc::new(Filling { turn: Mutex::new(()), done: watch::Sender::new(()) }),
@@ -230,6 +233,7 @@ impl App {
             lookups: self.lookups.clone(),
             filling: self.filling.clone(),
             tokens: self.tokens.clone(),
+            address_books: self.address_books.clone(),
             metrics: self.metrics.clone(),
             peppers_changed: self.peppers_changed.clone(),
             outbox_filled: self.outbox_filled.clone(),
@@ -250,7 +254,7 @@ impl App {
         let hosted_terms = HostedTerms::load(&mut policies, &base_url)?;
         let outbound = Outbound::new(&config.outbound)?;
         let patterns = config.validation.next_link_allowed.iter();
-        let Lasting { clock, store, keys, lookups, filling, tokens, metrics, .. } = lasting;
+        let Lasting { clock, store, keys, lookups, filling, tokens, address_books, metrics, .. } = lasting;
         Ok(Self {
             owners: outbound.owners().clone(),
             homeservers: Homeservers::new(&outbound, &config.homeservers.overrides, clock.clone()),
@@ -274,6 +278,7 @@ impl App {
             lookups,
             filling,
             tokens,
+            address_books,
             metrics,
             peppers_changed: lasting.peppers_changed,
             outbox_filled: lasting.outbox_filled,

@@ -227,6 +227,8 @@ pub(crate) struct TermsConfig {
 pub(crate) struct HomeserversConfig {
     /// Server names; an empty list allows all. Default none.
     pub(crate) allow: Vec<String>,
+    /// Server names whose users may look up as much as those of servers in `allow`, where that is empty. Default none.
+    pub(crate) trusted: Vec<String>,
     /// Where to connect for a server name, `"name" = "host:port"`, without discovery. TLS still verifies the name.
     /// Default none.
     pub(crate) overrides: BTreeMap<String, String>,
@@ -236,6 +238,11 @@ impl HomeserversConfig {
     /// Whether users of `server_name` may use this server.
     pub(crate) fn allows(&self, server_name: &str) -> bool {
         self.allow.is_empty() || self.allow.iter().any(|name| is_same_server(name, server_name))
+    }
+
+    /// Whether the operator has named this server, in `allow` or in `trusted`.
+    pub(crate) fn names(&self, server_name: &str) -> bool {
+        self.allow.iter().chain(&self.trusted).any(|name| is_same_server(name, server_name))
     }
 }
 

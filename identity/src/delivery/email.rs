@@ -46,6 +46,15 @@ pub(crate) enum MailError {
 }
 
 impl MailError {
+    /// Whether certainly no mail went out, for a reason that the requester has no influence on.
+    pub(crate) fn is_unsent_by_our_fault(&self) -> bool {
+        match self {
+            Self::Smtp(error) => !error.is_permanent() && !error.is_timeout(),
+            Self::Message(_) | Self::Folder(_) => true,
+            Self::Address | Self::Timeout(_) => false,
+        }
+    }
+
     /// Whether the server is to blame, so that any other mail would most likely have failed too.
     fn is_of_the_server(&self) -> bool {
         match self {

@@ -1,5 +1,6 @@
 //! Domain rules: pure functions and types; no I/O, no async, no database.
 
+pub(crate) mod address_book;
 pub(crate) mod association;
 pub(crate) mod hashing;
 pub(crate) mod invite;

@@ -45,6 +45,8 @@ pub(crate) enum Sealed {
     InviteAddress,
     /// The payload of an outbox row.
     Outbox,
+    /// The addresses that an account has looked up.
+    AddressBook,
     /// A known text that shows whether the keys belong to this database.
     KeyCheck,
 }
@@ -58,6 +60,7 @@ impl Sealed {
             Self::InviteToken => b"invite token",
             Self::InviteAddress => b"invite address",
             Self::Outbox => b"outbox",
+            Self::AddressBook => b"address book",
             Self::KeyCheck => b"key check",
         }
     }
@@ -206,25 +209,38 @@ impl StorageKeys {
 
     /// Seals a text with the newest key. The result is the key's number, the nonce and the ciphertext.
     pub(crate) fn seal(&self, what: Sealed, text: &str) -> Vec<u8> {
+        self.seal_bytes(what, text.as_bytes())
+    }
+
+    /// Seals a value with the newest key, as [`StorageKeys::seal`] does.
+    pub(crate) fn seal_bytes(&self, what: Sealed, value: &[u8]) -> Vec<u8> {
         let (id, cipher) = self.seal.last().expect("a parsed key file has a sealing key");
         let nonce: [u8; NONCE_BYTES] = random::bytes();
-        let payload = Payload { msg: text.as_bytes(), aad: what.label() };
-        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).expect("a short text can be sealed");
+        let payload = Payload { msg: value, aad: what.label() };
+        let sealed = cipher.encrypt(&XNonce::from(nonce), payload).expect("a short value can be sealed");
         [&[*id][..], &nonce, &sealed].concat()
     }
 
-    /// Opens a value sealed by [`StorageKeys::seal`].
+    /// Opens a text sealed by [`StorageKeys::seal`].
     ///
     /// # Errors
     ///
     /// [`CannotOpen`] if its key is missing, it was altered, or it is of another kind.
     pub(crate) fn open(&self, what: Sealed, sealed: &[u8]) -> Result<String, CannotOpen> {
+        String::from_utf8(self.open_bytes(what, sealed)?).map_err(|_| CannotOpen)
+    }
+
+    /// Opens a value sealed by [`StorageKeys::seal_bytes`].
+    ///
+    /// # Errors
+    ///
+    /// [`CannotOpen`], as for [`StorageKeys::open`].
+    pub(crate) fn open_bytes(&self, what: Sealed, sealed: &[u8]) -> Result<Vec<u8>, CannotOpen> {
         let (id, rest) = sealed.split_first().ok_or(CannotOpen)?;
         let (nonce, sealed) = rest.split_first_chunk::<NONCE_BYTES>().ok_or(CannotOpen)?;
         let (_, cipher) = self.seal.iter().find(|(known, _)| known == id).ok_or(CannotOpen)?;
         let payload = Payload { msg: sealed, aad: what.label() };
-        let text = cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| CannotOpen)?;
-        String::from_utf8(text).map_err(|_| CannotOpen)
+        cipher.decrypt(&XNonce::from(*nonce), payload).map_err(|_| CannotOpen)
     }
 }
 

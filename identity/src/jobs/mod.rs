@@ -29,6 +29,9 @@ const KEEP_EXPIRED_MS: i64 = DAY_MS;
 /// not poll for half of that time rebuilds its indexes.
 const KEEP_UNBOUND_MS: i64 = 60 * 60 * 1000;
 
+/// Retention of address books since their last new address. Without it, an account is charged for its addresses again.
+const KEEP_ADDRESS_BOOKS_MS: i64 = 180 * DAY_MS;
+
 /// Follows the binds, unbinds and revocations made by other replicas and by commands, until `stop`.
 pub(crate) async fn follow(app: Arc<App>, since: ChangeCursor, stop: Stop) {
     let mut followed_to = Followed { since, at_ms: app.clock.now_ms() };
@@ -124,6 +127,8 @@ pub(crate) async fn clean_once(app: &App) -> Result<(), StoreError> {
     while removed(Rows::Unbound, app.store.delete_unbound(unbound_ms, CLEAN_BATCH).await?) {}
     while removed(Rows::Invites, app.store.delete_expired_invites(now_ms, CLEAN_BATCH).await?) {}
     while removed(Rows::Outbox, app.store.delete_dead_letters(dead_ms, CLEAN_BATCH).await?) {}
+    let forgotten_ms = now_ms.saturating_sub(KEEP_ADDRESS_BOOKS_MS);
+    while removed(Rows::AddressBooks, app.store.delete_old_address_books(forgotten_ms, CLEAN_BATCH).await?) {}
     removed(Rows::Peppers, app.store.delete_old_peppers(now_ms.saturating_sub(grace_ms)).await?);
     Ok(())
 }
@@ -140,10 +145,11 @@ pub(crate) mod tests {
     use crate::{
         api::validation::{
             email,
-            requesting::{Charge, Wanted},
+            requesting::{Requester, Wanted},
         },
         config::Config,
         domain::{association::Association, lookups::Pepper, mxid::Mxid, threepid::Threepid},
+        storage::rate_limits::Charge,
     };
 
     /// An app on a new SQLite database, with a manual clock, and its data folder.
@@ -190,7 +196,7 @@ pub(crate) mod tests {
         let ask = async |address: &str| {
             let object = serde_json::json!({"client_secret": "secret", "email": address, "send_attempt": 1});
             let params = Params::new(object.as_object().unwrap().clone());
-            email::request_token(&app, params, Charge::default(), Wanted::default()).await.unwrap()
+            email::request_token(&app, params, Requester::default(), Wanted::default()).await.unwrap()
         };
         let known = async |sid: &str| app.store.session(&app.keys, sid).await.unwrap().is_some();
         let first = ask("alice@hs.test").await;
@@ -203,11 +209,12 @@ pub(crate) mod tests {
         assert!(!known(&first).await && known(&second).await);
         let rule = app.config.limits.mail_per_address;
         let fingerprint = app.keys.fingerprint(&Threepid::email("alice@hs.test").unwrap());
+        let charge = Charge::one("mail_per_address", fingerprint, rule);
         for _ in 0..rule.burst {
-            app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().unwrap();
+            app.store.take_all(&[charge], clock.now_ms()).await.unwrap().unwrap();
         }
         clean_once(&app).await.unwrap();
-        assert!(app.store.take("mail_per_address", &fingerprint, rule, clock.now_ms()).await.unwrap().is_err());
+        assert!(app.store.take_all(&[charge], clock.now_ms()).await.unwrap().is_err());
     }
 
     #[tokio::test]

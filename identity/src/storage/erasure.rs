@@ -23,6 +23,8 @@ pub(crate) struct Erased {
     pub(crate) accepted_terms: u64,
     /// The account: one or none.
     pub(crate) accounts: u64,
+    /// The addresses that the user has looked up: one row or none.
+    pub(crate) address_books: u64,
     /// Rate limit counters of the user and of these addresses.
     pub(crate) budgets: u64,
     /// Invites the user sent that are still pending.
@@ -135,6 +137,11 @@ impl Store {
             erased.associations = sqlx::query("UPDATE associations SET mxid = NULL, bound_ms = $2 WHERE mxid = $1")
                 .bind(mxid.as_str())
                 .bind(now_ms)
+                .execute(&mut *tx)
+                .await?
+                .rows_affected();
+            erased.address_books = sqlx::query("DELETE FROM address_books WHERE account = $1")
+                .bind(&budget[..])
                 .execute(&mut *tx)
                 .await?
                 .rows_affected();

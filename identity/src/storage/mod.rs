@@ -20,6 +20,7 @@ use waypost_shared::trace::{self, Kind, Span};
 use crate::domain::{mxid::Mxid, sealing::Fingerprint};
 
 pub(crate) mod accounts;
+pub(crate) mod address_books;
 pub(crate) mod associations;
 pub(crate) mod erasure;
 pub(crate) mod inspect;
@@ -41,6 +42,7 @@ const SQLITE_MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "invites", include_str!("../../migrations/sqlite/0003_invites.sql")),
     (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
     (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
+    (6, "address_books", include_str!("../../migrations/sqlite/0006_address_books.sql")),
 ];
 
 /// The same for `migrations/postgres`.
@@ -49,6 +51,7 @@ const POSTGRES_MIGRATIONS: &[(i64, &str, &str)] = &[
     (3, "invites", include_str!("../../migrations/postgres/0003_invites.sql")),
     (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
     (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
+    (6, "address_books", include_str!("../../migrations/postgres/0006_address_books.sql")),
 ];
 
 /// A database with its connection pools. Clones share them.

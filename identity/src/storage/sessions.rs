@@ -175,24 +175,23 @@ impl Store {
         row.map(|row| session(keys, row)).transpose()
     }
 
-    /// Counts an attempt at a session's token; returns false if none are left. A validated session has nothing left to
-    /// guess, so its attempts are not counted.
+    /// Counts an attempt at a session's token; returns how many that makes, or `None` if none are left. A validated
+    /// session has nothing left to guess, so its attempts are not counted.
     ///
     /// A single statement, so that at most `max_attempts` of any number of concurrent attempts are allowed.
-    pub(crate) async fn take_attempt(&self, sid: &str, max_attempts: i64) -> Result<bool, StoreError> {
-        let taken = write_db!(self, pool => {
-            sqlx::query(
+    pub(crate) async fn take_attempt(&self, sid: &str, max_attempts: i64) -> Result<Option<i64>, StoreError> {
+        Ok(write_db!(self, pool => {
+            sqlx::query_scalar(
                 "UPDATE validation_sessions
                     SET attempts = CASE WHEN validated_ms IS NULL THEN attempts + 1 ELSE attempts END
-                  WHERE sid = $1 AND (validated_ms IS NOT NULL OR attempts < $2)",
+                  WHERE sid = $1 AND (validated_ms IS NOT NULL OR attempts < $2)
+                 RETURNING attempts",
             )
             .bind(sid)
             .bind(max_attempts)
-            .execute(pool)
+            .fetch_optional(pool)
             .await?
-            .rows_affected()
-        });
-        Ok(taken > 0)
+        }))
     }
 
     /// Marks the session as validated. Idempotent: the first time is kept.

@@ -77,6 +77,7 @@ on_each_database! {
         assert_eq!(still_valid().await, false);
         assert_eq!(answer, json!({"erased": {
             "invites": 1,
+            "address_books": 0,
             "ephemeral_keys": 1,
             "associations": 2,
             "validation_sessions": 2,

@@ -326,7 +326,13 @@ on_each_database! {
 
     async fn invites_have_budgets_of_address_source_and_all(database: Database) {
         // Whether another user may still invite another address.
-        for (limit, status) in [("invite_per_address", 200), ("invite_per_source", 429), ("mail_total", 429)] {
+        for (limit, status) in [
+            ("invite_per_address", 200),
+            ("invite_per_source", 429),
+            ("invite_per_stranger", 429),
+            ("invite_of_strangers", 429),
+            ("invite_total", 429),
+        ] {
             let t = TestIdentity::start_with(database, |settings| {
                 settings.set(&format!("limits.{limit}"), "burst", 1);
                 settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
@@ -341,6 +347,8 @@ on_each_database! {
             assert_eq!(t.smtp.mails.len(), 1, "{limit}");
             body["address"] = json!("carol@example.com");
             assert_eq!(invite(&t, &alice, &body).await.status, status, "{limit}");
+            // Invites do not use up the budgets of validations.
+            t.request_email(&alice, "carol@example.com", SECRET, 1).await.ok();
         }
     }
 

@@ -1,11 +1,23 @@
 //! hash_details and lookup.
 
 use serde_json::json;
-use waypost_tests::identity::TestIdentity;
+use waypost_tests::ca::Ca;
+use waypost_tests::gateway::metric;
+use waypost_tests::homeserver::Homeserver;
+use waypost_tests::http::Reply;
+use waypost_tests::identity::{HOMESERVER, TestIdentity};
 use waypost_tests::matrix::lookup_hash;
 use waypost_tests::on_each_database;
 
 use super::{ALICE, BOB, EMAIL, failure};
+
+/// Looks up the addresses with these numbers.
+async fn look_up<const N: usize>(t: &TestIdentity, token: &str, numbers: [usize; N]) -> Reply {
+    let pepper = t.pepper(token).await;
+    let hash = |number| lookup_hash(&format!("{number}@example.com"), "email", &pepper);
+    let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": &numbers.map(hash)[..]});
+    t.post("/lookup", Some(token), &body).await
+}
 
 on_each_database! {
     async fn hash_details_offer_sha256_and_a_long_pepper(database: Database) {
@@ -112,24 +124,83 @@ on_each_database! {
             ("lookup_per_homeserver", true),
             ("addresses_per_account", false),
             ("addresses_per_homeserver", true),
+            ("addresses_per_source", true),
+            ("addresses_total", true),
         ] {
             let t = TestIdentity::start_with(database, |settings| {
+                settings.set("homeservers", "trusted", vec![HOMESERVER]);
                 settings.set(&format!("limits.{limit}"), "burst", 2);
                 settings.set(&format!("limits.{limit}"), "refill_secs", 600);
             })
             .await;
             let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
-            let pepper = t.pepper(&alice).await;
-            let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": ["a"]});
-            for _ in 0..2 {
-                assert_eq!(t.post("/lookup", Some(&alice), &body).await.status, 200, "{limit}");
+            for number in 0..2 {
+                assert_eq!(look_up(&t, &alice, [number]).await.status, 200, "{limit}");
             }
-            let reply = t.post("/lookup", Some(&alice), &body).await;
+            let reply = look_up(&t, &alice, [2]).await;
             assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit}");
             assert!(reply.json()["retry_after_ms"].as_i64().unwrap() > 0, "{limit}");
-            let status = t.post("/lookup", Some(&bob), &body).await.status;
+            let status = look_up(&t, &bob, [3]).await.status;
             assert_eq!(status, if shared { 429 } else { 200 }, "{limit}");
         }
+    }
+
+    async fn strangers_have_a_budget_each_and_one_together(database: Database) {
+        for (limit, others) in [("addresses_per_stranger", 200), ("addresses_of_strangers", 429)] {
+            let ca = Ca::new();
+            let homeserver = Homeserver::start(&ca, &["hs.test", "other.test", "known.test"]).await;
+            let address = homeserver.server.address.to_string();
+            let t = TestIdentity::start_around(database, ca, homeserver, |settings| {
+                for name in ["other.test", "known.test"] {
+                    settings.set("homeservers.overrides", name, address.as_str());
+                }
+                settings.set("homeservers", "trusted", vec!["Known.test."]);
+                settings.set(&format!("limits.{limit}"), "burst", 3);
+                settings.set(&format!("limits.{limit}"), "refill_secs", 600);
+            })
+            .await;
+            let register = async |user: &str, server_name: &str| {
+                let openid = t.homeserver.issue(&format!("@{user}:{server_name}"));
+                t.register_with(&openid, server_name).await.ok()["token"].as_str().unwrap().to_owned()
+            };
+            let alice = register("alice", "hs.test").await;
+            look_up(&t, &alice, [1, 2, 3]).await.ok();
+            for user in ["eve", "mallory"] {
+                let token = register(user, "hs.test").await;
+                assert_eq!(look_up(&t, &token, [4]).await.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit}");
+            }
+            // What she has asked for before costs nothing, in any order, also after a restart.
+            look_up(&t, &alice, [3, 1, 2, 2]).await.ok();
+            let other = register("eve", "other.test").await;
+            assert_eq!(look_up(&t, &other, [5]).await.status, others, "{limit}");
+            let known = register("carol", "known.test").await;
+            look_up(&t, &known, [6, 7, 8, 9]).await.ok();
+            let refused = metric(&t.server, r#"waypost_identity_lookups_refused_total{caller="stranger"}"#).await;
+            assert_eq!(refused, Some(if others == 429 { 3.0 } else { 2.0 }));
+
+            let t = t.restart().await;
+            look_up(&t, &alice, [1, 2, 3]).await.ok();
+            assert_eq!(look_up(&t, &alice, [1, 2, 3, 4]).await.status, 429, "{limit}");
+        }
+    }
+
+    async fn a_plain_address_is_charged_like_its_hash(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("lookup", "allow_none", true);
+            settings.set("limits.addresses_per_account", "burst", 2);
+            settings.set("limits.addresses_per_account", "refill_secs", 600);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let plain = async |addresses: &[&str]| {
+            let pepper = t.pepper(&token).await;
+            let body = json!({"algorithm": "none", "pepper": pepper, "addresses": addresses});
+            t.post("/lookup", Some(&token), &body).await.status
+        };
+        assert_eq!(plain(&["1@example.com email", "1@EXAMPLE.com email"]).await, 200);
+        assert_eq!(look_up(&t, &token, [1, 2]).await.status, 200);
+        assert_eq!(plain(&["2@example.com email"]).await, 200);
+        assert_eq!(plain(&["3@example.com email"]).await, 429);
     }
 
     async fn a_plain_lookup_is_answered_as_it_was_sent_where_that_is_allowed(database: Database) {

@@ -249,8 +249,10 @@ on_each_database! {
     }
 
     async fn codes_are_counted_over_all_sessions(database: Database) {
-        for limit in ["sms_codes_per_number", "sms_codes_per_source"] {
+        // The first three guesses in a session are not charged to its number.
+        for (limit, guesses) in [("sms_codes_per_number", 4), ("sms_codes_per_source", 1)] {
             let (t, gateway) = start_with(database, vec![Answer::empty(202)], |settings| {
+                settings.set("validation", "max_attempts", 10);
                 settings.set(&format!("limits.{limit}"), "burst", 2);
                 settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
             })
@@ -258,13 +260,42 @@ on_each_database! {
             let token = t.register(ALICE).await;
             for secret in ["one", "two"] {
                 let (sid, code) = open(&t, &gateway, &token, secret).await;
-                let reply = submit(&t, &token, &sid, secret, wrong(&code)).await;
-                assert_eq!(reply.failure(), failure(400, "M_TOKEN_INCORRECT"), "{limit}");
+                for _ in 0..guesses {
+                    let reply = submit(&t, &token, &sid, secret, wrong(&code)).await;
+                    assert_eq!(reply.failure(), failure(400, "M_TOKEN_INCORRECT"), "{limit}");
+                }
             }
             let (sid, code) = open(&t, &gateway, &token, "three").await;
+            for _ in 1..guesses {
+                submit(&t, &token, &sid, "three", wrong(&code)).await;
+            }
             let reply = submit(&t, &token, &sid, "three", &code).await;
             assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit}");
             assert!(reply.json()["retry_after_ms"].as_i64().unwrap() > 0);
+        }
+    }
+
+    async fn a_stranger_cannot_keep_a_number_from_its_owner(database: Database) {
+        let (t, gateway) = start_with(database, vec![Answer::empty(202)], |settings| {
+            settings.set("limits.sms_codes_per_number", "burst", 1);
+            settings.set("limits.sms_codes_per_number", "refill_secs", 600.0);
+            settings.set("limits.sms_codes_per_source", "burst", 10);
+            settings.set("limits.sms_codes_per_source", "refill_secs", 600.0);
+        })
+        .await;
+        let (alice, bob) = (t.register(ALICE).await, t.register(BOB).await);
+        let (sid, code) = open(&t, &gateway, &bob, "bobs_secret").await;
+        for _ in 0..5 {
+            submit(&t, &bob, &sid, "bobs_secret", wrong(&code)).await;
+        }
+        // The owner mistypes it twice, and is right; a right code costs nobody anything.
+        let (sid, code) = open(&t, &gateway, &alice, "alices_secret").await;
+        for _ in 0..2 {
+            let reply = submit(&t, &alice, &sid, "alices_secret", wrong(&code)).await;
+            assert_eq!(reply.failure(), failure(400, "M_TOKEN_INCORRECT"));
+        }
+        for _ in 0..10 {
+            submit(&t, &alice, &sid, "alices_secret", &code).await.ok();
         }
     }
 
@@ -276,6 +307,8 @@ on_each_database! {
             ("sms_per_country", [429, 429, 200]),
             ("sms_per_account", [200, 200, 200]),
             ("sms_per_source", [429, 429, 429]),
+            ("sms_per_stranger", [429, 429, 429]),
+            ("sms_of_strangers", [429, 429, 429]),
             ("sms_total", [429, 429, 429]),
         ] {
             let (t, _gateway) = start_with(database, vec![Answer::empty(202)], |settings| {

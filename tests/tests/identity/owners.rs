@@ -8,6 +8,7 @@ use waypost_tests::ca::Ca;
 use waypost_tests::database::Database;
 use waypost_tests::homeserver::Homeserver;
 use waypost_tests::identity::TestIdentity;
+use waypost_tests::matrix::lookup_hash;
 use waypost_tests::on_each_database;
 use waypost_tests::process::timed;
 use waypost_tests::settings::Settings;
@@ -42,7 +43,7 @@ async fn register(t: &TestIdentity, server_name: &str) -> String {
 
 on_each_database! {
     async fn homeservers_of_one_owner_share_the_budgets_of_lookups(database: Database) {
-        for limit in ["lookup_per_homeserver", "addresses_per_homeserver"] {
+        for limit in ["lookup_per_homeserver", "addresses_per_stranger"] {
             let t = start(database, |settings| {
                 settings.set(&format!("limits.{limit}"), "burst", NAMES.len());
                 settings.set(&format!("limits.{limit}"), "refill_secs", 600);
@@ -53,12 +54,17 @@ on_each_database! {
                 tokens.push(register(&t, name).await);
             }
             let pepper = t.pepper(&tokens[0]).await;
-            let body = json!({"algorithm": "sha256", "pepper": pepper, "addresses": ["a"]});
+            let body = json!({
+                "algorithm": "sha256", "pepper": pepper, "addresses": [lookup_hash("a@example.com", "email", &pepper)],
+            });
+            let other_body = json!({
+                "algorithm": "sha256", "pepper": pepper, "addresses": [lookup_hash("b@example.com", "email", &pepper)],
+            });
             for (name, token) in NAMES.iter().zip(&tokens) {
                 assert_eq!(t.post("/lookup", Some(token), &body).await.status, 200, "{limit} {name}");
             }
             for (name, token) in NAMES.iter().zip(&tokens) {
-                let reply = t.post("/lookup", Some(token), &body).await;
+                let reply = t.post("/lookup", Some(token), &other_body).await;
                 assert_eq!(reply.failure(), failure(429, "M_LIMIT_EXCEEDED"), "{limit} {name}");
             }
             let other = register(&t, OTHER).await;

@@ -3,7 +3,7 @@
 use ::http::Method;
 use bytes::Bytes;
 use serde_json::{Value, json};
-use waypost_tests::identity::{Link, TestIdentity, V2};
+use waypost_tests::identity::{HOMESERVER, Link, TestIdentity, V2};
 use waypost_tests::on_each_database;
 use waypost_tests::process::eventually;
 use waypost_tests::record::PATIENCE;
@@ -289,6 +289,8 @@ on_each_database! {
             ("mail_per_address", [429, 200]),
             ("mail_per_account", [200, 200]),
             ("mail_per_source", [429, 429]),
+            ("mail_per_stranger", [429, 429]),
+            ("mail_of_strangers", [429, 429]),
             ("mail_total", [429, 429]),
         ] {
             let t = TestIdentity::start_with(database, |settings| {
@@ -316,6 +318,51 @@ on_each_database! {
             // The same attempt once more costs nothing.
             t.request_email(&alice, EMAIL, SECRET, 1).await.ok();
         }
+    }
+
+    async fn a_homeserver_that_the_operator_names_has_no_budget_of_strangers(database: Database) {
+        for key in ["allow", "trusted"] {
+            let t = TestIdentity::start_with(database, |settings| {
+                settings.set("homeservers", key, vec![HOMESERVER]);
+                for limit in ["mail_per_stranger", "mail_of_strangers", "invite_per_stranger", "invite_of_strangers"] {
+                    settings.set(&format!("limits.{limit}"), "burst", 1);
+                    settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
+                }
+            })
+            .await;
+            let alice = t.register(ALICE).await;
+            for email in [EMAIL, "bob@example.com"] {
+                t.request_email(&alice, email, SECRET, 1).await.ok();
+            }
+        }
+    }
+
+    async fn a_mail_that_the_server_does_not_take_gives_its_budgets_back(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            for limit in ["mail_per_address", "mail_per_account", "mail_per_source", "mail_per_stranger", "mail_total"] {
+                settings.set(&format!("limits.{limit}"), "burst", 1);
+                settings.set(&format!("limits.{limit}"), "refill_secs", 600.0);
+            }
+        })
+        .await;
+        let alice = t.register(ALICE).await;
+        t.smtp.defer(EMAIL);
+        for _ in 0..3 {
+            let reply = t.request_email(&alice, EMAIL, SECRET, 1).await;
+            assert_eq!(reply.failure(), failure(400, "M_EMAIL_SEND_ERROR"));
+        }
+        t.smtp.accept(EMAIL);
+        t.request_email(&alice, EMAIL, SECRET, 1).await.ok();
+        assert_eq!(t.request_email(&alice, EMAIL, SECRET, 2).await.status, 429);
+        // One that is refused for its address is charged: whoever asks chooses it.
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("limits.mail_total", "burst", 1).set("limits.mail_total", "refill_secs", 600.0);
+        })
+        .await;
+        let alice = t.register(ALICE).await;
+        t.smtp.refuse(EMAIL);
+        assert_eq!(t.request_email(&alice, EMAIL, SECRET, 1).await.failure(), failure(400, "M_EMAIL_SEND_ERROR"));
+        assert_eq!(t.request_email(&alice, EMAIL, SECRET, 1).await.status, 429);
     }
 
     async fn next_link_is_followed_where_it_is_allowed(database: Database) {

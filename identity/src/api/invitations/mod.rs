@@ -13,6 +13,7 @@ use waypost_shared::{
     error::Chain,
     http::{Incoming, MatrixError, Response, json, params::Params},
     random,
+    source::RequestSource,
 };
 use zeroize::Zeroizing;
 
@@ -29,7 +30,7 @@ use crate::{
         threepid::{Medium, Threepid},
     },
     error::ApiError,
-    storage::invites::NewInvite,
+    storage::{invites::NewInvite, rate_limits::Charge},
 };
 
 /// The only type of room that has its own wording.
@@ -99,14 +100,23 @@ async fn take(
         return Err(ApiError::InviteNotAllowed);
     }
     // Before revealing whether the address is bound, so that this is not a way to probe many addresses.
-    charge(&app, request, &invitation).await?;
+    let charges = charges(&app, request.source, &invitation);
+    app.store.take_all(&charges, app.clock.now_ms()).await?.map_err(ApiError::rate_limited)?;
     if let Some(mxid) = app.store.owner(&app.keys.fingerprint(&invitation.threepid)).await? {
         return Err(ApiError::ThreepidInUse(mxid));
     }
 
     let preferred = language::preferred(request.query_param("lang").as_deref(), None);
     let look = app.templates.look(request.query_param("brand").as_deref(), &preferred);
-    Ok(json(&keep(&app, &look, &invitation).await?))
+    match keep(&app, &look, &invitation).await {
+        Ok(answer) => Ok(json(&answer)),
+        Err(error) => {
+            if error.is_unsent_by_our_fault() {
+                app.store.give_back(&charges).await?;
+            }
+            Err(error)
+        }
+    }
 }
 
 /// Stores the invite with a key generated for it, and sends the email: both or neither.
@@ -187,20 +197,22 @@ fn allowed_client(app: &App, location: &str) -> Option<Url> {
     next_link::allowed(&patterns, location)
 }
 
-/// Charges the rate limits of an invite, which all replicas share: nobody can be flooded with invites, or flood others
-/// with them.
-async fn charge(app: &App, request: &Incoming, invitation: &Invitation) -> Result<(), ApiError> {
-    let limits = &app.config.limits;
-    let source = request.source.to_string();
-    for (bucket, key, rate) in [
-        ("invite_per_account", app.keys.budget_hash(invitation.sender.as_str()), limits.invite_per_account),
-        ("invite_per_source", app.keys.budget_hash(&source), limits.invite_per_source),
-        ("invite_per_address", app.keys.mailbox_hash(&invitation.threepid), limits.invite_per_address),
-        ("mail_total", app.keys.budget_hash(""), limits.mail_total),
-    ] {
-        app.store.take(bucket, &key, rate, app.clock.now_ms()).await?.map_err(ApiError::rate_limited)?;
+/// The rate limits of an invite: nobody can be flooded with invites, or flood others with them.
+fn charges(app: &App, source: RequestSource, invitation: &Invitation) -> Vec<Charge> {
+    let (keys, limits) = (&app.keys, &app.config.limits);
+    let (sender, source) = (keys.budget_hash(invitation.sender.as_str()), keys.budget_hash(&source.to_string()));
+    let mut charges = vec![Charge::one("invite_per_account", sender, limits.invite_per_account)];
+    let homeserver = invitation.sender.server_name();
+    if !app.config.homeservers.names(homeserver) {
+        let owner = keys.budget_hash(&app.owners.of(homeserver).to_string());
+        charges.push(Charge::one("invite_per_stranger", owner, limits.invite_per_stranger));
+        charges.push(Charge::one("invite_of_strangers", keys.budget_hash(""), limits.invite_of_strangers));
     }
-    Ok(())
+    charges.push(Charge::one("invite_per_source", source, limits.invite_per_source));
+    let mailbox = keys.mailbox_hash(&invitation.threepid);
+    charges.push(Charge::one("invite_per_address", mailbox, limits.invite_per_address));
+    charges.push(Charge::one("invite_total", keys.budget_hash(""), limits.invite_total));
+    charges
 }
 
 async fn send_mail(app: &App, look: &Look, invitation: &Invitation, ephemeral: &Ephemeral) -> Result<(), ApiError> {

@@ -7,7 +7,7 @@ use url::form_urlencoded;
 use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use super::{
-    requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle, submit_path},
+    requesting::{Opening, Requester, Wanted, claim, hours, params, render, settle, submit_path},
     submitting,
 };
 use crate::{
@@ -17,14 +17,15 @@ use crate::{
     delivery::{email::Mail, templates::Look},
     domain::threepid::{Medium, Threepid},
     error::ApiError,
+    storage::rate_limits::Charge,
 };
 
 /// `POST /_matrix/identity/v2/validate/email/requestToken`: sends a token to an address.
 pub(crate) async fn request_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let (params, wanted, source) = (params(&mut request)?, Wanted::of(&request), Some(request.source));
-    let charge = Charge { account: Some(&account.mxid), source };
-    let sid = request_token(&app, params, charge, wanted).await?;
+    let requester = Requester { account: Some(&account), source };
+    let sid = request_token(&app, params, requester, wanted).await?;
     Ok(json(&json!({ "sid": sid })))
 }
 
@@ -37,7 +38,7 @@ pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) 
 pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
-    let sid = request_token(&app, params, Charge::default(), wanted).await?;
+    let sid = request_token(&app, params, Requester::default(), wanted).await?;
     Ok(json(&json!({ "sid": sid })))
 }
 
@@ -59,7 +60,7 @@ pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Respo
 pub(crate) async fn request_token(
     app: &App,
     mut params: Params,
-    charge: Charge<'_>,
+    requester: Requester<'_>,
     wanted: Wanted,
 ) -> Result<String, ApiError> {
     let opening = Opening::read(&mut params);
@@ -69,29 +70,35 @@ pub(crate) async fn request_token(
     opening.check(app)?;
     let threepid = Threepid::email(&email)?;
 
-    let claimed = claim(app, &threepid, &opening, &budgets(app, &threepid, charge)).await?;
+    let charges = charges(app, &threepid, requester);
+    let claimed = claim(app, &threepid, &opening, &charges).await?;
     if !claimed.send {
         return Ok(claimed.sid);
     }
     let sent = send_token(app, &look, &threepid, &claimed.sid, &opening.client_secret).await;
     app.metrics.mail(sent.is_ok());
-    settle(app, claimed, &opening, sent).await
+    settle(app, claimed, &opening, &charges, sent).await
 }
 
 /// The rate limits of one email: nobody can be flooded, and nobody can flood others through this server.
-fn budgets(app: &App, threepid: &Threepid, charge: Charge<'_>) -> Vec<Budgeted> {
-    let limits = &app.config.limits;
-    let mut budgets = Vec::with_capacity(4);
-    if let Some(account) = charge.account {
-        budgets.push(("mail_per_account", app.keys.budget_hash(account.as_str()), limits.mail_per_account));
+fn charges(app: &App, threepid: &Threepid, requester: Requester<'_>) -> Vec<Charge> {
+    let (keys, limits) = (&app.keys, &app.config.limits);
+    let mut charges = Vec::with_capacity(6);
+    if let Some(account) = requester.account {
+        let mxid = keys.budget_hash(account.mxid.as_str());
+        charges.push(Charge::one("mail_per_account", mxid, limits.mail_per_account));
+        if !app.config.homeservers.names(&account.homeserver) {
+            let owner = keys.budget_hash(&account.owner.to_string());
+            charges.push(Charge::one("mail_per_stranger", owner, limits.mail_per_stranger));
+            charges.push(Charge::one("mail_of_strangers", keys.budget_hash(""), limits.mail_of_strangers));
+        }
     }
-    if let Some(source) = charge.source {
-        let source = app.keys.budget_hash(&source.to_string());
-        budgets.push(("mail_per_source", source, limits.mail_per_source));
+    if let Some(source) = requester.source {
+        charges.push(Charge::one("mail_per_source", keys.budget_hash(&source.to_string()), limits.mail_per_source));
     }
-    budgets.push(("mail_per_address", app.keys.mailbox_hash(threepid), limits.mail_per_address));
-    budgets.push(("mail_total", app.keys.budget_hash(""), limits.mail_total));
-    budgets
+    charges.push(Charge::one("mail_per_address", keys.mailbox_hash(threepid), limits.mail_per_address));
+    charges.push(Charge::one("mail_total", keys.budget_hash(""), limits.mail_total));
+    charges
 }
 
 /// Sends to the canonical form of the address, which is the one that will be bound: otherwise the token could reach

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use waypost_shared::http::{Incoming, Response, json, params::Params};
 
 use super::{
-    requesting::{Budgeted, Charge, Opening, Wanted, claim, hours, params, render, settle},
+    requesting::{Opening, Requester, Wanted, claim, hours, params, render, settle},
     submitting,
 };
 use crate::{
@@ -16,14 +16,15 @@ use crate::{
     delivery::templates::Look,
     domain::{phone::Phone, threepid::Medium},
     error::ApiError,
+    storage::rate_limits::Charge,
 };
 
 /// `POST /_matrix/identity/v2/validate/msisdn/requestToken`: sends a code to a phone number.
 pub(crate) async fn request_token_endpoint(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     let account = auth::account_with_terms(&app, &request).await?;
     let (params, wanted, source) = (params(&mut request)?, Wanted::of(&request), Some(request.source));
-    let charge = Charge { account: Some(&account.mxid), source };
-    let answer = request_token(&app, params, charge, wanted).await?;
+    let requester = Requester { account: Some(&account), source };
+    let answer = request_token(&app, params, requester, wanted).await?;
     Ok(json(&answer))
 }
 
@@ -36,7 +37,7 @@ pub(crate) async fn submit_token_endpoint(app: Arc<App>, mut request: Incoming) 
 pub(crate) async fn v1_request_token(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     auth::listed_caller(&app, &request)?;
     let (params, wanted) = (Params::new(v1_values(&mut request)?), Wanted::of(&request));
-    let answer = request_token(&app, params, Charge::default(), wanted).await?;
+    let answer = request_token(&app, params, Requester::default(), wanted).await?;
     Ok(json(&answer))
 }
 
@@ -59,7 +60,7 @@ pub(crate) async fn token_page(app: Arc<App>, request: Incoming) -> Result<Respo
 pub(crate) async fn request_token(
     app: &App,
     mut params: Params,
-    charge: Charge<'_>,
+    requester: Requester<'_>,
     wanted: Wanted,
 ) -> Result<Value, ApiError> {
     let opening = Opening::read(&mut params);
@@ -74,11 +75,12 @@ pub(crate) async fn request_token(
         return Err(ApiError::DestinationRejected);
     }
 
-    let claimed = claim(app, &phone.threepid, &opening, &budgets(app, &phone, charge)).await?;
+    let charges = charges(app, &phone, requester);
+    let claimed = claim(app, &phone.threepid, &opening, &charges).await?;
     let sid = if claimed.send {
         let sent = send_code(app, &look, &phone, &claimed.sid).await;
         app.metrics.sms(sent.is_ok());
-        settle(app, claimed, &opening, sent).await?
+        settle(app, claimed, &opening, &charges, sent).await?
     } else {
         claimed.sid
     };
@@ -97,19 +99,25 @@ fn may_send_to(app: &App, phone: &Phone) -> bool {
 }
 
 /// The rate limits of one message: messages cost money, and fraudsters earn from having many sent to their own numbers.
-fn budgets(app: &App, phone: &Phone, charge: Charge<'_>) -> Vec<Budgeted> {
+fn charges(app: &App, phone: &Phone, requester: Requester<'_>) -> Vec<Charge> {
     let (keys, limits) = (&app.keys, &app.config.limits);
-    let mut budgets = Vec::with_capacity(5);
-    if let Some(account) = charge.account {
-        budgets.push(("sms_per_account", keys.budget_hash(account.as_str()), limits.sms_per_account));
+    let mut charges = Vec::with_capacity(7);
+    if let Some(account) = requester.account {
+        let mxid = keys.budget_hash(account.mxid.as_str());
+        charges.push(Charge::one("sms_per_account", mxid, limits.sms_per_account));
+        if !app.config.homeservers.names(&account.homeserver) {
+            let owner = keys.budget_hash(&account.owner.to_string());
+            charges.push(Charge::one("sms_per_stranger", owner, limits.sms_per_stranger));
+            charges.push(Charge::one("sms_of_strangers", keys.budget_hash(""), limits.sms_of_strangers));
+        }
     }
-    if let Some(source) = charge.source {
-        budgets.push(("sms_per_source", keys.budget_hash(&source.to_string()), limits.sms_per_source));
+    if let Some(source) = requester.source {
+        charges.push(Charge::one("sms_per_source", keys.budget_hash(&source.to_string()), limits.sms_per_source));
     }
-    budgets.push(("sms_per_number", keys.fingerprint(&phone.threepid), limits.sms_per_number));
-    budgets.push(("sms_per_country", keys.budget_hash(&phone.country()), limits.sms_per_country));
-    budgets.push(("sms_total", keys.budget_hash(""), limits.sms_total));
-    budgets
+    charges.push(Charge::one("sms_per_number", keys.fingerprint(&phone.threepid), limits.sms_per_number));
+    charges.push(Charge::one("sms_per_country", keys.budget_hash(&phone.country()), limits.sms_per_country));
+    charges.push(Charge::one("sms_total", keys.budget_hash(""), limits.sms_total));
+    charges
 }
 
 async fn send_code(app: &App, look: &Look, phone: &Phone, sid: &str) -> Result<(), ApiError> {

@@ -7,24 +7,24 @@ use http::header::{ACCEPT_LANGUAGE, CONTENT_TYPE};
 use waypost_shared::{
     clock::millis,
     error::Chain,
-    http::{Incoming, MatrixError, params::Params, rate_limit::Rate},
+    http::{Incoming, MatrixError, params::Params},
     random,
     source::RequestSource,
 };
 
 use crate::{
-    app::App,
+    app::{Account, App},
     delivery::templates::Look,
     domain::{
-        language,
-        mxid::Mxid,
-        next_link,
-        sealing::Fingerprint,
+        language, next_link,
         session::is_opaque_id,
         threepid::{Medium, Threepid},
     },
     error::ApiError,
-    storage::sessions::{Claimed, TokenRequest},
+    storage::{
+        rate_limits::Charge,
+        sessions::{Claimed, TokenRequest},
+    },
 };
 
 /// Margin on top of the send time-out, in seconds, after which the sender of a message is presumed dead.
@@ -32,9 +32,9 @@ const SENDING_SPARE_SECS: u64 = 30;
 
 /// Who a message is charged to, besides its recipient.
 #[derive(Clone, Copy, Debug, Default)]
-pub(crate) struct Charge<'a> {
+pub(crate) struct Requester<'a> {
     /// The user who requests it; `None` where no token is needed.
-    pub(crate) account: Option<&'a Mxid>,
+    pub(crate) account: Option<&'a Account>,
     /// Where the request came from; `None` for a listed homeserver, which makes requests for all its users.
     pub(crate) source: Option<RequestSource>,
 }
@@ -98,17 +98,13 @@ impl Opening {
     }
 }
 
-/// A budget to charge: its name, its owner and its rate.
-pub(super) type Budgeted = (&'static str, Fingerprint, Rate);
-
 /// Opens a session for `threepid`, or finds the existing one, and decides whether to send a message: only if this
-/// `send_attempt` is new and every budget has room. The budgets are shared by all replicas. Those of the requester come
-/// first, so that a requester who has exhausted them uses up nobody else's.
+/// `send_attempt` is new and every budget has room. Nothing is charged unless a message is to be sent.
 pub(super) async fn claim(
     app: &App,
     threepid: &Threepid,
     opening: &Opening,
-    budgets: &[Budgeted],
+    charges: &[Charge],
 ) -> Result<Claimed, ApiError> {
     let (now_ms, rules) = (app.clock.now_ms(), app.session_rules());
     let new_sid = random::token();
@@ -131,25 +127,23 @@ pub(super) async fn claim(
     if let Some(sid) = app.store.sent_session(&app.keys, &request).await? {
         return Ok(Claimed { sid, send: false });
     }
-    take(app, budgets).await?;
-    Ok(app.store.claim_send(&app.keys, &request).await?)
-}
-
-/// Charges each budget once.
-pub(super) async fn take(app: &App, budgets: &[Budgeted]) -> Result<(), ApiError> {
-    let now_ms = app.clock.now_ms();
-    for &(bucket, key, rate) in budgets {
-        app.store.take(bucket, &key, rate, now_ms).await?.map_err(ApiError::rate_limited)?;
+    app.store.take_all(charges, now_ms).await?.map_err(ApiError::rate_limited)?;
+    let claimed = app.store.claim_send(&app.keys, &request).await?;
+    if !claimed.send {
+        // A concurrent request with the same attempt sends it, and is charged for it.
+        app.store.give_back(charges).await?;
     }
-    Ok(())
+    Ok(claimed)
 }
 
-/// Records that the message was sent. If it was not, releases the claim, so that the same `send_attempt` can retry. The
-/// client is told only that sending failed; the log has the reason.
+/// Records that the message was sent. If it was not, releases the claim, so that the same `send_attempt` can retry, and
+/// gives the `charges` back if certainly no message went out. The client is told only that sending failed; the log has
+/// the reason.
 pub(super) async fn settle(
     app: &App,
     claimed: Claimed,
     opening: &Opening,
+    charges: &[Charge],
     sent: Result<(), ApiError>,
 ) -> Result<String, ApiError> {
     if let Err(error) = sent {
@@ -158,6 +152,9 @@ pub(super) async fn settle(
             tracing::warn!(error = %Chain(&error), "a validation message could not be sent; the client may retry");
         }
         app.store.unclaim_send(&claimed.sid, opening.send_attempt).await?;
+        if error.is_unsent_by_our_fault() {
+            app.store.give_back(charges).await?;
+        }
         return Err(error);
     }
     app.store.message_sent(&claimed.sid, opening.send_attempt).await?;
@@ -224,7 +221,7 @@ mod tests {
         clock.advance(Duration::from_millis(1));
         assert_eq!(claim().await, Claimed { sid: first.sid.clone(), send: true });
 
-        settle(&app, claim().await, &opening, Ok(())).await.unwrap();
+        settle(&app, claim().await, &opening, &[], Ok(())).await.unwrap();
         clock.advance(Duration::from_secs(3600));
         assert_eq!(claim().await, Claimed { sid: first.sid, send: false });
     }

@@ -10,7 +10,7 @@ use waypost_shared::{
 
 use super::{
     page::{self, Submission},
-    requesting::{Budgeted, Wanted, check_opaque_id, is_form, take},
+    requesting::{Wanted, check_opaque_id, is_form},
 };
 use crate::{
     api::v1_values,
@@ -19,9 +19,10 @@ use crate::{
     config::Confirm,
     domain::{
         session::{Session, SessionState},
-        threepid::{Medium, Threepid},
+        threepid::Medium,
     },
     error::ApiError,
+    storage::rate_limits::Charge,
 };
 
 /// Submits a token or code: the work of both `submitToken` endpoints and of their v1 versions.
@@ -109,20 +110,32 @@ pub(super) async fn token_page(app: &App, medium: Medium, request: &Incoming) ->
     }
 }
 
+/// Guesses at a session's code that are not charged to its number. Whoever opens sessions for somebody else's number
+/// would otherwise use up the budget of its owner, who types the code from the message.
+const GUESSES_OF_A_SESSION: i64 = 3;
+
 /// Validates the session if the token matches. Idempotent, because people press twice.
 async fn submit(app: &App, submission: &Submission, source: Option<RequestSource>) -> Result<Session, ApiError> {
     let session = session_to_submit_to(app, submission).await?;
     let expected = match submission.medium {
         Medium::Email => app.keys.validation_token(&session.sid),
-        Medium::Msisdn => {
-            // Six digits can be guessed across many sessions and from many sources at once.
-            take(app, &guesses(app, &session.threepid, source)).await?;
-            app.keys.validation_code(&session.sid)
-        }
+        Medium::Msisdn => app.keys.validation_code(&session.sid),
     };
+    let mut charges = Vec::new();
+    // Six digits can be guessed, across many sessions and from many sources at once.
+    if let (Medium::Msisdn, Some(source)) = (submission.medium, source) {
+        let of_source = app.keys.budget_hash(&source.to_string());
+        charges.push(Charge::one("sms_codes_per_source", of_source, app.config.limits.sms_codes_per_source));
+    }
+    take_all(app, &charges).await?;
     // Counted before the comparison, in one statement, so that concurrent guesses are counted too.
-    if !app.store.take_attempt(&session.sid, app.session_rules().max_attempts).await? {
-        return Err(ApiError::SessionExpired);
+    let attempts = app.store.take_attempt(&session.sid, app.session_rules().max_attempts).await?;
+    let attempts = attempts.ok_or(ApiError::SessionExpired)?;
+    if submission.medium == Medium::Msisdn && attempts > GUESSES_OF_A_SESSION {
+        let of_number = app.keys.fingerprint(&session.threepid);
+        let charge = Charge::one("sms_codes_per_number", of_number, app.config.limits.sms_codes_per_number);
+        take_all(app, &[charge]).await?;
+        charges.push(charge);
     }
     // People type codes as they read them, in groups.
     let submitted: String = submission.token.chars().filter(|c| !c.is_whitespace()).collect();
@@ -130,7 +143,13 @@ async fn submit(app: &App, submission: &Submission, source: Option<RequestSource
         return Err(ApiError::TokenIncorrect);
     }
     app.store.validate_session(&session.sid, app.clock.now_ms()).await?;
+    // It was no guess.
+    app.store.give_back(&charges).await?;
     Ok(session)
+}
+
+async fn take_all(app: &App, charges: &[Charge]) -> Result<(), ApiError> {
+    app.store.take_all(charges, app.clock.now_ms()).await?.map_err(ApiError::rate_limited)
 }
 
 async fn session_to_submit_to(app: &App, submission: &Submission) -> Result<Session, ApiError> {
@@ -145,14 +164,4 @@ async fn session_to_submit_to(app: &App, submission: &Submission) -> Result<Sess
         SessionState::Expired => Err(ApiError::SessionExpired),
         SessionState::Open | SessionState::Validated(_) => Ok(session),
     }
-}
-
-/// The budgets that a guess at a code is charged to.
-fn guesses(app: &App, threepid: &Threepid, source: Option<RequestSource>) -> Vec<Budgeted> {
-    let (keys, limits) = (&app.keys, &app.config.limits);
-    let of_source = |source: RequestSource| {
-        ("sms_codes_per_source", keys.budget_hash(&source.to_string()), limits.sms_codes_per_source)
-    };
-    let of_number = ("sms_codes_per_number", keys.fingerprint(threepid), limits.sms_codes_per_number);
-    source.map(of_source).into_iter().chain([of_number]).collect()
 }

@@ -26,6 +26,18 @@ pub(crate) enum SmsError {
     NotSuccess,
 }
 
+impl SmsError {
+    /// Whether certainly no message went out, for a reason that the requester has no influence on.
+    pub(crate) fn is_unsent_by_our_fault(&self) -> bool {
+        match self {
+            Self::Off | Self::Template(_) => true,
+            Self::Unreachable(error) => error.connect_failure().is_some(),
+            // A gateway may refuse because of the number.
+            Self::Request(_) | Self::Refused(_) | Self::NotSuccess => false,
+        }
+    }
+}
+
 /// An SMS configuration that cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SmsSetupError {

@@ -2,6 +2,8 @@
 //!
 //! Source: Identity Service API, "Association lookup".
 
+mod budget;
+
 use std::{
     borrow::Cow,
     hash::{BuildHasher as _, RandomState},
@@ -19,10 +21,10 @@ use waypost_shared::{
 };
 
 use crate::{
-    app::{Account, App},
+    app::App,
     auth,
     domain::{
-        hashing,
+        hashing::{self, LookupHash},
         lookup_index::Escaping,
         lookups::PepperIndex,
         threepid::{Medium, Threepid},
@@ -76,8 +78,16 @@ pub(crate) async fn lookup(app: Arc<App>, request: Incoming) -> Result<Response,
         let lookup_pepper = app.current_pepper()?.pepper().to_owned();
         return Err(ApiError::InvalidPepper { algorithm: lookup.algorithm.0.into_owned(), lookup_pepper });
     };
-    charge(&app, &account, lookup.addresses.len())?;
-    Ok(with_body(StatusCode::OK, "application/json", mappings(&app, &lookup, &pepper_index)))
+    app.limits.lookup.check(&account.mxid).map_err(ApiError::rate_limited)?;
+    app.limits.lookup_homeserver.check(&account.owner).map_err(ApiError::rate_limited)?;
+    let hashes = hashes(&lookup, pepper_index.pepper());
+    let new = budget::charge(&app, &account, request.source, &hashes).await?;
+    let (body, found) = mappings(&lookup, &hashes, &pepper_index);
+    app.metrics.looked_up(hashes.len(), found);
+    if let Some(new) = new {
+        app.metrics.looked_up_first(new.caller, new.addresses, found);
+    }
+    Ok(with_body(StatusCode::OK, "application/json", body))
 }
 
 /// `GET /_matrix/identity/api/v1/lookup`: the signed association of an address, for a listed homeserver; an empty
@@ -92,26 +102,15 @@ pub(crate) async fn v1_lookup(app: Arc<App>, mut request: Incoming) -> Result<Re
     app.limits.lookup_homeserver.check(&caller).map_err(ApiError::rate_limited)?;
     app.limits.addresses_homeserver.check(&caller).map_err(ApiError::rate_limited)?;
 
-    app.metrics.looked_up.inc();
     // An invalid address is bound to nobody.
     let threepid = Medium::parse(&medium).and_then(|medium| Threepid::given(medium, &address).ok());
-    let Some(threepid) = threepid else { return Ok(json(&Map::new())) };
-    let Some(association) = app.store.association(&app.keys, &threepid).await? else {
-        return Ok(json(&Map::new()));
+    let association = match threepid {
+        Some(threepid) => app.store.association(&app.keys, &threepid).await?,
+        None => None,
     };
-    app.metrics.found.inc();
+    app.metrics.looked_up(1, usize::from(association.is_some()));
+    let Some(association) = association else { return Ok(json(&Map::new())) };
     Ok(json(&app.signer.association(&association)))
-}
-
-/// Keeps anyone from enumerating addresses: a single account, and the owner of a homeserver, who can create any number
-/// of accounts and of homeservers.
-fn charge(app: &App, account: &Account, addresses: usize) -> Result<(), ApiError> {
-    let addresses = u32::try_from(addresses).unwrap_or(u32::MAX);
-    let limits = &app.limits;
-    limits.lookup.check(&account.mxid).map_err(ApiError::rate_limited)?;
-    limits.lookup_homeserver.check(&account.owner).map_err(ApiError::rate_limited)?;
-    limits.addresses.check_many(&account.mxid, addresses).map_err(ApiError::rate_limited)?;
-    limits.addresses_homeserver.check_many(&account.owner, addresses).map_err(ApiError::rate_limited)
 }
 
 /// The error for a body that does not parse, which the fast parser does not describe well.
@@ -130,14 +129,17 @@ fn explain(body: &[u8]) -> ApiError {
     }
 }
 
-/// The body of the response: each address that was found, as it was sent, once.
-fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -> Bytes {
+/// The lookup hash of each address; `None` for what cannot be an address.
+fn hashes(lookup: &LookupRequest<'_>, pepper: &str) -> Vec<Option<LookupHash>> {
+    let is_hashed = lookup.algorithm.0 == SHA256;
+    let hash = |Text(address): &Text<'_>| if is_hashed { hashing::parse(address) } else { plain(address, pepper) };
+    lookup.addresses.iter().map(hash).collect()
+}
+
+/// The body of the response: each address that was found, as it was sent, once; and how many.
+fn mappings(lookup: &LookupRequest<'_>, hashes: &[Option<LookupHash>], pepper_index: &PepperIndex) -> (Bytes, usize) {
     let addresses = &lookup.addresses;
     let hashed = lookup.algorithm.0 == SHA256;
-    let hash = |Text(address): &Text<'_>| {
-        if hashed { hashing::parse(address) } else { plain(address, pepper_index.pepper()) }
-    };
-    let hashes: Vec<_> = addresses.iter().map(hash).collect();
 
     // Names in a JSON object must be unique, so only the first of equal addresses is answered.
     let mut answered = HashTable::with_capacity(addresses.len());
@@ -149,22 +151,20 @@ fn mappings(app: &App, lookup: &LookupRequest<'_>, pepper_index: &PepperIndex) -
     };
     let view = pepper_index.index().read();
     let mut found: Vec<(&str, u32)> = Vec::with_capacity(addresses.len());
-    view.find_all(&hashes, |at, mxid| {
+    view.find_all(hashes, |at, mxid| {
         let address = &*addresses[at].0;
         if let Entry::Vacant(entry) = answered.entry(key(&at), |other| addresses[*other].0 == address, key) {
             entry.insert(at);
             found.push((address, mxid));
         }
     });
-    app.metrics.looked_up.inc_by(addresses.len() as u64);
-    app.metrics.found.inc_by(found.len() as u64);
     // Parsing has shown that hashes are URL-safe base64.
     let escaping = if hashed { Escaping::None } else { Escaping::Json };
-    view.mappings(&found, escaping).into()
+    (view.mappings(&found, escaping).into(), found.len())
 }
 
 /// Hashes `address medium`, the format of the algorithm `none`.
-fn plain(text: &str, pepper: &str) -> Option<hashing::LookupHash> {
+fn plain(text: &str, pepper: &str) -> Option<LookupHash> {
     let (address, medium) = text.rsplit_once(' ')?;
     let threepid = match Medium::parse(medium)? {
         Medium::Email => Threepid::email(address).ok()?,
