@@ -75,11 +75,11 @@ impl Held {
         if taken.all + bytes > self.memory.all {
             return Err(NoMemory::All);
         }
-        let of_source = taken.by_source.entry(self.source).or_default();
-        if *of_source + bytes > self.memory.share {
+        let of_source = taken.by_source.get(&self.source).copied().unwrap_or_default() + bytes;
+        if of_source > self.memory.share {
             return Err(NoMemory::Source);
         }
-        *of_source += bytes;
+        taken.by_source.insert(self.source, of_source);
         taken.all += bytes;
         self.bytes += bytes;
         Ok(())
@@ -153,6 +153,8 @@ mod tests {
         drop(first);
         second.grow(60).unwrap();
         drop((second, other));
+        // A source that is refused at once leaves no entry either.
+        assert_eq!(mine().grow(101), Err(NoMemory::Source));
         let taken = memory.taken.lock();
         assert_eq!((taken.all, taken.by_source.len()), (0, 0));
     }
