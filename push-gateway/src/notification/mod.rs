@@ -3,6 +3,8 @@
 //! Source: Push Gateway API, `POST /_matrix/push/v1/notify`. Where deployed homeservers deviate from it, this follows
 //! the homeservers (null for absent, an empty `sender` and `id`, missing `tweaks`).
 
+mod size;
+
 use serde_json::{Map, Value};
 use waypost_shared::source::RequestSource;
 
@@ -187,6 +189,7 @@ impl Notification {
             return Err(invalid("notification.content", "must be an object"));
         }
         let counts = counts(raw.get("counts"))?;
+        keep_what_may_be_an_event(&mut raw);
         let prio = match raw.get("prio").and_then(Value::as_str) {
             Some("low") => Priority::Low,
             _ => Priority::High,
@@ -274,6 +277,18 @@ impl Notification {
     }
 }
 
+/// Drops a content that is too large for an event: no push could show it, and its app can fetch what there is. If the
+/// rest is still too large, only the fields that the specification knows are kept.
+fn keep_what_may_be_an_event(raw: &mut Map<String, Value>) {
+    if raw.get("content").is_some_and(|content| !size::value_fits(content)) {
+        raw.remove("content");
+    }
+    if !size::object_fits(raw) {
+        let is_known = |key: &str| TEXT_KEYS.contains(&key) || ENCRYPTED_KEYS.contains(&key);
+        raw.retain(|key, value| is_known(key) && value.is_string());
+    }
+}
+
 fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> {
     let Value::Object(mut device) = device else {
         return Err(invalid(place, "must be an object"));
@@ -299,7 +314,11 @@ fn device_of(device: Value, place: &str) -> Result<Device, InvalidNotification> 
         Some(Value::Object(data)) => {
             let is_good = matches!(data.get("default_payload"), None | Some(Value::Null | Value::Object(_)));
             let fault = (!is_good).then(|| invalid(&format!("{place}.data.default_payload"), "must be an object"));
-            (data, fault)
+            if size::object_fits(&data) {
+                (data, fault)
+            } else {
+                (Map::new(), Some(invalid(&format!("{place}.data"), "must be at most 65536 bytes and 4096 values")))
+            }
         }
         Some(_) => (Map::new(), Some(invalid(&format!("{place}.data"), "must be an object"))),
     };

@@ -45,6 +45,25 @@ fn a_pushkey_ts_in_seconds_means_the_end_of_that_second() {
 }
 
 #[test]
+fn what_is_too_large_for_an_event_is_not_kept() {
+    let many = vec![1; 5000];
+    let device = json!({"app_id": "a", "pushkey": "k"});
+    let parsed = notification(json!({"event_id": "$1", "type": "m.a", "content": {"a": many}, "devices": [device]}));
+    assert_eq!((parsed.content(), parsed.text("event_id")), (None, Some("$1")));
+    // Fields that nobody knows, beside those that somebody does.
+    let parsed = notification(json!({"event_id": "$1", "other": many, "content": {"a": 1}, "devices": [device]}));
+    assert_eq!(serde_json::to_value(parsed.as_it_came()).unwrap(), json!({"event_id": "$1"}));
+    let device = |data: Value| json!({"app_id": "a", "pushkey": "k", "data": data});
+    let devices = [device(json!({"default_payload": {"a": many}})), device(json!({"a": "x".repeat(60_000)}))];
+    let parsed = notification(json!({"devices": devices}));
+    assert_eq!(
+        parsed.devices[0].fault.as_ref().unwrap().to_string(),
+        "`notification.devices[0].data` must be at most 65536 bytes and 4096 values"
+    );
+    assert!(parsed.devices[0].data.is_empty() && parsed.devices[1].fault.is_none());
+}
+
+#[test]
 fn an_overlong_app_id_or_pushkey_is_that_devices_fault() {
     let fault = |app_id: usize, pushkey: usize| {
         let device = json!({"app_id": "a".repeat(app_id), "pushkey": "k".repeat(pushkey)});

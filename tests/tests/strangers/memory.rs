@@ -10,9 +10,10 @@ use tokio::sync::mpsc;
 use tokio_rustls::TlsAcceptor;
 use waypost_tests::ca::{Alpn, Ca};
 use waypost_tests::database::Database;
-use waypost_tests::gateway::{TestGateway, UNIFIED, event, unifiedpush_app, with};
+use waypost_tests::gateway::{NOTIFY, TestGateway, UNIFIED, event, unifiedpush_app, with};
 use waypost_tests::identity::TestIdentity;
 use waypost_tests::process::Server;
+use waypost_tests::tls_server::Answer;
 use waypost_tests::webpush::HOST;
 
 const MIB: usize = 1024 * 1024;
@@ -131,4 +132,38 @@ async fn what_peers_answer_is_not_kept() {
         }
         assert!(most < devices.len() * 128 * 1024, "{what}: {} KiB for each", most / devices.len() / 1024);
     }
+}
+
+/// A list of short numbers takes sixteen times its bytes once it is parsed.
+#[tokio::test]
+async fn what_no_push_needs_is_not_kept_while_pushes_wait() {
+    let gateway = TestGateway::start_apps(|settings, _| {
+        settings.push("apps", &with(unifiedpush_app(UNIFIED), &[("max_in_flight", json!(1000))]));
+        settings.set("notify", "budget_secs", 24);
+        settings.set("notify", "attempt_timeout_secs", 24);
+    })
+    .await;
+    let arrived = gateway.unifiedpush.messages();
+    let many = vec![1; 400_000];
+    let before = settled(&gateway.server).await;
+    const PUSHES: usize = 15;
+    for number in 0..PUSHES {
+        let name = format!("distributor-{number}");
+        gateway.unifiedpush.script().always(&name, Answer::Hang);
+        let mut device = json!({"app_id": UNIFIED, "pushkey": gateway.unifiedpush.endpoint(&name)});
+        let mut notification = event("$1", &[]);
+        // Wherever a stranger may put it.
+        match number % 3 {
+            0 => notification["content"] = json!({"a": many}),
+            1 => notification["other"] = json!(many),
+            _ => device["tweaks"] = json!({"a": many}),
+        }
+        notification["devices"] = json!([device]);
+        let (api, body) = (gateway.api.clone(), json!({"notification": notification}));
+        tokio::spawn(async move { api.post(NOTIFY, None, &body).await });
+        arrived.wait_for("a push that hangs", |_| arrived.len() == number + 1).await;
+    }
+    // The allocator keeps what one body took while it was parsed.
+    let grown = settled(&gateway.server).await.saturating_sub(before);
+    assert!(grown < 48 * MIB, "{} MiB for {PUSHES} pushes", grown / MIB);
 }
