@@ -106,9 +106,16 @@ impl Limits {
         Self { sources: config.per_source.limiter(), pushkeys: config.per_pushkey.limiter(), metrics }
     }
 
-    /// Charges a request to its source's limit.
+    /// Charges a request to its source's limit, as one push.
     pub(crate) fn request_from(&self, source: RequestSource) -> Result<(), ApiError> {
         self.within(Limit::Source, self.sources.check(&source.key()))
+    }
+
+    /// Charges the pushes of a request to its source's limit, apart from the one that [`Limits::request_from`] has
+    /// charged.
+    pub(crate) fn pushes_from(&self, source: RequestSource, devices: usize) -> Result<(), ApiError> {
+        let more = u32::try_from(devices.saturating_sub(1)).unwrap_or(u32::MAX);
+        self.within(Limit::Source, self.sources.check_many(&source.key(), more))
     }
 
     /// Charges a push to the limits of its app and its pushkey.

@@ -5,6 +5,9 @@ use url::Url;
 
 use crate::{encoding::from_base64, encryption::Subscription, glob::Glob};
 
+/// The longest endpoint in bytes. Those of push services have some hundred.
+pub(crate) const MAX_BYTES: usize = 2048;
+
 /// Parses an endpoint. It must be https and have no user info; a fragment is dropped, since servers never see it.
 pub(crate) fn parse(text: &str) -> Option<Url> {
     let mut endpoint = Url::parse(text).ok()?;

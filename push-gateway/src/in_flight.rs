@@ -29,9 +29,16 @@ pub(crate) struct Permit<'f> {
     source: Option<IpAddr>,
 }
 
-/// The share of `most` that a single source, owner or address may use: three quarters.
+/// The share of `most` that a single address may use: three quarters.
 pub(crate) fn share(most: usize) -> usize {
     most - most / 4
+}
+
+/// Whether a source or owner with `count` pushes in flight may have another one while `free` slots are left: while it
+/// uses less than three times as much. One alone gets three quarters of all slots, two get three sevenths each, and
+/// however many there are, something is left for a newcomer.
+fn has_room(count: Option<&usize>, free: usize) -> bool {
+    count.is_none_or(|count| *count < free.saturating_mul(3)) && free > 0
 }
 
 impl InFlight {
@@ -46,12 +53,12 @@ impl InFlight {
     }
 
     /// Takes a slot for a push requested by `source`; `owner` is set where each device may have a server of its own.
-    /// None at the cap, or if the source or owner has used up its share.
+    /// None at the cap, or if the source or owner has used up its share, which is the larger the more is free.
     pub(crate) fn enter(&self, owner: Option<Owner>, source: RequestSource) -> Option<Permit<'_>> {
         let (mut state, source) = (self.state.lock(), source.key());
-        let has_share = |count: Option<&usize>| count.is_some_and(|count| *count >= share(self.most));
-        let owner_has_share = owner.as_ref().is_some_and(|owner| has_share(state.to_owners.get(owner)));
-        if state.all >= self.most || owner_has_share || has_share(state.from_sources.get(&source)) {
+        let free = self.most.saturating_sub(state.all);
+        let owner_has_room = owner.as_ref().is_none_or(|owner| has_room(state.to_owners.get(owner), free));
+        if !owner_has_room || !has_room(state.from_sources.get(&source), free) {
             return None;
         }
         state.all += 1;
@@ -129,6 +136,22 @@ mod tests {
         assert!(from("192.0.2.1").is_none(), "eight are in flight");
         drop((hanging, others));
         assert!(from("2001:db8::9").is_some());
+    }
+
+    #[test]
+    fn two_owners_or_two_sources_cannot_use_up_everything() {
+        let in_flight = InFlight::new(70);
+        let fill = |server: &str, of_source: fn(u8) -> u8| {
+            let enter = |number| in_flight.enter(owner(server), source(of_source(number)));
+            (0..200).map_while(enter).collect::<Vec<_>>()
+        };
+        let hanging = (fill("a.example", |number| number), fill("b.example", |number| number));
+        assert_eq!((hanging.0.len(), hanging.1.len()), (53, 13));
+        assert!(in_flight.enter(owner("c.example"), source(250)).is_some());
+        drop(hanging);
+        let hanging = (fill("a.example", |_| 1), fill("b.example", |_| 2));
+        assert_eq!((hanging.0.len(), hanging.1.len()), (53, 13));
+        assert!(in_flight.enter(None, source(3)).is_some());
     }
 
     #[test]

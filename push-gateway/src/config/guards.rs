@@ -10,9 +10,10 @@ use waypost_shared::{
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct LimitsConfig {
-    /// Requests from one source address. Default: a burst of 20000, then one every 0.0002 seconds.
+    /// Pushes from one source address, and requests without any. Default: a burst of 20000, then one every 0.0002
+    /// seconds.
     pub(crate) per_source: Rate,
-    /// Pushes for one entry of `apps`. Default: a burst of 20000, then one every 0.0002 seconds.
+    /// Pushes for one entry of `apps`. Default: a burst of 80000, then one every 0.00005 seconds.
     pub(crate) per_app: Rate,
     /// Pushes for one pushkey. Default: a burst of 300, then one every 0.2 seconds.
     pub(crate) per_pushkey: Rate,
@@ -22,7 +23,8 @@ impl Default for LimitsConfig {
     fn default() -> Self {
         Self {
             per_source: Rate::new(20_000, 0.0002),
-            per_app: Rate::new(20_000, 0.0002),
+            // More than one source may send, or that source would use up what others have.
+            per_app: Rate::new(80_000, 0.000_05),
             per_pushkey: Rate::new(300, 0.2),
         }
     }

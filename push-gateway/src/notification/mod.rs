@@ -277,9 +277,13 @@ impl Notification {
     }
 }
 
-/// Drops a content that is too large for an event: no push could show it, and its app can fetch what there is. If the
-/// rest is still too large, only the fields that the specification knows are kept.
+/// Makes what is kept no larger than an event. Long texts are cut first, then the content is dropped: no push could show
+/// it, and its app can fetch what there is. At last only the fields that the specification knows are kept.
 fn keep_what_may_be_an_event(raw: &mut Map<String, Value>) {
+    if size::object_fits(raw) {
+        return;
+    }
+    raw.values_mut().for_each(size::shorten);
     if raw.get("content").is_some_and(|content| !size::value_fits(content)) {
         raw.remove("content");
     }

@@ -18,6 +18,23 @@ struct Size {
     bytes: usize,
 }
 
+/// Texts are cut to this many bytes where that helps: no push service takes a message of more, so none is cut shorter
+/// than it would be anyway, and a ciphertext that was cut still does not fit.
+const LONGEST_TEXT: usize = 5120;
+
+/// Cuts long texts in a value.
+pub(super) fn shorten(value: &mut Value) {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+        Value::String(text) => {
+            text.truncate(text.floor_char_boundary(LONGEST_TEXT));
+            text.shrink_to_fit();
+        }
+        Value::Array(values) => values.iter_mut().for_each(shorten),
+        Value::Object(object) => object.values_mut().for_each(shorten),
+    }
+}
+
 /// Whether an event's content could be one: see [`MOST`].
 pub(super) fn value_fits(value: &Value) -> bool {
     take(&mut { MOST }, value)
@@ -55,6 +72,13 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn long_texts_are_cut_at_a_character() {
+        let mut value = json!({"a": [format!("x{}", "é".repeat(4096)), "x".repeat(5120), 1]});
+        shorten(&mut value);
+        assert_eq!(value, json!({"a": [format!("x{}", "é".repeat(2559)), "x".repeat(5120), 1]}));
+    }
 
     #[test]
     fn values_and_texts_are_counted_at_any_depth() {

@@ -27,6 +27,7 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 pub(crate) async fn notify(app: Arc<App>, mut request: Incoming) -> Result<Response, ApiError> {
     app.limits.request_from(request.source)?;
     let notification = Notification::parse(request.json_object()?, request.source, &app.config)?;
+    app.limits.pushes_from(request.source, notification.devices.len())?;
     settle(&app, &notification).await
 }
 

@@ -146,4 +146,8 @@ async fn a_source_that_sends_too_much_is_told_to_wait() {
         assert_eq!(gateway.rejected(&mine(number)).await, json!([]));
     }
     too_much(&gateway, &mine(2), "source").await;
+    // Each device counts.
+    let gateway = limited("per_source").await;
+    let devices: Vec<_> = (0..3).map(|number| ios(&apns_token(number))).collect();
+    too_much(&gateway, &event("$1", &devices), "source").await;
 }

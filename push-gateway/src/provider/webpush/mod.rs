@@ -79,6 +79,9 @@ impl WebPush {
         if kind == Kind::CountsOnly && (self.events_only || device.is_on("events_only")) {
             return Err(Ended::Dropped);
         }
+        if device.data_text("endpoint").is_some_and(|endpoint| endpoint.len() > endpoint::MAX_BYTES) {
+            return Err(Ended::With(Outcome::refused_push("the endpoint is longer than 2048 bytes")));
+        }
         // An incomplete subscription can never receive a push: the app has to create a new one.
         let (endpoint, subscription) = subscription(device).ok_or(Ended::With(Outcome::Gone))?;
         let Ok(uri) = endpoint.as_str().parse::<Uri>() else {

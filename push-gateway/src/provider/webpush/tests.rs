@@ -82,8 +82,8 @@ async fn only_a_fault_of_the_subscription_itself_makes_it_gone() {
     assert_eq!(unsent(NotEncrypted::NoPoint), Ended::With(Outcome::Gone));
     let Ended::With(Outcome::Refused(refusal)) = unsent(NotEncrypted::Failed) else { panic!("it is refused") };
     assert_eq!(refusal.fault, Fault::App);
-    // A valid URL, but too long for a request.
-    let data = json!({"endpoint": format!("https://push.example/{}", "x".repeat(70_000)), "auth": AUTH});
+    // A valid URL of 2049 bytes.
+    let data = json!({"endpoint": format!("https://push.example/{}", "x".repeat(2028)), "auth": AUTH});
     let refused = prepared(&webpush(&[]), P256DH, &data, Kind::IdsOnly).unwrap_err();
     let Ended::With(Outcome::Refused(refusal)) = refused else { panic!("it is refused") };
     assert_eq!(refusal.fault, Fault::Push);
