@@ -146,7 +146,8 @@ mod tests {
         let policy = Policy { version: "1".to_owned(), languages: [("en".to_owned(), text)].into() };
         let mut config = app.config.clone();
         config.terms.policies = [("privacy_policy".to_owned(), policy)].into();
-        let (renewed, _) = app.renewed(config).unwrap();
+        let (mut renewed, _) = app.renewed(config).unwrap();
+        renewed.take_over();
         // A request that started under the old configuration must not cache its account for requests under the new one.
         account_with_terms(&app, &request).await.unwrap();
         assert!(matches!(account_with_terms(&renewed, &request).await, Err(ApiError::TermsNotSigned)));

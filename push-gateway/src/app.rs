@@ -1,6 +1,6 @@
 //! State shared by all requests: the configured apps and the record of past deliveries. Rebuilt on each reload.
 
-use std::{net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use prometheus_client::registry::Registry;
 use waypost_shared::{
@@ -168,11 +168,13 @@ impl App {
         let entries = entries(loaded, providers, &upstream, &mut team_tokens, &metrics)?;
         let limits = Arc::new(Limits::new(&config.limits, metrics.of_limits()));
         let parts = Parts { entries, team_tokens, clock: upstream.clock, metrics, deliveries, limits };
-        Ok(Self::assembled(config, parts))
+        let app = Self::assembled(config, parts);
+        app.show_certificates();
+        Ok(app)
     }
 
     /// Builds the gateway for a new configuration, and returns with it the names of changed keys that take effect only
-    /// after a restart. On an error `self` is unaffected.
+    /// after a restart. Nothing takes effect before [`App::take_over`].
     pub(crate) fn renewed(&self, mut loaded: Loaded<Config>) -> Result<(Arc<Self>, Vec<&'static str>), StartError> {
         let waiting = loaded.config.keep_what_a_start_reads(&self.whole);
         let config = &loaded.config;
@@ -183,13 +185,9 @@ impl App {
         let mut entries = entries(&loaded, providers, &upstream, &mut team_tokens, &self.metrics)?;
         for before in self.entries.iter() {
             let now = entries.iter_mut().find(|entry| entry.id == before.id);
-            // A hold does not survive the removal of its app or a change of its rules.
-            let mut is_held = false;
             if let Some(now) = now {
                 now.carry_over(before, &self.whole, config);
-                is_held = now.hold.is_on();
             }
-            before.metrics.set_held(is_held);
         }
         // A reload must not refill anybody's budget unless it changes the limits.
         let limits = if config.limits == self.whole.limits {
@@ -199,21 +197,35 @@ impl App {
         };
         let (metrics, deliveries) = (self.metrics.clone(), self.deliveries.clone());
         let parts = Parts { entries, team_tokens, clock: upstream.clock, metrics, deliveries, limits };
-        let renewed = Self::assembled(config, parts);
-        self.deliveries.set_budget(renewed.config.budget());
-        Ok((renewed, waiting))
+        Ok((Self::assembled(config, parts), waiting))
+    }
+
+    /// Makes this configuration the one that metrics and the memory of pushes follow. To be called once nothing can
+    /// refuse it any more, before it replaces `before`.
+    pub(crate) fn take_over(&self, before: &Self) {
+        for entry in before.entries.iter() {
+            // A hold does not survive the removal of its app or a change of its rules.
+            let now = self.entries.iter().find(|now| now.id == entry.id);
+            entry.metrics.set_held(now.is_some_and(|now| now.hold.is_on()));
+        }
+        self.deliveries.set_budget(self.config.budget());
+        self.show_certificates();
+    }
+
+    /// Warns of client certificates that expire soon, and shows when they do.
+    pub(crate) fn show_certificates(&self) {
+        let mut expiries = Vec::new();
+        for entry in self.entries.iter() {
+            if let Some(validity) = entry.certificate {
+                warn_of_certificate(&entry.id, validity.at(self.clock.now_ms()));
+                expiries.push((entry.id.clone(), entry.provider.name(), validity.not_after_ms));
+            }
+        }
+        self.metrics.certificates_expire(&expiries);
     }
 
     fn assembled(config: &Config, parts: Parts) -> Arc<Self> {
         let Parts { entries, team_tokens, clock, metrics, deliveries, limits } = parts;
-        let mut expiries = Vec::new();
-        for entry in &entries {
-            if let Some(validity) = entry.certificate {
-                warn_of_certificate(&entry.id, validity.at(clock.now_ms()));
-                expiries.push((entry.id.clone(), entry.provider.name(), validity.not_after_ms));
-            }
-        }
-        metrics.certificates_expire(&expiries);
         Arc::new(Self {
             config: config.notify.clone(),
             deliveries,
@@ -226,11 +238,6 @@ impl App {
             team_tokens,
             whole: config.clone(),
         })
-    }
-
-    /// The secret files that the configuration names; a change to one of them triggers a reload.
-    pub(crate) fn secret_files(&self) -> Vec<PathBuf> {
-        self.whole.secret_files()
     }
 
     /// The configured log level.

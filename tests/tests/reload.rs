@@ -99,6 +99,18 @@ async fn a_secret_file_that_is_swapped_takes_effect_by_itself() {
 }
 
 #[tokio::test]
+async fn a_changed_file_that_only_a_start_reads_is_named() {
+    let t = TestIdentity::start(Database::Sqlite).await;
+    let key = t.server.folder.path().join("data/storage.key");
+    let text = std::fs::read_to_string(&key).unwrap();
+    std::fs::write(&key, format!("{text}# Another line.\n")).unwrap();
+    // Nobody has to send a signal.
+    read_again(&t.server, 1, TAKEN).await;
+    let waiting = t.server.wait_for_log("the keys that wait", |line| !line["keys"].is_null()).await;
+    assert_eq!(waiting["keys"], "keys.storage_key_file");
+}
+
+#[tokio::test]
 async fn a_changed_inline_secret_is_taken_up_or_named() {
     let [old, new] = ["the secret of yesterday", "the secret of this day"];
     let change = |config: String| config.replace(old, new);

@@ -205,7 +205,7 @@ impl App {
     }
 
     /// Applies a new configuration. Settings that are read only at startup keep their values; those that were changed
-    /// are returned by name, so that the operator can be told.
+    /// are returned by name, so that the operator can be told. Nothing takes effect before [`App::take_over`].
     ///
     /// # Errors
     ///
@@ -219,10 +219,13 @@ impl App {
         } else {
             Arc::new(Limits::new(&config.limits))
         };
-        let mut renewed = Self::configured(self.lasting(), config, signing_keys, limits)?;
-        // Requests may still start under the old configuration until the new one replaces it.
-        renewed.generation = self.tokens.begin_anew();
-        Ok((renewed, waiting))
+        Ok((Self::configured(self.lasting(), config, signing_keys, limits)?, waiting))
+    }
+
+    /// To be called once nothing can refuse the new configuration any more, before it replaces the old one.
+    pub(crate) fn take_over(&mut self) {
+        // Requests may still start under the old configuration until this one replaces it.
+        self.generation = self.tokens.begin_anew();
     }
 
     fn lasting(&self) -> Lasting {

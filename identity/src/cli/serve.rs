@@ -29,7 +29,7 @@ const NAME: &str = "waypost-identity";
 
 /// Serves until a signal says to stop. `path` is the file that `config` was read from, if any.
 pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(), Box<dyn std::error::Error>> {
-    let reasons = Reasons::new(config.secret_files())?;
+    let mut reasons = Reasons::new(config.secret_files())?;
     let operations = server::bind(&config.listen.operations.to_string()).await?;
     let public = server::bind(&config.listen.public.to_string()).await?;
     let internal = match config.listen.internal {
@@ -43,6 +43,8 @@ pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(
     let _alone = app::serve_alone(&config)?;
     let mut registry = Registry::default();
     let app = Arc::new(App::new(config, Clock::System, &mut registry).await?);
+    // Only now: it may have generated one of them.
+    reasons.watch_start_files(app.config.start_files());
     let (traces, outbound) = (&app.config.traces, &app.config.outbound);
     let exporter = Exporter::start(traces, outbound, NAME, app.metrics.traces.clone(), Clock::System)?;
     let current = Current::new(app.clone());
@@ -53,7 +55,8 @@ pub(super) async fn serve(mut config: Config, path: Option<PathBuf>) -> Result<(
             async move { app.facts().await }
         }
     })?;
-    let cursor = app.load_index().await?;
+    let Some(loaded) = service.unless_stopped(app.load_index()).await else { return Ok(()) };
+    let cursor = loaded?;
     service.job("replication", jobs::follow(app.clone(), cursor, service.stop()));
     service.job("peppers", jobs::peppers::keep_up(current.clone(), service.stop()));
     service.job("housekeeping", jobs::clean(current.clone(), service.stop()));
@@ -80,10 +83,11 @@ fn read_again(
     exporter: Option<&Exporter>,
     path: Option<&Path>,
 ) -> Result<Renewed<Arc<App>>, Box<dyn std::error::Error + Send + Sync>> {
-    let (renewed, waiting) = app.renewed(Config::load(path)?.config)?;
+    let (mut renewed, waiting) = app.renewed(Config::load(path)?.config)?;
     if let Some(exporter) = exporter {
         exporter.renew(&renewed.config.traces, &renewed.config.outbound)?;
     }
+    renewed.take_over();
     let (files, level) = (renewed.config.secret_files(), renewed.config.log.level);
     Ok(Renewed { state: Arc::new(renewed), files, level, waiting })
 }

@@ -64,15 +64,12 @@ impl Config {
             waiting.push("listen.public");
         }
         self.listen.public = before.listen.public;
-        if self.database_url().ok() != before.database_url().ok() {
-            waiting.push("database.url");
-        }
-        self.database.url.clone_from(&before.database.url);
-        self.database.url_file.clone_from(&before.database.url_file);
         waypost_shared::keep_started! { self, before, waiting;
             "listen.operations": listen.operations,
             "listen.internal": listen.internal,
             "[server]": server,
+            "database.url": database.url,
+            "database.url_file": database.url_file,
             "database.max_connections": database.max_connections,
             "identity.server_name": identity.server_name,
             "identity.data_dir": identity.data_dir,
@@ -101,6 +98,13 @@ impl Config {
         let headers = self.sms.http.header_files.values().chain(self.traces.secret_files());
         let files = files.into_iter().flatten().chain(headers).cloned();
         files.chain([self.signing_key_file().path]).collect()
+    }
+
+    /// Files with secrets that are read only at start-up, with the keys that name them.
+    pub(crate) fn start_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let database = self.database.url_file.clone().map(|file| ("database.url_file", file));
+        let storage_key = ("keys.storage_key_file", self.storage_key_file().path);
+        database.into_iter().chain([storage_key]).collect()
     }
 
     /// The database's URL; SQLite in the data folder if none is configured.

@@ -32,7 +32,8 @@ pub(super) async fn run(
     registry: Registry,
     path: Option<PathBuf>,
 ) -> Result<(), RunError> {
-    let reasons = Reasons::new(app.secret_files())?;
+    let mut reasons = Reasons::new(config.secret_files())?;
+    reasons.watch_start_files(config.start_files());
     let operations = server::bind(&config.listen.operations.to_string()).await?;
     let public = server::bind(&config.listen.public.to_string()).await?;
     let at = (public.local_addr()?, operations.local_addr()?);
@@ -50,7 +51,8 @@ pub(super) async fn run(
         if let Some(exporter) = exporter {
             exporter.renew(&renewed.whole().traces, &renewed.whole().outbound)?;
         }
-        Ok(Renewed { files: renewed.secret_files(), level: renewed.log_level(), state: renewed, waiting })
+        renewed.take_over(app);
+        Ok(Renewed { files: renewed.whole().secret_files(), level: renewed.log_level(), state: renewed, waiting })
     });
     service.listen("public listener", public, routes::public(), &current, Some(app.metrics.http.clone()));
     tracing::info!(public = %at.0, operations = %at.1, "listening");

@@ -146,6 +146,12 @@ impl Config {
         of_apps.chain(of_all).flatten().chain(self.traces.secret_files().cloned()).collect()
     }
 
+    /// Files with secrets that are read only at start-up, with the keys that name them.
+    pub(crate) fn start_files(&self) -> Vec<(&'static str, PathBuf)> {
+        let files = [("seen.redis_url_file", &self.seen.redis_url_file), ("seen.secret_file", &self.seen.secret_file)];
+        files.into_iter().filter_map(|(key, file)| Some((key, file.clone()?))).collect()
+    }
+
     /// Checks what the types cannot, and reads each app's credentials. Reports all mistakes together.
     pub(crate) fn validate(&self, source: &Source) -> Result<Vec<ProviderConfig>, ConfigError> {
         let mut errors = self.server.problems(source);

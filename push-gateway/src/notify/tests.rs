@@ -107,7 +107,9 @@ async fn answered(app: &Arc<App>, request: Incoming) -> (u16, Value) {
 fn renewed(app: &App, change: impl FnOnce(&mut Config)) -> Arc<App> {
     let mut config = app.whole.clone();
     change(&mut config);
-    app.renewed(Loaded { config, source: Source::default() }).unwrap().0
+    let (renewed, _) = app.renewed(Loaded { config, source: Source::default() }).unwrap();
+    renewed.take_over(app);
+    renewed
 }
 
 #[tokio::test]

@@ -159,6 +159,15 @@ impl Service {
         self.names.insert(id, name);
     }
 
+    /// Waits for `work`, which has to be done before the service is ready. `None` if it is told to stop first: nothing is
+    /// served yet, so there is nothing to finish.
+    pub async fn unless_stopped<T>(&self, work: impl Future<Output = T>) -> Option<T> {
+        tokio::select! {
+            done = work => Some(done),
+            () = self.stop.requested() => None,
+        }
+    }
+
     /// Marks the service ready, and runs until a signal arrives or until a listener or job ends.
     ///
     /// # Errors
@@ -179,11 +188,17 @@ impl Service {
         if let Err(error) = &ended {
             tracing::error!(error = %Chain(error), "a service task ended unexpectedly; shutting down so that it is restarted");
         }
-        self.shut_down().await;
-        ended
+        let stopped = self.shut_down().await;
+        ended.and(stopped)
     }
 
-    async fn shut_down(&mut self) {
+    /// Stops everything, in order.
+    ///
+    /// # Errors
+    ///
+    /// The first failure of a task while it was stopping.
+    async fn shut_down(&mut self) -> Result<(), ServiceError> {
+        let mut first = None;
         self.readiness.set(false);
         systemd::stopping();
         self.ask_to_stop.send_replace(true);
@@ -194,6 +209,7 @@ impl Service {
                 if !matches!(ended, Ok((_, Ok(())))) {
                     let error = self.failure(ended);
                     tracing::error!(error = %Chain(&error), "a service task failed during shutdown");
+                    first.get_or_insert(error);
                 }
             }
         };
@@ -209,8 +225,10 @@ impl Service {
             if !matches!(ended, Ok(Ok(()))) {
                 let error = operations_failure(ended);
                 tracing::error!(error = %Chain(&error), "the operations listener failed during shutdown");
+                first.get_or_insert(error);
             }
         }
+        first.map_or(Ok(()), Err)
     }
 
     fn failure(&self, ended: Result<(Id, io::Result<()>), JoinError>) -> ServiceError {
@@ -264,6 +282,27 @@ mod tests {
         let ended = timeout(PATIENCE, service.run()).await.unwrap();
         assert_eq!(ended.unwrap_err().to_string(), "`broken` panicked");
         assert!(std::net::TcpStream::connect(operations).is_err(), "liveness must not be answered any more");
+    }
+
+    #[tokio::test]
+    async fn a_job_that_fails_while_it_stops_is_an_error() {
+        let (mut service, _) = service().await;
+        let (stop, ask_to_stop) = (service.stop(), service.ask_to_stop.clone());
+        service.job("fails at the end", async move {
+            stop.requested().await;
+            panic!("on purpose");
+        });
+        ask_to_stop.send_replace(true);
+        let ended = timeout(PATIENCE, service.run()).await.unwrap();
+        assert_eq!(ended.unwrap_err().to_string(), "`fails at the end` panicked");
+    }
+
+    #[tokio::test]
+    async fn a_stop_cuts_off_what_has_to_be_done_before_the_service_is_ready() {
+        let (service, _) = service().await;
+        assert_eq!(service.unless_stopped(async { 1 }).await, Some(1));
+        service.ask_to_stop.send_replace(true);
+        assert_eq!(timeout(PATIENCE, service.unless_stopped(pending::<()>())).await.unwrap(), None);
     }
 
     #[tokio::test]

@@ -63,6 +63,7 @@ pub async fn keep_up<S: Clone>(
                 current.set(state);
                 metrics.reloaded(true);
                 tracing::info!(%reason, "configuration reloaded");
+                let waiting: Vec<_> = waiting.into_iter().chain(reasons.changed_since_start()).collect();
                 if !waiting.is_empty() {
                     tracing::warn!(keys = waiting.join(", "), "changes to these keys take effect after a restart");
                 }
@@ -101,6 +102,9 @@ impl fmt::Display for Reason {
 pub struct Reasons {
     hangup: Signal,
     files: Files,
+    /// Read only at start-up, with the keys that name them. Polled too, so that somebody is told.
+    start_files: Vec<(&'static str, PathBuf)>,
+    started_with: Files,
     next_look: Instant,
 }
 
@@ -112,7 +116,23 @@ impl Reasons {
     /// If the signal handler cannot be installed.
     pub fn new(files: Vec<PathBuf>) -> io::Result<Self> {
         let hangup = signal(SignalKind::hangup())?;
-        Ok(Self { hangup, files: Files::new(files), next_look: Instant::now() + LOOK_EVERY })
+        let next_look = Instant::now() + LOOK_EVERY;
+        let (start_files, started_with) = (Vec::new(), Files::default());
+        Ok(Self { hangup, files: Files::new(files), start_files, started_with, next_look })
+    }
+
+    /// Polls files too that have been read, and are read only at start-up, with the keys that name them. A change of one
+    /// is reported after each reload.
+    pub fn watch_start_files(&mut self, files: Vec<(&'static str, PathBuf)>) {
+        self.started_with = Files::new(files.iter().map(|(_, path)| path.clone()).collect());
+        self.start_files = files;
+        self.watch(self.files.known.iter().map(|(path, _)| path.clone()).collect());
+    }
+
+    /// The keys of the files that are read only at start-up and have changed since.
+    fn changed_since_start(&self) -> Vec<&'static str> {
+        let is_changed = |(_, path): &&(&'static str, PathBuf)| self.started_with.differs(path);
+        self.start_files.iter().filter(is_changed).map(|(key, _)| *key).collect()
     }
 
     /// Takes the current content of the files to be what is about to be read. A missing file is a reason to reload
@@ -123,7 +143,8 @@ impl Reasons {
 
     /// Polls `files` from now on: those of the configuration that was just read.
     pub fn watch(&mut self, files: Vec<PathBuf>) {
-        self.files.watch(files);
+        let start_files = self.start_files.iter().map(|(_, path)| path.clone());
+        self.files.watch(files.into_iter().chain(start_files).collect());
     }
 
     /// Waits for the next reason. Cancel-safe.
@@ -170,6 +191,12 @@ impl Files {
         for ((_, known), now) in self.known.iter_mut().zip(now) {
             *known = now;
         }
+    }
+
+    /// Whether the content of a file is not what it was when it was first seen. A missing file is not.
+    fn differs(&self, path: &PathBuf) -> bool {
+        let now = self.hash(path);
+        now.is_some() && self.known.iter().any(|(known, hash)| known == path && *hash != now)
     }
 
     fn hash(&self, path: &PathBuf) -> Option<u64> {
@@ -222,6 +249,23 @@ mod tests {
 
         fs::write(&b, "").unwrap();
         assert_eq!(files.changed(), Some(b));
+    }
+
+    #[tokio::test]
+    async fn a_changed_file_that_only_a_start_reads_is_named_until_it_is_as_it_was() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        fs::write(&file, "one").unwrap();
+        let mut reasons = Reasons::new(Vec::new()).unwrap();
+        reasons.watch_start_files(vec![("database.url_file", file.path().to_owned())]);
+        assert_eq!(reasons.changed_since_start(), [] as [&str; 0]);
+        fs::write(&file, "two").unwrap();
+        assert_eq!(reasons.files.changed().as_deref(), Some(file.path()));
+        reasons.watch(Vec::new());
+        for _ in 0..2 {
+            assert_eq!(reasons.changed_since_start(), ["database.url_file"]);
+        }
+        fs::write(&file, "one").unwrap();
+        assert_eq!(reasons.changed_since_start(), [] as [&str; 0]);
     }
 
     #[test]

@@ -1,7 +1,9 @@
 //! Logging to standard error, as text or as JSON.
 
 use std::{
+    backtrace::{Backtrace, BacktraceStatus},
     io::{self, IsTerminal as _},
+    panic::{self, PanicHookInfo},
     sync::OnceLock,
 };
 
@@ -79,8 +81,21 @@ pub fn init(config: &LogConfig) {
     };
     if started.is_ok() {
         drop(FILTER.set(handle));
+        panic::set_hook(Box::new(log_panic));
     }
     // Fails if a subscriber is installed already (by another test), which then serves us too.
+}
+
+/// Logs a panic like any other event. Its text may hold anything that a request did, unless it is a literal in the source.
+fn log_panic(panic: &PanicHookInfo<'_>) {
+    let at = panic.location().map(ToString::to_string).unwrap_or_default();
+    let text = panic.payload().downcast_ref::<&'static str>().copied().unwrap_or("not a literal, so not logged");
+    let thread = std::thread::current().name().unwrap_or_default().to_owned();
+    let backtrace = Backtrace::capture();
+    match backtrace.status() {
+        BacktraceStatus::Captured => tracing::error!(at, text, thread, %backtrace, "panic"),
+        _ => tracing::error!(at, text, thread, "panic"),
+    }
 }
 
 /// JSON lines that begin with the `trace_id` of the request they are about, if it has one.
