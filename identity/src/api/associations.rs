@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use ruma_common::CanonicalJsonValue;
 use serde_json::{Map, Value};
 use waypost_shared::http::{Incoming, MatrixError, Response, json, params::Params};
 
@@ -73,8 +74,9 @@ async fn publish(app: Arc<App>, threepid: Threepid, mxid: Mxid) -> Result<Respon
     let invites = {
         // Concurrent binds of one address must reach the database and the index in the same order.
         let _lock = app.lock_address(&app.keys.fingerprint(&association.threepid)).await;
-        // One transaction: the association, the invites that it redeems, and the onbind call in the outbox.
-        let invites = app.store.bind(&app.keys, &association, &app.signer).await?;
+        let binding = app.store.begin_bind(&app.keys, &association).await?;
+        let onbind = CanonicalJsonValue::Object(app.signer.onbind(&association, &binding.invites)).to_string();
+        let invites = binding.commit(&app.keys, &onbind).await?;
         app.lookups.insert(&association.threepid, &association.mxid);
         invites
     };

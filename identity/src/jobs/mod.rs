@@ -224,7 +224,7 @@ pub(crate) mod tests {
         for (address, mxid) in [("alice@hs.test", "@alice:hs.test"), ("bob@hs.test", "@bob:hs.test")] {
             let threepid = Threepid::email(address).unwrap();
             let association = Association { threepid, mxid: Mxid::parse(mxid).unwrap(), bound_ms };
-            app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
+            app.store.begin_bind(&app.keys, &association).await.unwrap().commit(&app.keys, "{}").await.unwrap();
         }
         let alice = Threepid::email("alice@hs.test").unwrap();
         assert!(app.store.remove_association(&app.keys, &alice, None, bound_ms).await.unwrap());

@@ -1,21 +1,19 @@
 //! Associations, and the change feed by which replicas follow each other.
 
 use futures_util::{TryStreamExt as _, stream::TryChunksError};
-use ruma_common::CanonicalJsonValue;
 use sqlx::{PgPool, SqlitePool};
 use tokio::sync::mpsc;
-use waypost_shared::{hex, random};
+use waypost_shared::{hex, random, trace::Span};
 
 use crate::domain::{
     association::Association,
     invite::PendingInvite,
     mxid::Mxid,
     sealing::{Sealed, StorageKeys},
-    signer::Signer,
     threepid::{Medium, Threepid},
 };
 
-use super::{Store, StoreError, in_tx_for, on_db, stored_mxid};
+use super::{Begun, Store, StoreError, in_begun, on_db, stored_mxid};
 
 /// Rows per batch when all associations are read.
 const BATCH: u16 = 4096;
@@ -36,6 +34,35 @@ pub(crate) struct ChangeCursor(i64);
 
 type Row = (String, Vec<u8>, Option<String>);
 type InviteRow = (Vec<u8>, String, String, String, Option<Vec<u8>>, i64);
+
+/// A bind that has begun; see [`Store::begin_bind`].
+#[derive(Debug)]
+pub(crate) struct Binding {
+    tx: Begun,
+    mxid: Mxid,
+    bound_ms: i64,
+    /// The invites that it takes.
+    pub(crate) invites: Vec<PendingInvite>,
+    _span: Option<Span>,
+}
+
+impl Binding {
+    /// Puts `onbind`, the call that informs the user's homeserver, into the outbox, and makes the bind take effect.
+    /// Returns the invites that it took.
+    pub(crate) async fn commit(mut self, keys: &StorageKeys, onbind: &str) -> Result<Vec<PendingInvite>, StoreError> {
+        in_begun!(&mut self.tx, tx => {
+            sqlx::query("INSERT INTO outbox (id, mxid, payload_sealed, since_ms, due_ms) VALUES ($1, $2, $3, $4, $4)")
+                .bind(random::token())
+                .bind(self.mxid.as_str())
+                .bind(keys.seal(Sealed::Outbox, onbind))
+                .bind(self.bound_ms)
+                .execute(&mut **tx)
+                .await?;
+        });
+        self.tx.commit().await?;
+        Ok(self.invites)
+    }
+}
 
 /// A batch of stored associations, still sealed: opening them takes CPU time and belongs on another thread than the one
 /// that reads.
@@ -69,20 +96,20 @@ fn from_text(keys: &StorageKeys, row: &str) -> Result<Change, StoreError> {
 }
 
 impl Store {
-    /// Binds an address to a Matrix id, replacing any previous owner; takes the invites waiting for it; and puts the
-    /// onbind call that informs the user's homeserver, signed by `signer`, into the outbox.
+    /// Begins to bind an address to a Matrix id, replacing any previous owner, and takes the invites waiting for it. The
+    /// bind ends with [`Binding::commit`]; without it, nothing has happened.
     ///
-    /// One transaction: an invite is returned by exactly one bind, a bind that fails takes none, and every bind has its
-    /// outbox row.
-    pub(crate) async fn bind(
+    /// One transaction: an invite is taken by exactly one bind, a bind that fails takes none, and every bind has its
+    /// outbox row. No other bind or invite of this address gets in between.
+    pub(crate) async fn begin_bind(
         &self,
         keys: &StorageKeys,
         association: &Association,
-        signer: &Signer,
-    ) -> Result<Vec<PendingInvite>, StoreError> {
+    ) -> Result<Binding, StoreError> {
         let threepid = &association.threepid;
         let fingerprint = keys.fingerprint(threepid);
-        Ok(in_tx_for!(self, &fingerprint, tx => {
+        let (mut tx, span) = self.begin_for(&fingerprint).await?;
+        let rows: Vec<InviteRow> = in_begun!(&mut tx, tx => {
             sqlx::query(
                 "INSERT INTO associations (fingerprint, medium, address_sealed, mxid, bound_ms)
                  VALUES ($1, $2, $3, $4, $5)
@@ -94,7 +121,7 @@ impl Store {
             .bind(keys.seal(Sealed::Association, threepid.address()))
             .bind(association.mxid.as_str())
             .bind(association.bound_ms)
-            .execute(&mut *tx)
+            .execute(&mut **tx)
             .await?;
             let rows: Vec<InviteRow> = sqlx::query_as(
                 "DELETE FROM invites WHERE fingerprint = $1 AND expires_ms > $2
@@ -102,25 +129,23 @@ impl Store {
             )
             .bind(&fingerprint[..])
             .bind(association.bound_ms)
-            .fetch_all(&mut *tx)
+            .fetch_all(&mut **tx)
             .await?;
             for (_, _, _, _, ephemeral_key, _) in &rows {
                 sqlx::query("UPDATE ephemeral_keys SET expires_ms = NULL WHERE public_key = $1")
                     .bind(ephemeral_key)
-                    .execute(&mut *tx)
+                    .execute(&mut **tx)
                     .await?;
             }
-            let invites = taken(keys, rows)?;
-            let onbind = CanonicalJsonValue::Object(signer.onbind(association, &invites)).to_string();
-            sqlx::query("INSERT INTO outbox (id, mxid, payload_sealed, since_ms, due_ms) VALUES ($1, $2, $3, $4, $4)")
-                .bind(random::token())
-                .bind(association.mxid.as_str())
-                .bind(keys.seal(Sealed::Outbox, &onbind))
-                .bind(association.bound_ms)
-                .execute(&mut *tx)
-                .await?;
-            invites
-        }))
+            rows
+        });
+        Ok(Binding {
+            tx,
+            mxid: association.mxid.clone(),
+            bound_ms: association.bound_ms,
+            invites: taken(keys, rows)?,
+            _span: span,
+        })
     }
 
     /// The number of bound addresses.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use sqlx::{
-    ConnectOptions as _, PgPool, SqlSafeStr as _, SqlitePool,
+    ConnectOptions as _, PgPool, Postgres, SqlSafeStr as _, Sqlite, SqlitePool, Transaction,
     migrate::{Migration, MigrationType, Migrator},
     postgres::{PgConnectOptions, PgPoolOptions},
     sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous},
@@ -158,7 +158,34 @@ macro_rules! in_tx_for {
     };
 }
 
-pub(crate) use {in_tx, in_tx_for, on_db, write_db};
+/// Runs a block in a transaction that has begun.
+macro_rules! in_begun {
+    ($begun:expr, $tx:ident => $body:expr) => {
+        match $begun {
+            $crate::storage::Begun::Sqlite($tx) => $body,
+            $crate::storage::Begun::Postgres($tx) => $body,
+        }
+    };
+}
+
+pub(crate) use {in_begun, in_tx, in_tx_for, on_db, write_db};
+
+/// A transaction whose end the caller decides; rolled back on drop.
+#[derive(Debug)]
+pub(crate) enum Begun {
+    Sqlite(Transaction<'static, Sqlite>),
+    Postgres(Transaction<'static, Postgres>),
+}
+
+impl Begun {
+    async fn commit(self) -> Result<(), StoreError> {
+        match self {
+            Self::Sqlite(tx) => tx.commit().await?,
+            Self::Postgres(tx) => tx.commit().await?,
+        }
+        Ok(())
+    }
+}
 
 /// The span of a transaction, from the wait for its connection to its end; none outside a trace. It carries nothing
 /// about the rows.
@@ -238,6 +265,23 @@ impl Store {
             Migration::new(*version, (*name).into(), MigrationType::Simple, (*sql).into_sql_str(), false)
         });
         Migrator::with_migrations(migrations.collect())
+    }
+
+    /// Begins a transaction as `in_tx_for!` does, with its span.
+    async fn begin_for(&self, fingerprint: &Fingerprint) -> Result<(Begun, Option<Span>), StoreError> {
+        match self {
+            Self::Sqlite { write, .. } => {
+                let span = span("sqlite");
+                Ok((Begun::Sqlite(write.begin_with("BEGIN IMMEDIATE").await?), span))
+            }
+            Self::Postgres(pool) => {
+                let span = span("postgresql");
+                let mut tx = pool.begin().await?;
+                let lock = "SELECT pg_advisory_xact_lock($1)";
+                sqlx::query(lock).bind(lock_number(fingerprint)).execute(&mut *tx).await?;
+                Ok((Begun::Postgres(tx), span))
+            }
+        }
     }
 
     /// Checks that the database answers.

@@ -40,7 +40,7 @@ fn invitation(app: &App) -> Invitation {
 async fn bind(app: &App) -> Value {
     let threepid = Threepid::email("alice@example.com").unwrap();
     let association = Association { threepid, mxid: Mxid::parse(ALICE).unwrap(), bound_ms: app.clock.now_ms() };
-    let invites = app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
+    let invites = app.store.begin_bind(&app.keys, &association).await.unwrap().commit(&app.keys, "{}").await.unwrap();
     serde_json::to_value(app.signer.bound(&association, &invites)).unwrap()
 }
 

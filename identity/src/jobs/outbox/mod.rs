@@ -208,7 +208,7 @@ mod tests {
         let threepid = Threepid::email("alice@example.com").unwrap();
         let bound_ms = app.clock.now_ms();
         let association = Association { threepid, mxid: Mxid::parse("@alice:hs.test").unwrap(), bound_ms };
-        app.store.bind(&app.keys, &association, &app.signer).await.unwrap();
+        app.store.begin_bind(&app.keys, &association).await.unwrap().commit(&app.keys, "{}").await.unwrap();
     }
 
     /// What a replica leases that polls now.
