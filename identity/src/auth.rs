@@ -1,5 +1,9 @@
 //! Authentication: access tokens, accepted terms, validated sessions, and the callers that the operator trusts.
 
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{ACCEPT_LANGUAGE, COOKIE, ORIGIN, REFERER, UPGRADE_INSECURE_REQUESTS, USER_AGENT},
+};
 use subtle::ConstantTimeEq as _;
 use waypost_shared::{clock::DAY_MS, config::secret::ExposeSecret as _, http::Incoming};
 
@@ -70,14 +74,25 @@ pub(crate) fn internal_caller(app: &App, request: &Incoming) -> Result<(), ApiEr
 
 /// Admits callers whose address the operator has listed, since the v1 API has no access tokens.
 pub(crate) fn listed_caller(app: &App, request: &Incoming) -> Result<(), ApiError> {
-    // A web page opened by somebody on a listed network is not a listed caller; homeservers send no `Origin`.
-    let from_a_page = request.headers.contains_key(http::header::ORIGIN);
+    // A web page opened by somebody on a listed network is not a listed caller.
+    let from_a_page = is_from_a_browser(&request.headers);
     let is_listed = |address: std::net::IpAddr| app.config.v1.allow.iter().any(|range| range.contains(&address));
     if !from_a_page && request.source.address().is_some_and(is_listed) {
         return Ok(());
     }
     tracing::debug!(source = %request.source, "refused a v1 request: its source is not in v1.allow");
     Err(ApiError::CallerNotListed)
+}
+
+/// Whether a request has what only browsers send. A GET by a page that reached this server through DNS rebinding has no
+/// `Origin`, and over plain HTTP no `Sec-Fetch-…`.
+fn is_from_a_browser(headers: &HeaderMap) -> bool {
+    let is_sent = |name: &HeaderName| {
+        matches!(*name, ORIGIN | REFERER | COOKIE | UPGRADE_INSECURE_REQUESTS | ACCEPT_LANGUAGE)
+            || name.as_str().starts_with("sec-")
+    };
+    let names_one = |agent: &HeaderValue| agent.as_bytes().starts_with(b"Mozilla/");
+    headers.keys().any(is_sent) || headers.get(USER_AGENT).is_some_and(names_one)
 }
 
 /// The request's token, not checked against the database.
@@ -110,7 +125,7 @@ pub(crate) async fn validated_session(app: &App, sid: &str, client_secret: &str)
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use http::{HeaderMap, HeaderValue, Method, header::AUTHORIZATION};
+    use http::{Method, header::AUTHORIZATION};
 
     use waypost_shared::{http::body::Body, source::RequestSource};
 

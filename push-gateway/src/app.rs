@@ -9,6 +9,7 @@ use waypost_shared::{
     config::file::{ConfigError, Loaded},
     http::rate_limit::Limiter,
     operations::status::{Dependency, Expiry, Facts, HealthProbe, State},
+    owner::Owner,
     source::RequestSource,
     telemetry::{logs::LogLevel, otlp::TracesError},
 };
@@ -34,6 +35,8 @@ use crate::{
 /// Rate limit for logging unknown apps (burst, then one line per interval): anybody can send any `app_id`.
 const UNKNOWN_APPS_LOGGED: (u32, Duration) = (10, Duration::from_secs(60));
 
+/// Lines about refused pushes of one app: a burst, and the time until one more.
+const REFUSALS_LOGGED: (u32, Duration) = (50, Duration::from_secs(2));
 /// The shortest time between two log lines about one app's in-flight cap.
 const ONE_LINE_EACH: Duration = Duration::from_secs(60);
 
@@ -84,6 +87,8 @@ pub(crate) struct Entry {
     pub(crate) in_flight: Arc<InFlight>,
     /// Limits log lines about the in-flight cap.
     pub(crate) told_full: Limiter<()>,
+    /// Limits the lines about refused pushes, which strangers can cause.
+    pub(crate) told_refused: Limiter<()>,
     pub(crate) metrics: AppMetrics,
     /// Validity of the app's client certificate, if it uses one.
     pub(crate) certificate: Option<Validity>,
@@ -98,12 +103,18 @@ pub(crate) struct Entry {
 pub(crate) struct Limits {
     sources: Limiter<Option<IpAddr>>,
     pushkeys: Limiter<Fingerprint>,
+    servers: Limiter<Owner>,
     metrics: LimitMetrics,
 }
 
 impl Limits {
     fn new(config: &LimitsConfig, metrics: LimitMetrics) -> Self {
-        Self { sources: config.per_source.limiter(), pushkeys: config.per_pushkey.limiter(), metrics }
+        Self {
+            sources: config.per_source.limiter(),
+            pushkeys: config.per_pushkey.limiter(),
+            servers: config.per_server.limiter(),
+            metrics,
+        }
     }
 
     /// Charges a request to its source's limit, as one push.
@@ -124,6 +135,15 @@ impl Limits {
             self.within(Limit::App, entry.budget.check(&()))?;
         }
         self.within(Limit::Pushkey, self.pushkeys.check(&target.fingerprint()))
+    }
+
+    /// Charges a push to the limit of the owner of its push server, which a stranger chose.
+    ///
+    /// # Errors
+    ///
+    /// The time until another one is allowed.
+    pub(crate) fn push_to_server(&self, owner: &Owner) -> Result<(), Duration> {
+        self.servers.check(owner).inspect_err(|_| self.metrics.over(Limit::Server))
     }
 
     fn within(&self, limit: Limit, checked: Result<(), Duration>) -> Result<(), ApiError> {
@@ -355,6 +375,7 @@ fn entries(
                     hold: Arc::new(Hold::new(&app.id, &config.hold, metrics.clone(), clock.clone())),
                     in_flight: Arc::new(InFlight::new(app.max_in_flight)),
                     told_full: Limiter::new(1, ONE_LINE_EACH),
+                    told_refused: Limiter::new(REFUSALS_LOGGED.0, REFUSALS_LOGGED.1),
                     metrics,
                     certificate,
                     probe: Arc::new(HealthProbe::new(clock.clone())),

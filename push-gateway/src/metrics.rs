@@ -56,16 +56,19 @@ pub(crate) enum Limit {
     App,
     /// That of a pushkey that it pushes to.
     Pushkey,
+    /// That of a push server that strangers chose.
+    Server,
 }
 
 impl Limit {
-    const ALL: [Self; 3] = [Self::Source, Self::App, Self::Pushkey];
+    const ALL: [Self; 4] = [Self::Source, Self::App, Self::Pushkey, Self::Server];
 
     fn label(self) -> &'static str {
         match self {
             Self::Source => "source",
             Self::App => "app",
             Self::Pushkey => "pushkey",
+            Self::Server => "server",
         }
     }
 }
@@ -225,7 +228,7 @@ impl AppMetrics {
 
 /// Counts requests that exceeded a rate limit.
 #[derive(Clone, Debug)]
-pub(crate) struct LimitMetrics([Counter; 3]);
+pub(crate) struct LimitMetrics([Counter; 4]);
 
 impl LimitMetrics {
     /// Counts a request that exceeded `limit`.

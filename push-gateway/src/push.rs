@@ -86,7 +86,9 @@ impl Push<'_> {
             Err(Ended::With(outcome)) => entry.hold.judge(&device.pushkey, outcome).into(),
             Err(ended) => ended,
         };
-        if let Ended::With(Outcome::Refused(Refusal { fault, why })) = &ended {
+        if let Ended::With(Outcome::Refused(Refusal { fault, why })) = &ended
+            && entry.told_refused.check(&()).is_ok()
+        {
             tracing::warn!(app = entry.id, ?fault, why = &**why, "push refused");
         }
         ended
@@ -95,8 +97,13 @@ impl Push<'_> {
     /// Sends the request, retrying while the provider is busy and time is left, and records whether the pushkey is dead
     /// or alive.
     async fn attempts(&self, request: &Request<Bytes>) -> Outcome {
-        let Some(_permit) = self.entry.in_flight.enter(self.entry.provider.owner(request), self.notification.source)
-        else {
+        let owner = self.entry.provider.owner(request);
+        if let Some(owner) = owner.as_ref().filter(|_| self.entry.provider.lets_strangers_choose())
+            && let Err(wait) = self.app.limits.push_to_server(owner)
+        {
+            return Outcome::Busy { retry_after: Some(wait) };
+        }
+        let Some(_permit) = self.entry.in_flight.enter(owner, self.notification.source) else {
             // Fail instead of queueing: an app whose provider hangs would tie up every connection.
             if self.entry.told_full.check(&()).is_ok() {
                 tracing::warn!(

@@ -153,6 +153,13 @@ pub fn canonical_host(host: &str) -> Host<String> {
     }
 }
 
+/// Whether a single label is a top-level domain of the Public Suffix List.
+#[must_use]
+pub fn is_top_level_domain(label: &str) -> bool {
+    let label = label.to_ascii_lowercase();
+    !label.contains('.') && psl::suffix(label.as_bytes()).is_some_and(|suffix| suffix.is_known())
+}
+
 /// Whether a string is a domain of one or more labels.
 #[must_use]
 pub fn is_domain(text: &str) -> bool {
@@ -267,6 +274,12 @@ mod tests {
             cache.insert(&format!("hs{number}.example"), number);
         }
         assert_eq!((cache.known.len(), cache.get("hs999.example")), (300, Some(&999)));
+    }
+
+    #[test]
+    fn top_level_domains_are_those_of_the_list() {
+        assert!(["com", "COM", "uk", "museum"].into_iter().all(is_top_level_domain));
+        assert!(!["", "smith", "co.uk", "example"].into_iter().any(is_top_level_domain));
     }
 
     #[test]

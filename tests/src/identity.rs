@@ -50,6 +50,7 @@ const LIMITS: &[&str] = &[
     "invite_of_strangers",
     "invite_total",
     "bind_per_account",
+    "terms_per_account",
     "unbind_per_source",
     "sms_per_number",
     "sms_per_country",

@@ -168,7 +168,7 @@ async fn gateways_are_restarted_one_after_the_other_and_each_push_arrives_once()
         settings
             .set("seen", "redis_url", url)
             .set("seen", "secret", "what all replicas know")
-            .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\n");
+            .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\nper_server = { burst = 0 }\n");
     })
     .await;
     let config = std::fs::read_to_string(gateway.server.config_file()).unwrap();

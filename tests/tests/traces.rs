@@ -44,6 +44,8 @@ async fn gateway(collector: &Collector, ca: &Ca, change: impl FnOnce(&mut Settin
         let roots = format!("{}{}", around.ca.pem(), ca.pem());
         let roots = around.folder.write("roots.pem", &roots);
         settings.set("outbound", "extra_ca_file", text(&roots)).set("traces", "otlp_endpoint", collector.server.url());
+        // Only a proxy is believed when it says that a request belongs to a trace.
+        settings.set("server", "trusted_proxies", vec!["127.0.0.0/8"]);
         change(settings);
     })
     .await
@@ -57,6 +59,23 @@ async fn stopped(server: Server, collector: &Collector) -> Vec<Span> {
 
 fn below<'s>(spans: &'s [Span], parent: &Span) -> Vec<&'s Span> {
     spans.iter().filter(|span| span.parent == parent.id && span.trace == parent.trace).collect()
+}
+
+#[tokio::test]
+async fn a_stranger_does_not_decide_what_is_recorded() {
+    for (ratio, spans) in [(0.0, 0), (1.0, 1)] {
+        let ca = Ca::new();
+        let collector = Collector::start(&ca).await;
+        let gateway = gateway(&collector, &ca, |settings| {
+            settings.set("server", "trusted_proxies", vec!["10.0.0.0/8"]).set("traces", "sample_ratio", ratio);
+        })
+        .await;
+        let reply = notify(&gateway, TRACE, "01", &event("$1", &[])).await;
+        assert_eq!(reply.ok(), json!({"rejected": []}));
+        let recorded = stopped(gateway.server, &collector).await;
+        assert_eq!(recorded.len(), spans, "{recorded:?}");
+        assert!(recorded.iter().all(|span| span.trace != TRACE && span.state.is_empty()), "{recorded:?}");
+    }
 }
 
 #[tokio::test]
@@ -131,6 +150,7 @@ on_each_database! {
         let homeserver = Homeserver::start(&ca, &[HOMESERVER]).await;
         let t = TestIdentity::start_around(database, ca, homeserver, |settings| {
             settings.set("traces", "otlp_endpoint", collector.server.url());
+            settings.set("server", "trusted_proxies", vec!["127.0.0.0/8"]);
         })
         .await;
         let openid = t.homeserver.issue(ALICE);
@@ -230,6 +250,7 @@ async fn a_collector_that_is_away_costs_no_request() {
     let nobody = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
     let gateway = TestGateway::start_with(|settings, _| {
         settings.set("traces", "otlp_endpoint", format!("http://{nobody}")).set("traces", "timeout_secs", 1);
+        settings.set("server", "trusted_proxies", vec!["127.0.0.0/8"]);
     })
     .await;
     for number in 0..20 {
@@ -292,6 +313,7 @@ async fn the_standard_variables_name_a_collector_too() {
         let roots = format!("{}{}", around.ca.pem(), ca.pem());
         let roots = around.folder.write("roots.pem", &roots);
         settings.set("outbound", "extra_ca_file", text(&roots));
+        settings.set("server", "trusted_proxies", vec!["127.0.0.0/8"]);
     })
     .await;
     let config = std::fs::read_to_string(gateway.server.config_file()).unwrap();

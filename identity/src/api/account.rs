@@ -29,7 +29,9 @@ pub(crate) async fn register(app: Arc<App>, mut request: Incoming) -> Result<Res
     }
     let mxid = app.homeservers.openid_user(&server_name, &openid_token).await?;
     let token = random::token();
-    app.store.add_token(&mxid, &app.keys.token_hash(&token), app.clock.now_ms()).await?;
+    for replaced in app.store.add_token(&mxid, &app.keys.token_hash(&token), app.clock.now_ms()).await? {
+        app.tokens.forget(&replaced);
+    }
     tracing::info!(server_name, "account registered");
     // Android and the specification read `token`, iOS and Element Web `access_token`.
     Ok(json(&json!({ "token": token, "access_token": token })))

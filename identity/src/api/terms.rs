@@ -1,6 +1,6 @@
 //! Source: Identity Service API, "Terms of service".
 
-use std::sync::Arc;
+use std::{collections::BTreeSet, sync::Arc};
 
 use http::{
     HeaderValue, StatusCode,
@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 use waypost_shared::http::{Incoming, MatrixError, Response, json, params::Params, with_body};
 
 use crate::{app::App, auth, domain::language, error::ApiError};
+
+/// The most URLs that one request may accept: there are a few policies, in some languages.
+const MAX_URLS: usize = 64;
 
 /// `GET /_matrix/identity/v2/terms`: the policies. No token needed.
 pub(crate) async fn terms(app: Arc<App>, _request: Incoming) -> Result<Response, ApiError> {
@@ -29,7 +32,10 @@ pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Respo
     let urls = params.texts("user_accepts");
     params.finish()?;
 
-    let mut policies = Vec::new();
+    if urls.len() > MAX_URLS {
+        return Err(MatrixError::invalid_param("user_accepts", "must be at most 64 URLs").into());
+    }
+    let mut policies = BTreeSet::new();
     for url in &urls {
         let found = app.terms.with_url(url);
         if found.is_empty() {
@@ -37,6 +43,7 @@ pub(crate) async fn accept(app: Arc<App>, mut request: Incoming) -> Result<Respo
         }
         policies.extend(found);
     }
+    app.limits.terms.check(&account.mxid).map_err(ApiError::rate_limited)?;
     app.store.accept_terms(&account.mxid, &policies, app.clock.now_ms()).await?;
     app.tokens.forget(&account.token_hash);
     Ok(json(&Map::new()))

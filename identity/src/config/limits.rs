@@ -59,6 +59,8 @@ pub(crate) struct LimitsConfig {
     /// Binds by one account, in each replica: each of them makes us call a homeserver. Default 20, then one every 10
     /// seconds.
     pub(crate) bind_per_account: Rate,
+    /// Acceptances of terms by one account, in each replica. Default 20, then one every 10 seconds.
+    pub(crate) terms_per_account: Rate,
     /// Unbind requests from one source address, in each replica: they need no token, and make us fetch the keys of
     /// homeservers. Default 50, then one a second.
     pub(crate) unbind_per_source: Rate,
@@ -108,6 +110,7 @@ impl Default for LimitsConfig {
             invite_of_strangers: rate(250, 4.0),
             invite_total: rate(500, 2.0),
             bind_per_account: rate(20, 10.0),
+            terms_per_account: rate(20, 10.0),
             unbind_per_source: rate(50, 1.0),
             sms_per_number: rate(5, 3600.0),
             sms_per_country: rate(50, 60.0),
@@ -170,6 +173,7 @@ impl LimitsConfig {
             invite_of_strangers,
             invite_total,
             bind_per_account,
+            terms_per_account,
             unbind_per_source,
             sms_per_number,
             sms_per_country,

@@ -10,13 +10,6 @@ use waypost_shared::owner::Owners;
 
 use super::{association::Association, mxid::Mxid};
 
-/// The longest sender name shown in a mail, in characters: room for a name, not for a message.
-pub(crate) const MAX_SENDER_NAME: usize = 20;
-/// The longest room name shown in a mail, in characters.
-pub(crate) const MAX_ROOM_NAME: usize = 30;
-/// Marks an omission.
-const LEFT_OUT: &str = "…";
-
 /// An invite waiting for its address to be bound.
 #[derive(Clone, Debug)]
 pub(crate) struct PendingInvite {
@@ -132,65 +125,6 @@ pub(crate) fn redacted(address: &str, most_local: usize, most_domain: usize) -> 
     }
 }
 
-/// A name chosen by a stranger, made safe for a mail: a single line of at most `most` characters, without anything a
-/// mail program might turn into a link. None if nothing is left.
-pub(crate) fn shown_name(text: &str, most: usize) -> Option<String> {
-    let visible = text.chars().filter(|c| !is_invisible(*c));
-    let plain: String = visible.map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let words = plain.split_whitespace().map(|word| if may_become_link(word) { LEFT_OUT } else { word });
-    let name = words.collect::<Vec<_>>().join(" ");
-    if name.chars().all(|c| c == ' ' || LEFT_OUT.contains(c)) {
-        return None;
-    }
-    if name.chars().count() <= most {
-        return Some(name);
-    }
-    let begin: String = name.chars().take(most.saturating_sub(1)).collect();
-    Some(format!("{}{LEFT_OUT}", begin.trim_end()))
-}
-
-/// A Matrix id, made safe for a mail. The server name is verified; the localpart is whatever that server permits, so it
-/// is omitted if it could be mistaken for something else.
-pub(crate) fn shown_mxid(mxid: &Mxid) -> String {
-    let text = mxid.as_str();
-    let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') && !may_start_link(text);
-    if plain { text.to_owned() } else { format!("@{LEFT_OUT}:{}", mxid.server_name()) }
-}
-
-/// Invisible characters and those that change the direction of text. The joiners are kept: Persian and emoji need them.
-fn is_invisible(c: char) -> bool {
-    matches!(
-        c,
-        '\u{ad}'
-            | '\u{61c}'
-            | '\u{180e}'
-            | '\u{200b}'
-            | '\u{200e}'
-            | '\u{200f}'
-            | '\u{2028}'..='\u{202e}'
-            | '\u{2060}'..='\u{206f}'
-            | '\u{feff}'
-    )
-}
-
-/// Whether a mail program might turn a word into a link: it has a scheme, or a dot followed by two letters.
-fn may_become_link(word: &str) -> bool {
-    if may_start_link(word) {
-        return true;
-    }
-    let chars: Vec<char> = word.chars().collect();
-    // Full stops of other scripts also separate domain labels (RFC 3490, section 3.1).
-    let is_dot = |c: char| matches!(c, '.' | '\u{2024}' | '\u{3002}' | '\u{ff0e}' | '\u{ff61}');
-    chars
-        .windows(4)
-        .any(|four| four[0].is_alphanumeric() && is_dot(four[1]) && four[2].is_alphabetic() && four[3].is_alphabetic())
-}
-
-fn may_start_link(text: &str) -> bool {
-    let lower = text.to_ascii_lowercase();
-    ["://", "www.", "mailto:"].iter().any(|start| lower.contains(start))
-}
-
 /// The URL of a room in a web client (`https://app.element.io/#/room/…`) with its non-empty `parameters`, which the
 /// client reads from the fragment.
 pub(crate) fn room_link(client: &str, room_id: &str, parameters: &[(&str, &str)]) -> String {
@@ -229,39 +163,6 @@ mod tests {
             assert_eq!(redacted(address, 3, 3), shown);
         }
         assert_eq!(redacted("alice.b@example.org", 7, 0), "ali...@...");
-    }
-
-    #[test]
-    fn a_name_is_one_short_line_without_links() {
-        for (name, shown) in [
-            ("Bob Smith", Some("Bob Smith")),
-            ("Bob\r\nBcc: eve", Some("Bob Bcc: eve")),
-            ("  ", None),
-            ("", None),
-            ("https://evil.test", None),
-            ("Win at evil.test/x now", Some("Win at … now")),
-            ("WWW.evil", None),
-            ("evil．test", None),
-            ("a\u{202e}b\u{200b}c", Some("abc")),
-            ("J. R. R. Tolkien", Some("J. R. R. Tolkien")),
-            ("Release 1.19", Some("Release 1.19")),
-            ("0123456789012345678901", Some("0123456789012345678…")),
-        ] {
-            assert_eq!(shown_name(name, MAX_SENDER_NAME).as_deref(), shown, "{name:?}");
-        }
-    }
-
-    #[test]
-    fn a_localpart_that_could_mislead_is_omitted() {
-        for (mxid, shown) in [
-            ("@bob:hs.test", "@bob:hs.test"),
-            ("@b.o-b=:hs.test:8448", "@b.o-b=:hs.test:8448"),
-            ("@www.evil.test/x:hs.test", "@…:hs.test"),
-            ("@bob\r\nHello:hs.test", "@…:hs.test"),
-            ("@bob the builder:hs.test", "@…:hs.test"),
-        ] {
-            assert_eq!(shown_mxid(&Mxid::parse(mxid).unwrap()), shown);
-        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub(crate) mod phone;
 pub(crate) mod sealing;
 pub(crate) mod server_name;
 pub(crate) mod session;
+pub(crate) mod shown;
 pub(crate) mod signer;
 pub(crate) mod signing;
 pub(crate) mod terms;

@@ -20,8 +20,9 @@ pub(crate) struct Phone {
     pub(crate) international: String,
     /// The country's calling code: 44.
     pub(crate) calling_code: i32,
-    /// Whether it is a premium-rate number: somebody earns money with each message to it.
-    pub(crate) premium: bool,
+    /// Whether it is of a kind that nobody reads text messages on, or that somebody earns money with: premium rate,
+    /// shared cost, personal and company-wide numbers, pagers, voicemail.
+    pub(crate) special: bool,
     /// The country; the main one of the calling code if several share it and the number does not determine which.
     region: Option<Region>,
 }
@@ -56,7 +57,15 @@ impl Phone {
             threepid: Threepid::stored(Medium::Msisdn, digits.ok_or(invalid)?.to_owned()),
             international: number.format_as(PhoneNumberFormat::International).into_owned(),
             calling_code: number.country_code,
-            premium: number.get_type() == PhoneNumberType::PremiumRate,
+            special: matches!(
+                number.get_type(),
+                PhoneNumberType::PremiumRate
+                    | PhoneNumberType::SharedCost
+                    | PhoneNumberType::PersonalNumber
+                    | PhoneNumberType::UAN
+                    | PhoneNumberType::Pager
+                    | PhoneNumberType::VoiceMail
+            ),
             region: number
                 .get_region_code()
                 .or_else(|| PHONE_NUMBER_UTIL.get_region_for_country_code(number.country_code)),
@@ -69,6 +78,12 @@ impl Phone {
             Country::Region(region) => self.region == Some(*region),
             Country::CallingCode(code) => self.calling_code == *code,
         })
+    }
+
+    /// Whether its calling code is no country's, as those of satellite phones (+870, +881), international networks (+882,
+    /// +883) and services (+800, +808, +979), which are among the dearest.
+    pub(crate) fn is_nowhere(&self) -> bool {
+        self.country() == "001" || self.region.is_none()
     }
 
     /// The country, as a metric label: `GB`, or the calling code if the number belongs to no country.
@@ -167,8 +182,25 @@ mod tests {
     }
 
     #[test]
-    fn premium_rate_numbers_are_recognised() {
-        assert!(Phone::parse("+44900 123 4567", "").unwrap().premium);
-        assert!(!Phone::parse("+447700900001", "").unwrap().premium);
+    fn numbers_that_are_no_phones_of_people_are_recognised() {
+        for (number, special, nowhere) in [
+            ("+447700900001", false, false),
+            ("+1 212 555 0123", false, false),
+            // Premium rate, personal, shared cost, pager, company-wide.
+            ("+44900 123 4567", true, false),
+            ("+44 70 1234 5678", true, false),
+            ("+49 180 5123456", true, false),
+            ("+44 7640 123456", true, false),
+            ("+44 55 1234 5678", true, false),
+            // Satellites, international networks and services.
+            ("+870 773 111 632", false, true),
+            ("+881 612 345 678", false, true),
+            ("+882 16 333 12345", false, true),
+            ("+883 510 012 345 678", false, true),
+            ("+808 1234 5678", true, true),
+        ] {
+            let phone = Phone::parse(number, "").unwrap();
+            assert_eq!((phone.special, phone.is_nowhere()), (special, nowhere), "{number}");
+        }
     }
 }

@@ -39,6 +39,8 @@ pub(crate) enum Sealed {
     Session,
     /// The `next_link` of a validation session.
     NextLink,
+    /// The user who requested a validation session's token.
+    Requester,
     /// The token of an invite.
     InviteToken,
     /// The invited address.
@@ -57,6 +59,7 @@ impl Sealed {
             Self::Association => b"association",
             Self::Session => b"session",
             Self::NextLink => b"next_link",
+            Self::Requester => b"requester",
             Self::InviteToken => b"invite token",
             Self::InviteAddress => b"invite address",
             Self::Outbox => b"outbox",

@@ -4,7 +4,7 @@
 
 use subtle::ConstantTimeEq as _;
 
-use super::{sealing::Fingerprint, threepid::Threepid};
+use super::{mxid::Mxid, sealing::Fingerprint, threepid::Threepid};
 
 /// The longest `client_secret` and `sid` (Identity Service API, "Validation sessions").
 const MAX_OPAQUE_ID: usize = 255;
@@ -28,6 +28,8 @@ pub(crate) struct Session {
     pub(crate) attempts: i64,
     /// Where to redirect the user afterwards.
     pub(crate) next_link: Option<String>,
+    /// The user who requested the token last; `None` without an account (v1).
+    pub(crate) requester: Option<Mxid>,
     /// When a token was last requested, in milliseconds since the epoch.
     pub(crate) requested_ms: i64,
     /// When the token was submitted, in milliseconds since the epoch.
@@ -90,6 +92,7 @@ mod tests {
             client_secret_hash: [1; 32],
             attempts,
             next_link: None,
+            requester: None,
             requested_ms,
             validated_ms,
         }

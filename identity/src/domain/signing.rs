@@ -103,10 +103,19 @@ pub(crate) fn key_bytes(text: &str) -> Option<[u8; 32]> {
 
 /// Whether `signature` is a valid signature of `object` by `public_key`, both in base64.
 pub(crate) fn holds(public_key: &str, signature: &str, object: &Map<String, Value>) -> bool {
+    text_to_sign(object).is_some_and(|text| holds_text(public_key, signature, &text))
+}
+
+/// The text that a signature of `object` is for; `None` if the object has no canonical form.
+pub(crate) fn text_to_sign(object: &Map<String, Value>) -> Option<String> {
+    Some(signed_text(try_from_json_map(object.clone()).ok()?))
+}
+
+/// Whether `signature` is a valid signature of a [`text_to_sign`] by `public_key`, both in base64.
+pub(crate) fn holds_text(public_key: &str, signature: &str, text: &str) -> bool {
     let verify = || {
         let key = ed25519_dalek::VerifyingKey::from_bytes(&key_bytes(public_key)?).ok()?;
         let signature = ed25519_dalek::Signature::from_slice(&LENIENT.decode(signature).ok()?).ok()?;
-        let text = signed_text(try_from_json_map(object.clone()).ok()?);
         key.verify_strict(text.as_bytes(), &signature).ok()
     };
     verify().is_some()

@@ -84,10 +84,20 @@ impl Threepid {
             || !dots(local)
             || !dots(domain)
             || !hyphens
+            // A mail server that decodes encoded words (RFC 2047) would deliver to another address than is bound.
+            || raw.contains("=?")
+            || raw.contains("?=")
         {
             return Err(invalid);
         }
-        Ok(Self { medium: Medium::Email, address: UniCase::new(raw).to_folded_case() })
+        let address = UniCase::new(raw).to_folded_case();
+        // Folding makes `strasse.test` of `straße.test`, which is another domain, and somebody else's: what is meant for
+        // one would go to the other.
+        let folded = address.split_once('@').map_or("", |(_, domain)| domain);
+        if canonical_host(folded) != canonical_host(domain) {
+            return Err(invalid);
+        }
+        Ok(Self { medium: Medium::Email, address })
     }
 
     /// Parses an address given by an operator: an email address, or the digits of an international phone number with or

@@ -4,7 +4,10 @@ use std::collections::BTreeSet;
 
 use crate::domain::{mxid::Mxid, sealing::Fingerprint, terms::PolicyVersion};
 
-use super::{Store, StoreError, in_tx, on_db, stored_mxid, write_db};
+use super::{Store, StoreError, fixed, in_tx, on_db, stored_mxid, write_db};
+
+/// Tokens that one user may have: more than devices and sessions of clients.
+const MOST_TOKENS: i64 = 50;
 
 /// A stored access token.
 #[derive(Clone, Debug)]
@@ -16,9 +19,15 @@ pub(crate) struct TokenRow {
 }
 
 impl Store {
-    /// Adds a token for `mxid`, and an account if there is none yet.
-    pub(crate) async fn add_token(&self, mxid: &Mxid, token_hash: &Fingerprint, now_ms: i64) -> Result<(), StoreError> {
-        in_tx!(self, tx => {
+    /// Adds a token for `mxid`, and an account if there is none yet. Of more than [`MOST_TOKENS`] the oldest are deleted,
+    /// whose hashes are returned; on PostgreSQL a trigger notifies the other replicas.
+    pub(crate) async fn add_token(
+        &self,
+        mxid: &Mxid,
+        token_hash: &Fingerprint,
+        now_ms: i64,
+    ) -> Result<Vec<Fingerprint>, StoreError> {
+        let deleted: Vec<Vec<u8>> = in_tx!(self, tx => {
             sqlx::query("INSERT INTO accounts (mxid, created_ms) VALUES ($1, $2) ON CONFLICT (mxid) DO NOTHING")
                 .bind(mxid.as_str())
                 .bind(now_ms)
@@ -30,8 +39,19 @@ impl Store {
                 .bind(now_ms)
                 .execute(&mut *tx)
                 .await?;
+            sqlx::query_scalar(
+                "DELETE FROM access_tokens WHERE mxid = $1 AND token_hash IN
+                     (SELECT token_hash FROM access_tokens WHERE mxid = $1 AND token_hash <> $2
+                       ORDER BY used_ms DESC, created_ms DESC LIMIT 1000 OFFSET $3)
+                 RETURNING token_hash",
+            )
+            .bind(mxid.as_str())
+            .bind(&token_hash[..])
+            .bind(MOST_TOKENS - 1)
+            .fetch_all(&mut *tx)
+            .await?
         });
-        Ok(())
+        deleted.into_iter().map(|hash| fixed(hash, "token hash")).collect()
     }
 
     /// Finds a token, unless its last use was before `unused_since_ms`.
@@ -78,7 +98,7 @@ impl Store {
     pub(crate) async fn accept_terms(
         &self,
         mxid: &Mxid,
-        policies: &[PolicyVersion],
+        policies: &BTreeSet<PolicyVersion>,
         now_ms: i64,
     ) -> Result<(), StoreError> {
         in_tx!(self, tx => {

@@ -43,6 +43,7 @@ const SQLITE_MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "peppers", include_str!("../../migrations/sqlite/0004_peppers.sql")),
     (5, "sending", include_str!("../../migrations/sqlite/0005_sending.sql")),
     (6, "address_books", include_str!("../../migrations/sqlite/0006_address_books.sql")),
+    (7, "requester", include_str!("../../migrations/sqlite/0007_requester.sql")),
 ];
 
 /// The same for `migrations/postgres`.
@@ -52,6 +53,7 @@ const POSTGRES_MIGRATIONS: &[(i64, &str, &str)] = &[
     (4, "peppers", include_str!("../../migrations/postgres/0004_peppers.sql")),
     (5, "sending", include_str!("../../migrations/postgres/0005_sending.sql")),
     (6, "address_books", include_str!("../../migrations/postgres/0006_address_books.sql")),
+    (7, "requester", include_str!("../../migrations/postgres/0007_requester.sql")),
 ];
 
 /// A database with its connection pools. Clones share them.

@@ -1,12 +1,13 @@
 //! Validation sessions.
 
 use crate::domain::{
+    mxid::Mxid,
     sealing::{Fingerprint, Sealed, StorageKeys},
     session::Session,
     threepid::{Medium, Threepid},
 };
 
-use super::{Store, StoreError, fixed, in_tx, on_db, write_db};
+use super::{Store, StoreError, fixed, in_tx, on_db, stored_mxid, write_db};
 
 /// A request for a validation token. Times are in milliseconds since the epoch.
 #[derive(Debug)]
@@ -21,6 +22,8 @@ pub(crate) struct TokenRequest<'a> {
     pub(crate) send_attempt: i64,
     /// Where to redirect the user afterwards.
     pub(crate) next_link: Option<&'a str>,
+    /// The user who asks; `None` without an account.
+    pub(crate) requester: Option<&'a Mxid>,
     /// The current time.
     pub(crate) now_ms: i64,
     /// The deadline for sending the message. If no outcome is recorded by then, the request counts as crashed.
@@ -40,7 +43,7 @@ pub(crate) struct Claimed {
     pub(crate) send: bool,
 }
 
-type Row = (String, String, Vec<u8>, Vec<u8>, Option<Vec<u8>>, i64, i64, Option<i64>);
+type Row = (String, String, Vec<u8>, Vec<u8>, Option<Vec<u8>>, Option<Vec<u8>>, i64, i64, Option<i64>);
 
 impl Store {
     /// The id of the session for an address and secret if there is nothing to send, because it was already requested
@@ -79,6 +82,7 @@ impl Store {
         let fingerprint = keys.fingerprint(request.threepid);
         let address_sealed = keys.seal(Sealed::Session, request.threepid.address());
         let next_link_sealed = request.next_link.map(|link| keys.seal(Sealed::NextLink, link));
+        let requester_sealed = request.requester.map(|mxid| keys.seal(Sealed::Requester, mxid.as_str()));
         Ok(in_tx!(self, tx => {
             sqlx::query(
                 "DELETE FROM validation_sessions
@@ -96,11 +100,12 @@ impl Store {
             let claimed: Option<String> = sqlx::query_scalar(
                 "INSERT INTO validation_sessions
                      (sid, medium, fingerprint, address_sealed, client_secret_hash, next_link_sealed, send_attempt,
-                      requested_ms, sending_until_ms)
-                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9)
+                      requested_ms, sending_until_ms, requester_sealed)
+                 VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
                  ON CONFLICT (fingerprint, client_secret_hash) DO UPDATE
                     SET send_attempt = excluded.send_attempt, requested_ms = excluded.requested_ms,
-                        next_link_sealed = excluded.next_link_sealed, sending_until_ms = excluded.sending_until_ms
+                        next_link_sealed = excluded.next_link_sealed, sending_until_ms = excluded.sending_until_ms,
+                        requester_sealed = excluded.requester_sealed
                   WHERE validation_sessions.send_attempt < excluded.send_attempt
                      OR (validation_sessions.send_attempt = excluded.send_attempt
                          AND validation_sessions.sending_until_ms <= excluded.requested_ms)
@@ -115,6 +120,7 @@ impl Store {
             .bind(request.send_attempt)
             .bind(request.now_ms)
             .bind(request.sending_until_ms)
+            .bind(&requester_sealed)
             .fetch_optional(&mut *tx)
             .await?;
             match claimed {
@@ -165,7 +171,8 @@ impl Store {
     pub(crate) async fn session(&self, keys: &StorageKeys, sid: &str) -> Result<Option<Session>, StoreError> {
         let row: Option<Row> = on_db!(self, pool => {
             sqlx::query_as(
-                "SELECT sid, medium, address_sealed, client_secret_hash, next_link_sealed, attempts, requested_ms, validated_ms
+                "SELECT sid, medium, address_sealed, client_secret_hash, next_link_sealed, requester_sealed, attempts,
+                        requested_ms, validated_ms
                    FROM validation_sessions WHERE sid = $1",
             )
             .bind(sid)
@@ -224,16 +231,28 @@ impl Store {
 }
 
 fn session(keys: &StorageKeys, row: Row) -> Result<Session, StoreError> {
-    let (sid, medium, address_sealed, client_secret_hash, next_link_sealed, attempts, requested_ms, validated_ms) = row;
+    let (
+        sid,
+        medium,
+        address_sealed,
+        secret_hash,
+        next_link_sealed,
+        requester_sealed,
+        attempts,
+        requested_ms,
+        validated_ms,
+    ) = row;
     let medium = Medium::parse(&medium).ok_or(StoreError::Corrupt("medium"))?;
     let address = keys.open(Sealed::Session, &address_sealed)?;
     let next_link = next_link_sealed.map(|sealed| keys.open(Sealed::NextLink, &sealed)).transpose()?;
+    let requester = requester_sealed.map(|sealed| keys.open(Sealed::Requester, &sealed)).transpose()?;
     Ok(Session {
         sid,
         threepid: Threepid::stored(medium, address),
-        client_secret_hash: fixed(client_secret_hash, "client secret hash")?,
+        client_secret_hash: fixed(secret_hash, "client secret hash")?,
         attempts,
         next_link,
+        requester: requester.map(|mxid| stored_mxid(&mxid)).transpose()?,
         requested_ms,
         validated_ms,
     })

@@ -17,6 +17,9 @@ pub(crate) struct LimitsConfig {
     pub(crate) per_app: Rate,
     /// Pushes for one pushkey. Default: a burst of 300, then one every 0.2 seconds.
     pub(crate) per_pushkey: Rate,
+    /// Pushes to all push servers of one owner, for apps whose `allowed_endpoints` names none. Default: a burst of 500,
+    /// then one every 0.02 seconds.
+    pub(crate) per_server: Rate,
 }
 
 impl Default for LimitsConfig {
@@ -26,6 +29,7 @@ impl Default for LimitsConfig {
             // More than one source may send, or that source would use up what others have.
             per_app: Rate::new(80_000, 0.000_05),
             per_pushkey: Rate::new(300, 0.2),
+            per_server: Rate::new(500, 0.02),
         }
     }
 }
@@ -33,8 +37,13 @@ impl Default for LimitsConfig {
 impl LimitsConfig {
     /// Mistakes that the types cannot rule out.
     pub(super) fn problems(&self, source: &Source) -> Vec<ConfigError> {
-        let Self { per_source, per_app, per_pushkey } = self;
-        let rates = [("per_source", per_source), ("per_app", per_app), ("per_pushkey", per_pushkey)];
+        let Self { per_source, per_app, per_pushkey, per_server } = self;
+        let rates = [
+            ("per_source", per_source),
+            ("per_app", per_app),
+            ("per_pushkey", per_pushkey),
+            ("per_server", per_server),
+        ];
         let problems = rates.into_iter().filter_map(|(key, rate)| Some((key, rate.problem()?)));
         problems.map(|(key, problem)| source.error(&format!("limits.{key}"), problem)).collect()
     }

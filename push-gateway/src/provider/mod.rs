@@ -92,6 +92,15 @@ impl Provider {
         request.uri().authority().map(|authority| owners.of(authority.as_str()))
     }
 
+    /// Whether strangers choose the push servers, because the operator has not named any.
+    pub(crate) fn lets_strangers_choose(&self) -> bool {
+        match self {
+            Self::Apns(_) | Self::Fcm(_) => false,
+            Self::WebPush(webpush) => webpush.allows_every_host(),
+            Self::UnifiedPush(unifiedpush) => unifiedpush.allows_every_host(),
+        }
+    }
+
     /// Builds the request for one device, used for every attempt. An error is how the push ends if there is none.
     pub(crate) fn prepare(
         &self,

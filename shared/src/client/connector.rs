@@ -37,6 +37,13 @@ use crate::client::resolver::Resolver;
 /// Time that one address has to accept a connection before the next is tried.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// Targets of one authority that are tried. A stranger's SRV records may name thousands, at anybody's addresses.
+const MOST_TARGETS: usize = 6;
+/// Addresses of one target that are tried.
+const MOST_ADDRESSES: usize = 4;
+/// Connection attempts for one request, over all targets and addresses.
+const MOST_ATTEMPTS: usize = 8;
+
 /// Connection targets for authorities that differ from the authority itself: SRV records, static overrides. TLS and
 /// `Host` still use the authority's own name. Clones share their data.
 #[derive(Clone, Debug, Default)]
@@ -191,17 +198,21 @@ impl Connector {
             let default_port = if uri.scheme_str() == Some("http") { 80 } else { 443 };
             vec![(authority.host().to_owned(), authority.port_u16().unwrap_or(default_port))]
         });
-        let mut last = ConnectError::NoAddress;
-        for (host, port) in targets {
-            match self.connect_to(&host, port).await {
+        let (mut last, mut attempts) = (ConnectError::NoAddress, MOST_ATTEMPTS);
+        for (host, port) in targets.into_iter().take(MOST_TARGETS) {
+            match self.connect_to(&host, port, &mut attempts).await {
                 Ok(stream) => return Ok(stream),
                 Err(error) => last = error,
+            }
+            if attempts == 0 {
+                break;
             }
         }
         Err(last)
     }
 
-    async fn connect_to(&self, host: &str, port: u16) -> Result<Stream, ConnectError> {
+    /// Connects to the first address of `host` that accepts. Takes each attempt from `attempts`.
+    async fn connect_to(&self, host: &str, port: u16, attempts: &mut usize) -> Result<Stream, ConnectError> {
         let host = host.trim_start_matches('[').trim_end_matches(']');
         let proxy = self.proxy.as_ref().filter(|proxy| !proxy.spares(host));
         if let Some(proxy) = proxy
@@ -215,7 +226,13 @@ impl Connector {
             return Ok(Stream { tcp: self.through(proxy, &target).await?, _connected: None });
         }
         let mut last = ConnectError::NoAddress;
-        for address in self.resolver.addresses(host).await.map_err(ConnectError::Resolve)? {
+        for address in
+            self.resolver.addresses(host).await.map_err(ConnectError::Resolve)?.into_iter().take(MOST_ADDRESSES)
+        {
+            if *attempts == 0 {
+                break;
+            }
+            *attempts -= 1;
             if !self.may_reach(address) {
                 last = ConnectError::Blocked;
                 continue;

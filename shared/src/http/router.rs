@@ -3,13 +3,18 @@
 //! Path, method, query and headers are matched before a byte of the body is read. Nothing rejects after that, so an
 //! invalid body gives 400 and never 404.
 
-use std::{fmt, pin::Pin, sync::Arc};
+use std::{
+    fmt,
+    pin::Pin,
+    sync::{Arc, LazyLock},
+    time::Duration,
+};
 
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
     header::{
         ACCESS_CONTROL_ALLOW_HEADERS, ACCESS_CONTROL_ALLOW_METHODS, ACCESS_CONTROL_ALLOW_ORIGIN,
-        ACCESS_CONTROL_MAX_AGE, ALLOW, X_CONTENT_TYPE_OPTIONS,
+        ACCESS_CONTROL_MAX_AGE, ALLOW, CACHE_CONTROL, X_CONTENT_TYPE_OPTIONS,
     },
 };
 use serde_json::Map;
@@ -19,6 +24,7 @@ use crate::{
     error::Chain,
     http::{
         error::MatrixError,
+        rate_limit::Limiter,
         request::Incoming,
         response::{Response, internal_error, json},
     },
@@ -236,7 +242,10 @@ impl<S: Clone + Send + Sync + 'static> Router<S> {
         if self.cors {
             add_cors_headers(response.headers_mut());
         }
-        response.headers_mut().insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        let headers = response.headers_mut();
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+        // Nearly every response says something about a person, and none is worth keeping.
+        headers.entry(CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
     }
 
     fn wrong_method(&self, endpoint: usize) -> Response {
@@ -274,6 +283,9 @@ where
     })
 }
 
+/// Lines about temporary failures: a burst, and the time until one more.
+static LOGGED: LazyLock<Limiter<()>> = LazyLock::new(|| Limiter::new(100, Duration::from_secs(1)));
+
 /// Converts a failure into its response and logs it, here and nowhere else: our own faults as errors with all causes,
 /// failures of servers we depend on as warnings, the client's mistakes at debug level.
 fn failed<E>(error: &E, request_id: &str) -> Response
@@ -284,6 +296,8 @@ where
     let answer = MatrixError::from(error);
     let (status, errcode) = (answer.status.as_u16(), answer.errcode);
     match status {
+        // Strangers can make homeservers fail that are their own.
+        501.. if LOGGED.check(&()).is_err() => {}
         500 => tracing::error!(request_id, status, errcode, error = %Chain(error), "request failed"),
         501.. => tracing::warn!(request_id, status, errcode, error = %Chain(error), "request failed temporarily"),
         _ => tracing::debug!(request_id, status, errcode, "request refused"),

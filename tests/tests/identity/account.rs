@@ -77,6 +77,36 @@ on_each_database! {
         assert_eq!(t.get("/account", Some(&bob)).await.ok(), json!({"user_id": BOB}));
     }
 
+    async fn no_response_is_kept_by_caches(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let token = t.register(ALICE).await;
+        let (_, mail) = t.open_session(&token, "alice@example.com", "secret").await;
+        let link = waypost_tests::identity::Link::parse(&mail.link());
+        for path in ["/account", "/hash_details", "/terms", "/nonsense", "/3pid/getValidated3pid?sid=a&client_secret=b"] {
+            let reply = t.get(path, Some(&token)).await;
+            assert_eq!(reply.header("cache-control"), "no-store", "{path}");
+        }
+        assert_eq!(t.post("/lookup", Some(&token), &json!({})).await.header("cache-control"), "no-store");
+        assert_eq!(t.api.get(&link.path_and_query, None).await.header("cache-control"), "no-store");
+        assert_eq!(t.press_button(&link).await.header("cache-control"), "no-store");
+    }
+
+    async fn a_user_has_the_newest_fifty_tokens(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let bob = t.register(BOB).await;
+        let first = t.register(ALICE).await;
+        t.get("/account", Some(&first)).await.ok();
+        let mut tokens = Vec::new();
+        for _ in 0..50 {
+            tokens.push(t.register(ALICE).await);
+        }
+        // Also where it was cached a moment ago.
+        assert_eq!(t.get("/account", Some(&first)).await.failure(), failure(401, "M_UNAUTHORIZED"));
+        for token in tokens.iter().chain([&bob]) {
+            t.get("/account", Some(token)).await.ok();
+        }
+    }
+
     async fn logout_needs_no_body_and_a_known_token(database: Database) {
         let t = TestIdentity::start(database).await;
         let token = t.register(ALICE).await;

@@ -116,7 +116,7 @@ on_each_database! {
         body["sender_display_name"] = json!("");
         invite(&t, &bob, &body).await.ok();
         let mail = t.smtp.mail_for(EMAIL, 1).await;
-        assert_eq!(mail.message().header("subject"), "@bob:hs.test invited you to a space on Matrix");
+        assert_eq!(mail.message().header("subject"), "Somebody at hs.test invited you to a space on Matrix");
         assert_eq!(RoomLink::parse(&mail.link()).parameter("room_type"), Some("m.space"));
         // Who has no name is named once.
         assert!(mail.text().contains("@bob:hs.test invited you to a space"), "{}", mail.text());
@@ -137,6 +137,56 @@ on_each_database! {
         for part in [mail.text(), html] {
             assert!(!part.contains("evil.test"), "{part}");
         }
+    }
+
+    async fn neither_names_nor_user_ids_say_more_than_who_invites(database: Database) {
+        const EVE: &str = "@login.bank-of-example.com:hs.test";
+        let t = TestIdentity::start(database).await;
+        for (number, (sender, name, subject)) in [
+            (BOB, "evil.\u{fe0f}com", "Somebody at hs.test invited you to the room Lunch on Matrix"),
+            (BOB, "evil\u{701}com", "Somebody at hs.test invited you to the room Lunch on Matrix"),
+            (BOB, "\u{3164}", "Somebody at hs.test invited you to the room Lunch on Matrix"),
+            // The mark of an omission is encoded.
+            (BOB, "call +1-900-555-0199", "call =?utf-8?b?4oCm?= invited you to the room Lunch on Matrix"),
+            (BOB, "Bob \u{202e}Smith", "Bob Smith invited you to the room Lunch on Matrix"),
+            (EVE, "", "Somebody at hs.test invited you to the room Lunch on Matrix"),
+            ("@your-account-is-locked-call-us:hs.test", "", "Somebody at hs.test invited you to the room Lunch on Matrix"),
+        ]
+        .into_iter()
+        .enumerate()
+        {
+            let token = t.register(sender).await;
+            let mut body = invitation();
+            body["sender"] = json!(sender);
+            body["sender_display_name"] = json!(name);
+            body["room_name"] = json!("Lunch");
+            invite(&t, &token, &body).await.ok();
+            let mail = t.smtp.mail_for(EMAIL, number + 1).await;
+            assert_eq!(mail.message().header("subject"), subject, "{sender} {name:?}");
+            let html = mail.message().find("text/html").unwrap();
+            for part in [mail.text(), html] {
+                for told in ["bank-of-example", "locked", "900-555", "evil"] {
+                    assert!(!part.contains(told), "{sender} {name:?}: {part}");
+                }
+            }
+        }
+    }
+
+    async fn a_key_goes_to_no_domain_that_folding_made(database: Database) {
+        let t = TestIdentity::start(database).await;
+        let bob = t.register(BOB).await;
+        for address in ["invitee@straße.test", "invitee@ας.test", "invitee@fu\u{df}.example.com"] {
+            let mut body = invitation();
+            body["address"] = json!(address);
+            assert_eq!(invite(&t, &bob, &body).await.failure(), failure(400, "M_INVALID_EMAIL"), "{address}");
+            let reply = t.request_email(&bob, address, SECRET, 1).await;
+            assert_eq!(reply.failure(), failure(400, "M_INVALID_EMAIL"), "{address}");
+        }
+        assert!(t.smtp.mails.is_empty());
+        // Only the spelling differs.
+        let mut body = invitation();
+        body["address"] = json!("Invitee@BÜCHER.test");
+        invite(&t, &bob, &body).await.ok();
     }
 
     async fn the_links_signurl_needs_no_token(database: Database) {

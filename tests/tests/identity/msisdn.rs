@@ -379,6 +379,26 @@ on_each_database! {
         assert_eq!(gateway.requests.len(), 2);
     }
 
+    async fn what_is_no_phone_of_a_person_has_to_be_named(database: Database) {
+        let special = ["+447012345678", "+491805123456", "+447640123456"];
+        let nowhere = ["+870773111632", "+881612345678", "+8821633312345"];
+        for (allowed, statuses) in [(vec![], [400, 400, 400]), (vec!["+881", "GB", "DE"], [400, 200, 400])] {
+            let (t, _gateway) = start_with(database, vec![Answer::empty(202)], |settings| {
+                settings.set("sms", "countries_allowed", allowed);
+            })
+            .await;
+            let token = t.register(ALICE).await;
+            for number in special {
+                let reply = t.request_sms(&token, number, "", SECRET, 1).await;
+                assert_eq!(reply.failure(), failure(400, "M_DESTINATION_REJECTED"), "{number}");
+            }
+            for (number, status) in nowhere.into_iter().zip(statuses) {
+                let reply = t.request_sms(&token, number, "", SECRET, 1).await;
+                assert_eq!(reply.status, status, "{number}: {}", reply.text);
+            }
+        }
+    }
+
     async fn without_a_gateway_nothing_is_promised(database: Database) {
         let t = TestIdentity::start(database).await;
         let token = t.register(ALICE).await;

@@ -130,6 +130,8 @@ on_each_database! {
             let reply = t.post("/terms", Some(&token), &json!({"user_accepts": wrong})).await;
             assert_eq!(reply.status, 400, "{wrong}: {}", reply.text);
         }
+        let many = json!({"user_accepts": vec![TERMS_URLS[0]; 65]});
+        assert_eq!(t.post("/terms", Some(&token), &many).await.failure(), failure(400, "M_INVALID_PARAM"));
         // One that nobody offers takes the others with it.
         for wrong in [json!("https://evil.test/"), json!([TERMS_URLS[0], "https://evil.test/"])] {
             let reply = t.post("/terms", Some(&token), &json!({"user_accepts": wrong})).await;
@@ -137,5 +139,21 @@ on_each_database! {
         }
         assert_eq!(t.post("/terms", Some(&token), &json!({"user_accepts": []})).await.ok(), json!({}));
         assert_eq!(t.get("/account", Some(&token)).await.failure(), failure(403, "M_TERMS_NOT_SIGNED"));
+    }
+
+    async fn one_url_many_times_is_accepted_once_and_not_without_end(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            terms(settings);
+            settings.set("limits.terms_per_account", "burst", 2);
+            settings.set("limits.terms_per_account", "refill_secs", 600);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let body = json!({"user_accepts": vec![TERMS_URLS[0]; 64]});
+        for _ in 0..2 {
+            t.post("/terms", Some(&token), &body).await.ok();
+        }
+        assert_eq!(t.post("/terms", Some(&token), &body).await.failure(), failure(429, "M_LIMIT_EXCEEDED"));
+        t.get("/account", Some(&token)).await.ok();
     }
 }

@@ -166,6 +166,36 @@ on_each_database! {
         assert!(t.smtp.mails.is_empty());
     }
 
+    async fn a_browser_on_a_listed_network_is_not_a_listed_caller(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("v1", "mode", "full").set("v1", "allow", vec!["127.0.0.0/8"]);
+        })
+        .await;
+        let get = async |headers: &[(&str, &str)]| {
+            let mut request = Request::get(t.api.absolute(&format!("{V1}/lookup?medium=email&address=a%40b.test")));
+            for (name, value) in headers {
+                request = request.header(*name, *value);
+            }
+            t.api.send(request.body(Bytes::new()).unwrap()).await
+        };
+        get(&[("user-agent", "Synapse/1.140.0")]).await.ok();
+        // What browsers send, alone or in company, also by DNS rebinding and over plain HTTP.
+        for header in [
+            ("origin", "http://evil.example"),
+            ("sec-fetch-site", "same-origin"),
+            ("sec-fetch-mode", "cors"),
+            ("sec-ch-ua", "x"),
+            ("referer", "http://evil.example/"),
+            ("cookie", "a=b"),
+            ("accept-language", "en"),
+            ("upgrade-insecure-requests", "1"),
+            ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)"),
+        ] {
+            let reply = get(&[header, ("host", "evil.example")]).await;
+            assert_eq!(reply.failure(), failure(403, "M_FORBIDDEN"), "{header:?}");
+        }
+    }
+
     async fn full_is_for_users_of_allowed_homeservers_only(database: Database) {
         let t = TestIdentity::start_with(database, |settings| {
             full(settings);

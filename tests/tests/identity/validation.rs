@@ -82,6 +82,45 @@ on_each_database! {
         }
     }
 
+    async fn the_mail_and_the_page_say_which_account_asks(database: Database) {
+        let t = TestIdentity::start(database).await;
+        for (number, (user, shown)) in
+            [(ALICE, ALICE), ("@login.bank-of-example.com:hs.test", "@…:hs.test")].into_iter().enumerate()
+        {
+            let token = t.register(user).await;
+            let secret = format!("secret{number}");
+            t.request_email(&token, EMAIL, &secret, 1).await.ok();
+            let mail = t.smtp.mail_for(EMAIL, number + 1).await;
+            let html = mail.message().find("text/html").unwrap();
+            let page = t.api.get(&Link::parse(&mail.link()).path_and_query, None).await.text;
+            for text in [mail.text(), html, page] {
+                assert!(text.contains(&format!("Matrix account {shown}")) || text.contains(&format!("account <strong>{shown}<")), "{text}");
+                assert!(!text.contains("bank-of"), "{text}");
+            }
+        }
+        // The same session, requested again by somebody else, who knows its secret.
+        let bob = t.register(BOB).await;
+        t.request_email(&bob, EMAIL, "secret0", 2).await.ok();
+        let mail = t.smtp.mail_for(EMAIL, 3).await;
+        let page = t.api.get(&Link::parse(&mail.link()).path_and_query, None).await.text;
+        assert!(page.contains(BOB) && !page.contains(ALICE), "{page}");
+    }
+
+    async fn a_next_link_of_any_length_is_not_kept(database: Database) {
+        let t = TestIdentity::start_with(database, |settings| {
+            settings.set("validation", "next_link_allowed", vec!["https://app.example.com/*"]);
+        })
+        .await;
+        let token = t.register(ALICE).await;
+        let ask = async |length: usize| {
+            let next = format!("https://app.example.com/{}", "x".repeat(length - "https://app.example.com/".len()));
+            let body = json!({"client_secret": SECRET, "email": EMAIL, "send_attempt": 1, "next_link": next});
+            t.post("/validate/email/requestToken", Some(&token), &body).await
+        };
+        assert_eq!(ask(2049).await.failure(), failure(400, "M_INVALID_PARAM"));
+        ask(2048).await.ok();
+    }
+
     async fn markup_in_the_link_is_not_markup_on_the_page(database: Database) {
         let t = TestIdentity::start(database).await;
         let evil = "%22%3E%3Cscript%3Ealert(1)%3C/script%3E";
@@ -217,7 +256,7 @@ on_each_database! {
         let token = t.register(ALICE).await;
         let wrong = [
             "", "alice", "@example.com", "alice@", "alice@@example.com", "a@b@c", "alice@example.com\r\nBcc: bob@example.com",
-            "alice example@example.com", "<alice@example.com>",
+            "alice example@example.com", "<alice@example.com>", "=?utf-8?q?x?=@example.com", "a=?utf-8?q?x?=b@example.com",
         ];
         for email in wrong {
             let reply = t.request_email(&token, email, SECRET, 1).await;

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 use serde_json::{Value, json};
-use waypost_tests::gateway::{ANDROID, IOS, PROXIES, TestGateway, WEB, android, apns_token, event, ios, with};
+use waypost_tests::gateway::{
+    ANDROID, IOS, PROXIES, TestGateway, UNIFIED, WEB, android, apns_token, event, ios, unifiedpush_app, with,
+};
 use waypost_tests::process::timed;
 use waypost_tests::tls_server::Answer;
 use waypost_tests::webpush::{HOST, PushService};
@@ -101,6 +103,33 @@ async fn limited(key: &'static str) -> TestGateway {
         settings.append(&format!("[limits]\n{key} = {{ burst = 2, refill_secs = 600.0 }}\n"));
     })
     .await
+}
+
+#[tokio::test]
+async fn a_push_server_that_a_stranger_chose_gets_no_flood() {
+    let limits = "[limits]\nper_server = { burst = 2, refill_secs = 600.0 }\n";
+    for (allowed, status) in [(vec![], 503), (vec![HOST], 200)] {
+        let gateway = TestGateway::start_apps(|settings, _| {
+            let app = with(unifiedpush_app(UNIFIED), &[("unifiedpush.allowed_endpoints", json!(allowed))]);
+            settings.push("apps", &app);
+            settings.append(limits);
+        })
+        .await;
+        let push = |number: u32| {
+            let device = json!({"app_id": UNIFIED, "pushkey": gateway.unifiedpush.endpoint(&format!("d{number}"))});
+            event(&format!("${number}"), &[device])
+        };
+        for number in 0..2 {
+            assert_eq!(gateway.rejected(&push(number)).await, json!([]));
+        }
+        let reply = gateway.notify(&push(2)).await;
+        assert_eq!(reply.status, status, "{}", reply.text);
+        if status == 503 {
+            assert!((500..=600).contains(&retry_after(&reply)), "{}", retry_after(&reply));
+            let counted = r#"waypost_push_gateway_limited_requests_total{limit="server"}"#;
+            assert_eq!(gateway.metric(counted).await, Some(1.0));
+        }
+    }
 }
 
 /// Sends one that must be too much.

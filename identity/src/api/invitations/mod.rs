@@ -22,10 +22,10 @@ use crate::{
     auth,
     delivery::{email::Mail, templates::Look},
     domain::{
-        invite::{self, MAX_ROOM_NAME, MAX_SENDER_NAME, WEB_CLIENT_LOCATION},
+        invite::{self, WEB_CLIENT_LOCATION},
         language,
         mxid::Mxid,
-        next_link,
+        next_link, shown,
         signing::{self, SigningKey},
         threepid::{Medium, Threepid},
     },
@@ -181,8 +181,8 @@ impl Invitation {
             address,
             room_id,
             sender: super::mxid("sender", &sender)?,
-            sender_name: sender_name.and_then(|name| invite::shown_name(&name, MAX_SENDER_NAME)),
-            room_name: room_name.and_then(|name| invite::shown_name(&name, MAX_ROOM_NAME)),
+            sender_name: sender_name.and_then(|name| shown::name(&name, shown::MAX_PERSON)),
+            room_name: room_name.and_then(|name| shown::name(&name, shown::MAX_ROOM)),
             room_avatar_url: room_avatar_url.filter(|url| url.starts_with("mxc://") && url.len() <= MAX_ID),
             room_type,
             web_client: web_client.and_then(|location| allowed_client(app, &location)),
@@ -238,12 +238,14 @@ async fn send_mail(app: &App, look: &Look, invitation: &Invitation, ephemeral: &
             ("room_type", invitation.room_type.as_deref().unwrap_or_default()),
         ],
     );
-    let sender = invite::shown_mxid(&invitation.sender);
+    let sender = shown::mxid(&invitation.sender);
     let values = json!({
         "link": link,
         "server_name": app.config.identity.server_name,
         "sender": sender,
         "inviter": sender_name.unwrap_or(&sender),
+        "has_name": sender_name.is_some(),
+        "homeserver": shown::server(&invitation.sender),
         "room_name": room_name.unwrap_or_default(),
         "is_space": invitation.room_type.is_some(),
         "client": client.host_str().unwrap_or_default(),

@@ -15,7 +15,10 @@ use crate::{
     app::App,
     auth,
     delivery::{email::Mail, templates::Look},
-    domain::threepid::{Medium, Threepid},
+    domain::{
+        shown,
+        threepid::{Medium, Threepid},
+    },
     error::ApiError,
     storage::rate_limits::Charge,
 };
@@ -71,11 +74,12 @@ pub(crate) async fn request_token(
     let threepid = Threepid::email(&email)?;
 
     let charges = charges(app, &threepid, requester);
-    let claimed = claim(app, &threepid, &opening, &charges).await?;
+    let claimed = claim(app, &threepid, &opening, requester, &charges).await?;
     if !claimed.send {
         return Ok(claimed.sid);
     }
-    let sent = send_token(app, &look, &threepid, &claimed.sid, &opening.client_secret).await;
+    let session = (claimed.sid.as_str(), opening.client_secret.as_str());
+    let sent = send_token(app, &look, &threepid, requester, session).await;
     app.metrics.mail(sent.is_ok());
     settle(app, claimed, &opening, &charges, sent).await
 }
@@ -107,13 +111,14 @@ async fn send_token(
     app: &App,
     look: &Look,
     threepid: &Threepid,
-    sid: &str,
-    client_secret: &str,
+    requester: Requester<'_>,
+    (sid, client_secret): (&str, &str),
 ) -> Result<(), ApiError> {
     let link = link(app, look, sid, client_secret);
     let values = json!({
         "link": link,
         "address": threepid.address(),
+        "account": requester.account.map(|account| shown::mxid(&account.mxid)).unwrap_or_default(),
         "server_name": app.config.identity.server_name,
         "hours": hours(app),
     });

@@ -76,7 +76,7 @@ pub(crate) async fn request_token(
     }
 
     let charges = charges(app, &phone, requester);
-    let claimed = claim(app, &phone.threepid, &opening, &charges).await?;
+    let claimed = claim(app, &phone.threepid, &opening, requester, &charges).await?;
     let sid = if claimed.send {
         let sent = send_code(app, &look, &phone, &claimed.sid).await;
         app.metrics.sms(sent.is_ok());
@@ -94,8 +94,9 @@ pub(crate) async fn request_token(
 
 fn may_send_to(app: &App, phone: &Phone) -> bool {
     let (allowed, denied) = &app.sms_countries;
-    let allowed = allowed.is_empty() || phone.is_in(allowed);
-    app.sms.is_on() && allowed && !phone.is_in(denied) && !phone.premium
+    // An empty list means all countries, and what belongs to none has to be named.
+    let allowed = (allowed.is_empty() && !phone.is_nowhere()) || phone.is_in(allowed);
+    app.sms.is_on() && allowed && !phone.is_in(denied) && !phone.special
 }
 
 /// The rate limits of one message: messages cost money, and fraudsters earn from having many sent to their own numbers.

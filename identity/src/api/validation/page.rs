@@ -15,6 +15,7 @@ use crate::{
     domain::{
         next_link,
         session::Session,
+        shown,
         threepid::{Medium, Threepid},
     },
     error::ApiError,
@@ -46,7 +47,8 @@ pub(super) fn confirm(
         "server_name": app.config.identity.server_name,
         "action": format!("{}{}", app.base_url, submit_path(submission.medium)),
         "medium": submission.medium.as_str(),
-        "address": shown(&session.threepid),
+        "address": address(&session.threepid),
+        "account": session.requester.as_ref().map(shown::mxid).unwrap_or_default(),
         "sid": submission.sid,
         "client_secret": submission.client_secret,
         "token": submission.token,
@@ -66,7 +68,7 @@ pub(super) fn done(app: &App, look: &Look, session: &Session) -> Result<Response
     let values = json!({
         "server_name": app.config.identity.server_name,
         "medium": session.threepid.medium().as_str(),
-        "address": shown(&session.threepid),
+        "address": address(&session.threepid),
     });
     page(app, look, StatusCode::OK, "page_done.html", &values, "")
 }
@@ -100,7 +102,7 @@ fn onward(app: &App, session: &Session) -> Option<Url> {
 }
 
 /// The address as people write it.
-fn shown(threepid: &Threepid) -> String {
+fn address(threepid: &Threepid) -> String {
     match threepid.medium() {
         Medium::Email => threepid.address().to_owned(),
         Medium::Msisdn => format!("+{}", threepid.address()),

@@ -30,6 +30,9 @@ use crate::{
 /// Margin on top of the send time-out, in seconds, after which the sender of a message is presumed dead.
 const SENDING_SPARE_SECS: u64 = 30;
 
+/// The longest `next_link`, in bytes. It is stored with the session.
+const MAX_NEXT_LINK: usize = 2048;
+
 /// Who a message is charged to, besides its recipient.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Requester<'a> {
@@ -90,6 +93,9 @@ impl Opening {
 
     pub(super) fn check(&self, app: &App) -> Result<(), ApiError> {
         check_opaque_id("client_secret", &self.client_secret)?;
+        if self.next_link.as_ref().is_some_and(|link| link.len() > MAX_NEXT_LINK) {
+            return Err(MatrixError::invalid_param("next_link", "must be at most 2048 bytes").into());
+        }
         let allowed = |link: &String| next_link::allowed(&app.next_links, link).is_some();
         if self.next_link.as_ref().is_some_and(|link| !allowed(link)) {
             return Err(ApiError::NextLinkNotAllowed);
@@ -104,6 +110,7 @@ pub(super) async fn claim(
     app: &App,
     threepid: &Threepid,
     opening: &Opening,
+    requester: Requester<'_>,
     charges: &[Charge],
 ) -> Result<Claimed, ApiError> {
     let (now_ms, rules) = (app.clock.now_ms(), app.session_rules());
@@ -119,6 +126,7 @@ pub(super) async fn claim(
         client_secret_hash: app.keys.client_secret_hash(&opening.client_secret),
         send_attempt: opening.send_attempt,
         next_link: opening.next_link.as_deref(),
+        requester: requester.account.map(|account| &account.mxid),
         now_ms,
         sending_until_ms: now_ms.saturating_add(sending_ms),
         expired_ms: now_ms.saturating_sub(rules.lifetime_ms),
@@ -212,7 +220,7 @@ mod tests {
         let (app, clock, _folder) = app(|config| config.email.smtp_timeout_secs = 20).await;
         let threepid = Threepid::email("alice@example.com").unwrap();
         let opening = Opening { client_secret: "secret".to_owned(), send_attempt: 1, next_link: None };
-        let claim = async || super::claim(&app, &threepid, &opening, &[]).await.unwrap();
+        let claim = async || super::claim(&app, &threepid, &opening, Requester::default(), &[]).await.unwrap();
         let first = claim().await;
         assert!(first.send);
         // It may still be in flight: 20 s of SMTP time-out and a margin of 30 s.

@@ -12,7 +12,8 @@ fn values() -> serde_json::Value {
         "link": "https://id.test/x?a=1&b=2", "server_name": "<b>id</b>", "hours": 24, "address": "\"'<script>",
         "medium": "email", "code": "012345", "sid": "s", "token": "t", "client_secret": "c", "action": "/a",
         "brand": "", "language": "en", "too_often": false, "inviter": "Bob", "sender": "@bob:hs.test",
-        "room_name": "", "is_space": false, "client": "app.test", "days": 7, "title": "T", "html": "", "version": "1",
+        "room_name": "", "is_space": false, "account": "@alice:hs.test", "has_name": true,
+        "homeserver": "hs.test", "client": "app.test", "days": 7, "title": "T", "html": "", "version": "1",
     })
 }
 

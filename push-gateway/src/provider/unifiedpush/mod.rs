@@ -56,6 +56,11 @@ impl UnifiedPush {
         self.vapid.as_ref()
     }
 
+    /// Whether the operator has named no push servers.
+    pub(super) fn allows_every_host(&self) -> bool {
+        self.allowed_endpoints.is_empty()
+    }
+
     /// The rules that map push servers to their owners.
     pub(super) fn owners(&self) -> &Owners {
         &self.owners

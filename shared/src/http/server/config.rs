@@ -19,7 +19,8 @@ pub struct ServerConfig {
     /// Limit in bytes on all bodies together, while they arrive and until they are parsed; one source may hold an
     /// eighth. Requests that do not fit are answered with 429 or 503. Default 67108864.
     pub max_buffered_bytes: usize,
-    /// Limit on open connections; further ones wait to be accepted. Default 4096.
+    /// Limit on open connections; further ones wait to be accepted. A peer that is no trusted proxy may have three times
+    /// as many as are free; further ones are closed. Default 4096.
     pub max_connections: usize,
     /// Seconds that requests in flight have to finish when the service stops. Default 30.
     pub shutdown_grace_secs: u64,

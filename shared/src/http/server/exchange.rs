@@ -105,7 +105,11 @@ impl<S: Clone + Send + Sync + 'static> Public<S> {
             Matched::Handler(..) | Matched::WrongMethod(_) => Some(self.router.pattern(matched)),
             Matched::Preflight | Matched::Unknown => None,
         };
-        let mut span = self.tracer.as_ref()?.request(&head.headers, &head.method, route)?;
+        // A stranger must not decide which requests are recorded.
+        let nothing = HeaderMap::new();
+        let trusted = forwarded::is_trusted(head.peer, &self.config.trusted_proxies);
+        let context = if trusted { &head.headers } else { &nothing };
+        let mut span = self.tracer.as_ref()?.request(context, &head.method, route)?;
         span.set("waypost.request_id", request_id.to_owned());
         Some(span)
     }

@@ -12,9 +12,8 @@ use crate::source::RequestSource;
 /// If a trusted proxy reports something that cannot be parsed, the source is unknown. It must not be the proxy itself,
 /// which may be in a network with more privileges.
 pub(super) fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> RequestSource {
-    let is_trusted = |address: &IpAddr| trusted.iter().any(|range| range.contains(address));
     let peer = peer.to_canonical();
-    if !is_trusted(&peer) {
+    if !is_trusted(peer, trusted) {
         return peer.into();
     }
     let mut source = RequestSource::UNKNOWN;
@@ -23,12 +22,18 @@ pub(super) fn source(headers: &HeaderMap, peer: IpAddr, trusted: &[IpNet]) -> Re
         for hop in value.rsplit(',') {
             let Some(address) = hop_address(hop) else { return RequestSource::UNKNOWN };
             source = address.into();
-            if !is_trusted(&address) {
+            if !is_trusted(address, trusted) {
                 return source;
             }
         }
     }
     source
+}
+
+/// Whether an address is that of a trusted proxy.
+pub(super) fn is_trusted(address: IpAddr, trusted: &[IpNet]) -> bool {
+    let address = address.to_canonical();
+    trusted.iter().any(|range| range.contains(&address))
 }
 
 /// An address as proxies write it: bare, with a port, in brackets or in quotation marks.

@@ -8,6 +8,7 @@ mod config;
 mod connection;
 mod exchange;
 mod forwarded;
+mod peers;
 mod reading;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ pub use self::config::ServerConfig;
 use self::{
     connection::{accept, connection},
     exchange::Public,
+    peers::Peers,
 };
 use crate::{
     current::Current,
@@ -92,6 +94,7 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
         .keep_alive_timeout(header_timeout);
     let builder = Arc::new(builder);
     let connections = Arc::new(Semaphore::new(config.max_connections.clamp(1, Semaphore::MAX_PERMITS)));
+    let peers = Peers::new(config.max_connections, &config.trusted_proxies);
     let graceful = GracefulShutdown::new();
 
     loop {
@@ -100,10 +103,14 @@ pub async fn serve<S: Clone + Send + Sync + 'static>(
             () = stop.requested() => break,
         };
         let Some((stream, peer, permit)) = accepted else { continue };
+        let Some(place) = peers.enter(peer.ip()) else {
+            tracing::debug!("a connection was closed: its peer has used up its share of server.max_connections");
+            continue;
+        };
         let (builder, service, watcher) = (builder.clone(), service.clone(), graceful.watcher());
         let stop = stop.clone();
         tokio::spawn(async move {
-            let _permit = permit;
+            let _permits = (permit, place);
             connection(&builder, service, stream, peer, watcher, header_timeout, stop).await;
         });
     }

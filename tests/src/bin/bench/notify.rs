@@ -96,7 +96,7 @@ async fn gateway(provider_url: &str, ca_file: &str) -> Server {
         .set("outbound", "allowed_ranges", vec!["127.0.0.0/8"])
         .set("log", "format", "json")
         // One source pushes to one device as fast as it can, which is what the limits prevent.
-        .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\n");
+        .append("[limits]\nper_source = { burst = 0 }\nper_app = { burst = 0 }\nper_pushkey = { burst = 0 }\nper_server = { burst = 0 }\n");
     for late in ["", "/late/50", "/late/1000"] {
         let app = |provider: &str| vec![("id", json!(format!("{provider}{late}"))), ("max_in_flight", json!(20_000))];
         let endpoint = json!(format!("{provider_url}{late}"));
