@@ -388,6 +388,33 @@ def check_proxy(through):
     assert through.ask("id.example.com", "POST", register, json.dumps(token), source="127.0.0.2")[0] == 502
 
 
+SECRETS = ("secret-token", "secret-client-secret", "secret-sid", "secret-access-token", "secret-key", "secret-referer")
+
+
+def ask_with_secrets(through):
+    """Requests whose queries and headers hold secrets, to existing and to other paths, good and bad."""
+    token, client_secret, sid, access_token, private_key, referer = SECRETS
+    link = f"token={token}&client_secret={client_secret}&sid={sid}"
+    headers = {"Referer": f"https://id.example.com/_matrix/identity/v2/validate/email/submitToken?token={referer}"}
+    for path in (
+        f"/_matrix/identity/v2/validate/email/submitToken?{link}",
+        f"/_matrix/identity/v2/account?access_token={access_token}",
+        f"/_matrix/identity/v2/sign-ed25519?token={token}&private_key={private_key}",
+        f"/_matrix/identity/v2/nothing?{link}",
+        f"/nothing?{link}",
+    ):
+        for method in ("GET", "POST"):
+            through.ask("id.example.com", method, path, "{}" if method == "POST" else None, headers)
+
+
+def assert_no_secrets(folder, *logs):
+    """That a proxy's logs have lines, and in none of them a secret."""
+    texts = {log: log.read_text(errors="replace") for log in [*logs, *folder.glob("*.log")] if log.exists()}
+    assert any("/_matrix/identity/v2/validate/email/submitToken" in text for text in texts.values()), texts
+    for log, text in texts.items():
+        assert not [secret for secret in SECRETS if secret in text], (log, text)
+
+
 def certificate(folder):
     """A certificate for both names, which is its own authority. Returns the paths of it and its key."""
     names = "subjectAltName=DNS:id.example.com,DNS:push.example.com"
@@ -410,6 +437,7 @@ def test_the_recipe_for_nginx_works(services, tmp_path):
         (r"/etc/letsencrypt/\S+/privkey.pem", str(key)),
         (r"127\.0\.0\.1:8090\b", f"127.0.0.1:{identity}"),
         (r"127\.0\.0\.1:5000\b", f"127.0.0.1:{push}"),
+        (r"/var/log/nginx/", f"{tmp_path}/"),
     ):
         text, times = re.subn(pattern, new, text)
         assert times, pattern
@@ -425,6 +453,14 @@ def test_the_recipe_for_nginx_works(services, tmp_path):
     with started([nginx, "-c", file, "-e", "stderr"], log):
         wait_for(lambda: listens(port), "nginx listens")
         check_proxy(Through(port, public))
+        ask_with_secrets(Through(port, public))
+    # What the proxy cannot reach is what it likes to write about.
+    text = file.read_text().replace(f"127.0.0.1:{identity}", f"127.0.0.1:{free_port()}")
+    file.write_text(text)
+    with started([nginx, "-c", file, "-e", "stderr"], log):
+        wait_for(lambda: listens(port), "nginx listens")
+        ask_with_secrets(Through(port, public))
+    assert_no_secrets(tmp_path)
 
 
 def listens(port):
@@ -463,6 +499,8 @@ def test_the_recipe_for_caddy_works(services, tmp_path):
 
         wait_for(certified, "Caddy has certificates")
         check_proxy(through)
+        ask_with_secrets(through)
+    assert_no_secrets(tmp_path)
 
 
 def test_caddy_understands_the_recipe_for_replicas(tmp_path):

@@ -5,6 +5,7 @@
 //! served until all of that is done.
 
 pub mod command_line;
+mod limits;
 pub mod reload;
 pub mod systemd;
 
@@ -87,6 +88,7 @@ impl Service {
         F: Fn() -> Fut + Send + Sync + 'static,
         Fut: Future<Output = Facts> + Send + 'static,
     {
+        let server = &limits::prepare(server);
         let (ask_to_stop, stop) = Stop::manual();
         stop::stop_on_signals(ask_to_stop.clone())?;
         let readiness = Readiness::default();

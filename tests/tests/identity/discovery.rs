@@ -246,7 +246,8 @@ async fn private_addresses_are_not_called_unless_allowed() {
         assert!(reply.status >= 400 && reply.status != 500, "{name}: {}: {}", reply.status, reply.text);
         assert!(reply.json().get("token").is_none(), "{name}: {}", reply.text);
     }
-    assert!(t.homeserver.server.requests.is_empty());
+    // Requests would not arrive anyway, since the certificate is for none of these names.
+    assert_eq!(t.homeserver.server.connections(), 0);
 }
 
 #[tokio::test]

@@ -138,6 +138,7 @@ impl Patient {
                 .set("email", "smtp_username", USER)
                 .set("email", "smtp_password", PASSWORD)
                 .set("server", "trusted_proxies", vec!["127.0.0.1/32"])
+                .set("homeservers", "allow", vec![HOMESERVER])
                 .set("outbound", "dns_servers", vec![dns.address.to_string()]);
             settings = started.clone();
         })
@@ -203,6 +204,7 @@ on_each_database! {
             "pepper",
             "templates",
             "trusted proxies",
+            "allowed homeservers",
             "listen.public",
             "listen.operations",
             "dns",
@@ -248,7 +250,7 @@ async fn before_the_first_start_nothing_is_bad_and_nothing_is_made() {
         let lines = seen.about(what);
         assert!(lines[0].starts_with("good  ") && lines[0].contains("on first start"), "{}", seen.out);
     }
-    for what in ["mail", "dns", "public base URL", "clock"] {
+    for what in ["mail", "dns", "public base URL", "clock", "allowed homeservers"] {
         assert!(seen.about(what)[0].starts_with("soon  "), "{what}: {}", seen.out);
     }
     assert_eq!(everything_in(folder.path()), BTreeSet::new());

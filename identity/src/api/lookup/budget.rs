@@ -45,10 +45,10 @@ pub(crate) async fn charge(
     source: RequestSource,
     hashes: &[Option<LookupHash>],
 ) -> Result<Option<New>, ApiError> {
-    let marks: Vec<_> = hashes.iter().flatten().map(|hash| address_book::mark(hashing::prefix(hash))).collect();
     if !app.config.limits.limit_addresses() {
         return Ok(None);
     }
+    let marks: Vec<_> = hashes.iter().flatten().map(|hash| address_book::mark(hashing::prefix(hash))).collect();
     let cached = app.address_books.of(&account.mxid);
     if cached.book.read().new_among(&marks).is_empty() {
         return Ok(None);

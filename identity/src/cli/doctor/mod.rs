@@ -51,6 +51,7 @@ pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
         say(one("policies", finding));
     }
     say(one("trusted proxies", listeners::trusted_proxies(config)));
+    say(one("allowed homeservers", allowed_homeservers(config)));
 
     // This machine itself is called without the proxy.
     let here = OutboundConfig { proxy_url: None, proxy_url_file: None, ..config.outbound.clone() };
@@ -72,6 +73,18 @@ pub(super) async fn run(config: &Config, file: Option<&Path>) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Whose users may register.
+fn allowed_homeservers(config: &Config) -> Finding {
+    if config.homeservers.allow.is_empty() {
+        return Finding::Soon(
+            "anybody's users may register here: name your homeservers in homeservers.allow; if it is to be open, name the \
+             ones you know in homeservers.trusted"
+                .to_owned(),
+        );
+    }
+    Finding::Good(format!("{} may register users", config.homeservers.allow.join(", ")))
 }
 
 /// All checks that wait for others, concurrently.

@@ -86,6 +86,9 @@ pub(super) async fn sms(config: &Config, outbound: &Outbound) -> Finding {
         Ok(()) if origin.scheme_str() == Some("http") => {
             Finding::Soon(format!("{origin} can be reached, without encryption: use its https address if there is one"))
         }
+        Ok(()) if config.sms.countries_allowed.is_empty() => Finding::Soon(
+            "go to every country, and fraudsters earn money with them: name yours in sms.countries_allowed".to_owned(),
+        ),
         Ok(()) => Finding::Good(format!(
             "{origin} can be reached; the first message will show whether it accepts the credentials"
         )),
