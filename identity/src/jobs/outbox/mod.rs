@@ -95,11 +95,11 @@ async fn handle(app: &App, servers: &Servers, row: &OutboxRow) {
     let server = row.mxid.server_name();
     let rules = &app.config.outbox;
     let owner = app.owners.of(server);
-    let noted = match servers.begin(&owner, server, share(rules), app.clock.now_ms()) {
+    let noted = match servers.begin(&owner, server, rules.at_once, app.clock.now_ms()) {
         Ok(()) => {
             let delivered = deliver_one(app, row).await;
             let away = delivered.as_ref().is_err_and(|failure| failure.away);
-            servers.end(&owner, server, share(rules), away.then(|| backoff(rules)), app.clock.now_ms());
+            servers.end(&owner, server, rules.at_once, away.then(|| backoff(rules)), app.clock.now_ms());
             settle(app, row, delivered.map_err(|failure| failure.text)).await
         }
         // Not given up, however old the row is: it has not had its turn.
@@ -155,11 +155,6 @@ async fn give_up(app: &App, row: &OutboxRow, failure: &str, now_ms: i64) -> Resu
         "gave up notifying a homeserver of a binding; `outbox retry` retries it"
     );
     Ok(())
-}
-
-/// In-flight cap for all homeservers of one owner: three quarters of the total, so that there is room for others.
-fn share(rules: &OutboxConfig) -> usize {
-    rules.at_once - rules.at_once / 4
 }
 
 fn backoff(rules: &OutboxConfig) -> Backoff {
@@ -249,10 +244,10 @@ mod tests {
         clock.advance(Duration::from_secs(30 * 24 * 60 * 60));
         let servers = Servers::default();
         let owner = app.owners.of("hs.test");
-        servers.begin(&owner, "hs.test", share(&app.config.outbox), clock.now_ms()).unwrap();
+        servers.begin(&owner, "hs.test", app.config.outbox.at_once, clock.now_ms()).unwrap();
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;
         assert_eq!(app.store.outbox_counts().await.unwrap(), OutboxCounts { waiting: 1, dead: 0 });
-        servers.end(&owner, "hs.test", share(&app.config.outbox), Some(backoff(&app.config.outbox)), clock.now_ms());
+        servers.end(&owner, "hs.test", app.config.outbox.at_once, Some(backoff(&app.config.outbox)), clock.now_ms());
 
         clock.advance(Duration::from_secs(1));
         handle(&app, &servers, &lease(&app, &clock).await.remove(0)).await;

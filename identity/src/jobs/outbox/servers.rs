@@ -34,6 +34,8 @@ pub(super) struct Servers {
 
 #[derive(Debug, Default)]
 struct Known {
+    /// Calls in flight.
+    all: usize,
     owners: HashMap<Owner, Calls>,
     servers: HashMap<String, Server>,
 }
@@ -57,11 +59,11 @@ struct Server {
 }
 
 impl Servers {
-    /// Begins a call to the homeserver `name`, if fewer than `share` calls to its owner are in flight. [`Servers::end`]
-    /// must follow.
-    pub(super) fn begin(&self, owner: &Owner, name: &str, share: usize, now_ms: i64) -> Result<(), Deferral> {
+    /// Begins a call to the homeserver `name`, if its owner has a share left of the `at_once` calls that may be in flight:
+    /// three times what is free. One alone gets three quarters, and two do not use up all. [`Servers::end`] must follow.
+    pub(super) fn begin(&self, owner: &Owner, name: &str, at_once: usize, now_ms: i64) -> Result<(), Deferral> {
         let mut known = self.known.lock();
-        let Known { owners, servers } = &mut *known;
+        let Known { all, owners, servers } = &mut *known;
         if servers.len() >= MAX_KNOWN {
             servers.retain(|_, server| server.under_way > 0 || server.away_until_ms > now_ms);
         }
@@ -72,7 +74,8 @@ impl Servers {
         }
         // A single call probes whether it is back.
         let is_tried = failures > 0 && under_way > 0;
-        let is_full = owners.get(owner).is_some_and(|calls| calls.under_way >= share);
+        let left = at_once.saturating_sub(*all + 1);
+        let is_full = owners.get(owner).is_some_and(|calls| calls.under_way >= left.saturating_mul(3));
         if is_full || is_tried {
             // Only with calls in flight: otherwise none would end and let the name in again.
             if let Some(calls) = owners.get_mut(owner).filter(|calls| calls.left_out.len() < MAX_LEFT_OUT) {
@@ -80,6 +83,7 @@ impl Servers {
             }
             return Err(Deferral::Busy(now_ms.saturating_add(BUSY_MS)));
         }
+        *all += 1;
         owners.entry(owner.clone()).or_default().under_way += 1;
         servers.entry(name.to_owned()).or_default().under_way += 1;
         Ok(())
@@ -93,12 +97,14 @@ impl Servers {
 
     /// Ends a call. `away` is given if the homeserver itself is unavailable, rather than just this call refused: the
     /// back-off until it is called again.
-    pub(super) fn end(&self, owner: &Owner, name: &str, share: usize, away: Option<Backoff>, now_ms: i64) {
+    pub(super) fn end(&self, owner: &Owner, name: &str, at_once: usize, away: Option<Backoff>, now_ms: i64) {
         let mut known = self.known.lock();
-        let Known { owners, servers } = &mut *known;
+        let Known { all, owners, servers } = &mut *known;
+        *all = all.saturating_sub(1);
         if let Some(calls) = owners.get_mut(owner) {
             calls.under_way = calls.under_way.saturating_sub(1);
-            if calls.under_way * 2 <= share {
+            // Half of what one alone may have.
+            if calls.under_way * 8 <= at_once * 3 {
                 calls.left_out.clear();
             }
             if calls.under_way == 0 {
@@ -133,21 +139,23 @@ mod tests {
 
     use super::*;
 
-    const SHARE: usize = 2;
+    const AT_ONCE: usize = 4;
     const BACKOFF: Backoff = Backoff { first: Duration::from_secs(8), max: Duration::from_secs(3600) };
 
     fn begin(servers: &Servers, name: &str, now_ms: i64) -> Result<(), Deferral> {
-        servers.begin(&Owners::default().of(name), name, SHARE, now_ms)
+        servers.begin(&Owners::default().of(name), name, AT_ONCE, now_ms)
     }
 
     fn end(servers: &Servers, name: &str, away: Option<Backoff>, now_ms: i64) {
-        servers.end(&Owners::default().of(name), name, SHARE, away, now_ms);
+        servers.end(&Owners::default().of(name), name, AT_ONCE, away, now_ms);
     }
 
     #[test]
     fn an_owner_gets_its_share_of_the_calls() {
         let servers = Servers::default();
-        assert_eq!([begin(&servers, "a.test", 0), begin(&servers, "x.a.test:8449", 0)], [Ok(()), Ok(())]);
+        for name in ["a.test", "x.a.test:8449", "a.test"] {
+            assert_eq!(begin(&servers, name, 0), Ok(()), "{name}");
+        }
         for name in ["a.test", "A.test.", "y.a.test"] {
             assert_eq!(begin(&servers, name, 0), Err(Deferral::Busy(1000)), "{name}");
         }
@@ -156,8 +164,20 @@ mod tests {
         full.sort();
         assert_eq!(full, ["A.test.", "a.test", "y.a.test"]);
         end(&servers, "a.test", None, 0);
+        assert!(!servers.full().is_empty());
+        end(&servers, "a.test", None, 0);
         assert!(servers.full().is_empty());
         assert_eq!(begin(&servers, "y.a.test", 0), Ok(()));
+    }
+
+    #[test]
+    fn two_owners_do_not_use_up_all_calls() {
+        let servers = Servers::default();
+        let most = |name: &str| {
+            (0..100).take_while(|_| servers.begin(&Owners::default().of(name), name, 32, 0).is_ok()).count()
+        };
+        assert_eq!((most("a.test"), most("b.test")), (24, 6));
+        assert!(most("c.test") > 0);
     }
 
     #[test]
