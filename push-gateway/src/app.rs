@@ -23,7 +23,7 @@ use crate::{
     deliveries::{Deliveries, Fingerprint, Replicas, Target},
     error::ApiError,
     glob::{ByGlob, Glob},
-    hold::Hold,
+    holds::Holds,
     in_flight::InFlight,
     metrics::{AppMetrics, Limit, LimitMetrics, Metrics},
     notification::Device,
@@ -83,7 +83,7 @@ pub(crate) struct Entry {
     line: String,
     pub(crate) provider: Provider,
     /// Decides whether reports of dead pushkeys are believed.
-    pub(crate) hold: Arc<Hold>,
+    pub(crate) hold: Arc<Holds>,
     pub(crate) in_flight: Arc<InFlight>,
     /// Limits log lines about the in-flight cap.
     pub(crate) told_full: Limiter<()>,
@@ -159,7 +159,7 @@ impl Entry {
     /// settings are unchanged in `now`. A reload must neither double the in-flight cap nor forget a hold.
     fn carry_over(&mut self, before: &Self, was: &Config, now: &Config) {
         self.probe = before.probe.clone();
-        if was.hold == now.hold {
+        if was.hold == now.hold && before.hold.is_by_server() == self.hold.is_by_server() {
             self.hold = before.hold.clone();
         }
         if before.in_flight.most() == self.in_flight.most() {
@@ -371,8 +371,14 @@ fn entries(
                     id: app.id.clone(),
                     content: app.content,
                     line,
+                    hold: Arc::new(Holds::new(
+                        &app.id,
+                        &config.hold,
+                        metrics.clone(),
+                        clock.clone(),
+                        provider.lets_strangers_choose(),
+                    )),
                     provider,
-                    hold: Arc::new(Hold::new(&app.id, &config.hold, metrics.clone(), clock.clone())),
                     in_flight: Arc::new(InFlight::new(app.max_in_flight)),
                     told_full: Limiter::new(1, ONE_LINE_EACH),
                     told_refused: Limiter::new(REFUSALS_LOGGED.0, REFUSALS_LOGGED.1),

@@ -55,8 +55,9 @@ enum Change {
 /// Tracks recent answers about one app's pushkeys and decides whether dead ones are rejected.
 #[derive(Debug)]
 pub(crate) struct Hold {
-    /// The id as configured, for the log.
-    app: String,
+    /// The id as configured, for the log and the metric; `None` for a push server that a stranger chose, of which
+    /// neither tells.
+    app: Option<String>,
     metrics: AppMetrics,
     config: HoldConfig,
     clock: Clock,
@@ -88,15 +89,19 @@ enum Phase {
 }
 
 impl Hold {
+    /// Judges all reports about an app.
     pub(crate) fn new(app: &str, config: &HoldConfig, metrics: AppMetrics, clock: Clock) -> Self {
-        Self {
-            app: app.to_owned(),
-            metrics,
-            config: config.clone(),
-            clock,
-            hasher: RandomState::new(),
-            state: Mutex::default(),
-        }
+        Self::named(Some(app.to_owned()), config, metrics, clock)
+    }
+
+    /// Judges the reports of one owner of push servers that strangers chose. Anybody can cause such a hold, so it is no
+    /// alarm.
+    pub(crate) fn of_server(config: &HoldConfig, metrics: AppMetrics, clock: Clock) -> Self {
+        Self::named(None, config, metrics, clock)
+    }
+
+    fn named(app: Option<String>, config: &HoldConfig, metrics: AppMetrics, clock: Clock) -> Self {
+        Self { app, metrics, config: config.clone(), clock, hasher: RandomState::new(), state: Mutex::default() }
     }
 
     /// Counts an outcome and returns the one to act on: during a hold, `Gone` becomes `Busy`.
@@ -116,11 +121,15 @@ impl Hold {
     }
 
     fn report(&self, change: Change) {
+        let Some(app) = &self.app else {
+            tracing::debug!(?change, "the rejections of a push server that strangers chose are judged anew");
+            return;
+        };
         match change {
             Change::Began { dead, of } => {
                 self.metrics.set_held(true);
                 tracing::error!(
-                    app = self.app,
+                    app,
                     dead,
                     of,
                     "too many pushkeys reported dead; rejections held. Check this app's credentials, environment and \
@@ -129,7 +138,7 @@ impl Hold {
             }
             Change::Ended { in_time } => {
                 self.metrics.set_held(false);
-                tracing::warn!(app = self.app, in_time, "hold ended; dead pushkeys are rejected again");
+                tracing::warn!(app, in_time, "hold ended; dead pushkeys are rejected again");
             }
         }
     }

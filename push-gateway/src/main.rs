@@ -16,6 +16,7 @@ mod error;
 mod fit;
 mod glob;
 mod hold;
+mod holds;
 mod in_flight;
 mod jwt;
 mod metrics;

@@ -73,7 +73,8 @@ impl Push<'_> {
 
     /// Whether the pushkey is known to be dead, by a report that is believed.
     async fn is_dead(&self) -> bool {
-        let believes = |found_ms| self.entry.hold.believes(found_ms);
+        let owner = self.entry.provider.owner_of_device(self.device);
+        let believes = |found_ms| self.entry.hold.believes(owner.as_ref(), found_ms);
         self.app.deliveries.is_dead(self.target, self.device.pushkey_ts_ms, believes).await
     }
 
@@ -83,7 +84,10 @@ impl Push<'_> {
         let ended = match entry.provider.prepare(notification, device, entry.content) {
             Ok(request) => self.attempts(&request).await.into(),
             // Not remembered: finding out again costs nothing, and the client may fix the data under the same pushkey.
-            Err(Ended::With(outcome)) => entry.hold.judge(&device.pushkey, outcome).into(),
+            Err(Ended::With(outcome)) => {
+                let owner = entry.provider.owner_of_device(device);
+                entry.hold.judge(owner.as_ref(), &device.pushkey, outcome).into()
+            }
             Err(ended) => ended,
         };
         if let Ended::With(Outcome::Refused(Refusal { fault, why })) = &ended
@@ -103,7 +107,7 @@ impl Push<'_> {
         {
             return Outcome::Busy { retry_after: Some(wait) };
         }
-        let Some(_permit) = self.entry.in_flight.enter(owner, self.notification.source) else {
+        let Some(_permit) = self.entry.in_flight.enter(owner.clone(), self.notification.source) else {
             // Fail instead of queueing: an app whose provider hangs would tie up every connection.
             if self.entry.told_full.check(&()).is_ok() {
                 tracing::warn!(
@@ -125,7 +129,7 @@ impl Push<'_> {
             }
             sleep(wait).await;
         };
-        let outcome = self.entry.hold.judge(&self.device.pushkey, outcome);
+        let outcome = self.entry.hold.judge(owner.as_ref(), &self.device.pushkey, outcome);
         match outcome {
             // Only tests are sent to a pushkey that is known to be dead.
             Outcome::Delivered if self.notification.is_test() => self.app.deliveries.found_alive(self.target).await,

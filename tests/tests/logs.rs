@@ -96,3 +96,21 @@ fn every_event_is_in_the_manual() {
     let stale: Vec<_> = rows.iter().filter(|row| !events.contains(row)).collect();
     assert!(stale.is_empty(), "in docs/logs.md, and logged nowhere: {stale:#?}");
 }
+
+/// docs/security.md names the tests of each of its promises.
+#[test]
+fn every_test_that_the_manual_names_exists() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let folders = ["shared/src", "identity/src", "push-gateway/src", "tests/tests"];
+    let rust = folders.iter().flat_map(|folder| sources(&root.join(folder)));
+    let python = [root.join("tests/deploy/test_docs.py")];
+    let text: String = rust.chain(python).map(|file| fs::read_to_string(file).unwrap()).collect();
+    let manual = fs::read_to_string(root.join("docs/security.md")).unwrap();
+    let section = manual.split_once("## Which test shows it").unwrap().1.split_once("\n## ").unwrap().0;
+    let rows = section.lines().filter(|line| line.starts_with("| "));
+    let names: Vec<&str> = rows.flat_map(|row| row.split('`').skip(1).step_by(2)).collect();
+    assert!(names.len() > 50, "the table was read");
+    let missing = |name: &&&str| !text.contains(&format!("fn {name}(")) && !text.contains(&format!("def {name}("));
+    let missing: Vec<_> = names.iter().filter(missing).collect();
+    assert!(missing.is_empty(), "docs/security.md names tests that do not exist: {missing:#?}");
+}

@@ -17,6 +17,7 @@ use waypost_shared::{client::OutboundError, owner::Owner};
 pub(crate) use self::apns::TeamTokens;
 use crate::{
     config::{Content, ProviderConfig},
+    endpoint,
     notification::{Device, Notification},
     outcome::Ended,
     upstream::{Attempt, Checked, Upstream},
@@ -90,6 +91,16 @@ impl Provider {
             Self::UnifiedPush(unifiedpush) => unifiedpush.owners(),
         };
         request.uri().authority().map(|authority| owners.of(authority.as_str()))
+    }
+
+    /// The same for a device, before there is a request; also `None` if it names no server.
+    pub(crate) fn owner_of_device(&self, device: &Device) -> Option<Owner> {
+        let (owners, endpoint) = match self {
+            Self::Apns(_) | Self::Fcm(_) => return None,
+            Self::WebPush(webpush) => (webpush.owners(), device.data_text("endpoint")?),
+            Self::UnifiedPush(unifiedpush) => (unifiedpush.owners(), device.pushkey.expose()),
+        };
+        Some(owners.of(endpoint::parse(endpoint)?.host_str()?))
     }
 
     /// Whether strangers choose the push servers, because the operator has not named any.

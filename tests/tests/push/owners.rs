@@ -10,6 +10,8 @@ use waypost_tests::dns::Dns;
 use waypost_tests::gateway::{PROXIES, TestGateway, UNIFIED, event, unifiedpush_app, with};
 use waypost_tests::process::{eventually, timed};
 use waypost_tests::silence::Silence;
+use waypost_tests::tls_server::Answer;
+use waypost_tests::webpush::HOST;
 
 /// Requests of the attacker, and devices in each: together more than `max_in_flight`, which is 1000.
 const REQUESTS: u8 = 11;
@@ -99,4 +101,30 @@ async fn many_domains_at_one_address_asked_for_from_many() {
 async fn many_domains_at_many_addresses_asked_for_from_one() {
     let place = |number| (format!("push.evil{number}.test"), Ipv4Addr::new(127, 0, 1, number + 1));
     others_are_delivered(place, one_address).await;
+}
+
+/// The owner of a push server can make up any number of pushkeys and call them dead.
+#[tokio::test]
+async fn a_strangers_push_server_does_not_hold_the_rejections_of_others() {
+    let gateway = TestGateway::start_apps(|settings, _| {
+        settings.push("apps", &with(unifiedpush_app(UNIFIED), &[("unifiedpush.allowed_endpoints", json!([]))]));
+        settings.set("hold", "min_gone", 3);
+    })
+    .await;
+    let dead = |endpoint: &str, name: &str| {
+        gateway.unifiedpush.script().always(name, Answer::empty(410));
+        event(&format!("${name}"), &[json!({"app_id": UNIFIED, "pushkey": endpoint})])
+    };
+    // By its address the server is somebody else's than by its name.
+    let endpoint = |name: &str| gateway.unifiedpush.endpoint(name).replace(HOST, "127.0.0.1");
+    let mut held = false;
+    for number in 0..10 {
+        let name = format!("evil-{number}");
+        held |= gateway.notify(&dead(&endpoint(&name), &name)).await.status == 503;
+    }
+    assert!(held, "its own are held");
+    let endpoint = gateway.unifiedpush.endpoint("phone");
+    assert_eq!(gateway.rejected(&dead(&endpoint, "phone")).await, json!([endpoint]));
+    let metric = format!("waypost_push_gateway_rejections_held{{app=\"{UNIFIED}\"}}");
+    assert_eq!(gateway.metric(&metric).await, Some(0.0), "and it is no alarm");
 }

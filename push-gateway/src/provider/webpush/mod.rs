@@ -32,6 +32,9 @@ use crate::{
     vapid::Vapid,
 };
 
+/// `retry_after` after a push server that a stranger chose has refused the app's VAPID key.
+const WAIT_WHERE_REFUSED: Duration = Duration::from_secs(15 * 60);
+
 /// Seconds that a push service stores a message for an offline browser: Sygnal's default.
 const DEFAULT_TTL_SECS: u64 = 15 * 60;
 
@@ -143,6 +146,8 @@ impl WebPush {
         match answer.status().as_u16() {
             200..=202 => Outcome::Delivered,
             404 | 410 => Outcome::Gone,
+            // It may be the app's fault, or the server may just say so.
+            401 | 403 if self.allows_every_host() => Outcome::Busy { retry_after: Some(WAIT_WHERE_REFUSED) },
             // Wrong VAPID key or contact, or a subscription made with another key: for the operator to fix.
             status @ (401 | 403) => {
                 Outcome::refused_app(format!("the push service answered {status}: is this the app's VAPID key?"))

@@ -91,7 +91,8 @@ async fn only_a_fault_of_the_subscription_itself_makes_it_gone() {
 
 #[tokio::test]
 async fn each_answer_maps_to_its_outcome() {
-    let webpush = webpush(&[]);
+    let strangers = webpush(&[]);
+    let webpush = webpush(&["push.example"]);
     let outcome = |status: u16| {
         let answer = Response::builder().status(status).header("retry-after", "7").body(Bytes::new()).unwrap();
         webpush.outcome(&answer)
@@ -104,6 +105,11 @@ async fn each_answer_maps_to_its_outcome() {
     }
     for status in [408, 421, 425, 429, 500, 507] {
         assert_eq!(outcome(status), Outcome::Busy { retry_after: Some(Duration::from_secs(7)) }, "{status}");
+    }
+    // A server that a stranger chose says nothing about the app.
+    for status in [401, 403] {
+        let answer = Response::builder().status(status).body(Bytes::new()).unwrap();
+        assert_eq!(strangers.outcome(&answer), Outcome::Busy { retry_after: Some(WAIT_WHERE_REFUSED) }, "{status}");
     }
     for (status, expected) in [(400, Fault::Push), (413, Fault::Push), (401, Fault::App), (403, Fault::App)] {
         let Outcome::Refused(refusal) = outcome(status) else { panic!("{status} is refused") };
