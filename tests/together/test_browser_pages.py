@@ -250,7 +250,7 @@ def test_a_phone_number_is_confirmed_by_the_page(lang, identity, sms_gateway, ey
 
 @in_both_languages
 def test_too_many_codes_are_answered_with_patience(lang, new_identity, sms_gateway, eyes):
-    limits = no_limits() | {"sms_codes_per_number": {"burst": 1, "refill_secs": 3600.0}}
+    limits = no_limits() | {"sms_codes_per_source": {"burst": 1, "refill_secs": 3600.0}}
     changes = {"sms": sms_gateway.settings(), "limits": limits}
     identity = new_identity(changes=with_open_v1(changes))
     session = TextSession(identity, sms_gateway, "+447700900456", lang)
