@@ -3,4 +3,5 @@
 
 mod bodies;
 mod memory;
+mod spec;
 mod work;
