@@ -2,7 +2,7 @@
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{ACCEPT_LANGUAGE, COOKIE, ORIGIN, REFERER, UPGRADE_INSECURE_REQUESTS, USER_AGENT},
+    header::{COOKIE, ORIGIN, REFERER, UPGRADE_INSECURE_REQUESTS, USER_AGENT},
 };
 use subtle::ConstantTimeEq as _;
 use waypost_shared::{clock::DAY_MS, config::secret::ExposeSecret as _, http::Incoming};
@@ -85,11 +85,11 @@ pub(crate) fn listed_caller(app: &App, request: &Incoming) -> Result<(), ApiErro
 }
 
 /// Whether a request has what only browsers send. A GET by a page that reached this server through DNS rebinding has no
-/// `Origin`, and over plain HTTP no `Sec-Fetch-…`.
+/// `Origin`, and over plain HTTP no `Sec-Fetch-…`. `Accept-Language` does not count: homeservers may pass it on, for the
+/// language of messages.
 fn is_from_a_browser(headers: &HeaderMap) -> bool {
     let is_sent = |name: &HeaderName| {
-        matches!(*name, ORIGIN | REFERER | COOKIE | UPGRADE_INSECURE_REQUESTS | ACCEPT_LANGUAGE)
-            || name.as_str().starts_with("sec-")
+        matches!(*name, ORIGIN | REFERER | COOKIE | UPGRADE_INSECURE_REQUESTS) || name.as_str().starts_with("sec-")
     };
     let names_one = |agent: &HeaderValue| agent.as_bytes().starts_with(b"Mozilla/");
     headers.keys().any(is_sent) || headers.get(USER_AGENT).is_some_and(names_one)

@@ -32,6 +32,11 @@ pub(crate) async fn register(app: Arc<App>, mut request: Incoming) -> Result<Res
     for replaced in app.store.add_token(&mxid, &app.keys.token_hash(&token), app.clock.now_ms()).await? {
         app.tokens.forget(&replaced);
     }
+    if !app.config.homeservers.names(&server_name) {
+        // Its budgets grow from today on.
+        let owner = app.keys.budget_hash(&app.owners.of(&server_name).to_string());
+        app.store.homeserver_since(&owner, app.clock.now_ms()).await?;
+    }
     tracing::info!(server_name, "account registered");
     // Android and the specification read `token`, iOS and Element Web `access_token`.
     Ok(json(&json!({ "token": token, "access_token": token })))

@@ -168,6 +168,24 @@ async fn targets_send_a_name_elsewhere() {
     assert_eq!(client.send(get("http://HS.test/".to_owned()), LIMITS).await.unwrap().body(), "ok");
 }
 
+/// SRV records of a stranger may name thousands of targets, at anybody's addresses.
+#[tokio::test]
+async fn a_few_targets_are_tried_and_no_more() {
+    let served = server("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await;
+    let closed = {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        listener.local_addr().unwrap()
+    };
+    let place = |address: SocketAddr| (address.ip().to_string(), address.port());
+    for (dead, is_reached) in [(5, true), (6, false), (100, false)] {
+        let targets = Targets::default();
+        targets.set("a.test", [vec![place(closed); dead], vec![place(served)]].concat());
+        let client = outbound(&["127.0.0.1/32"], &[]).client_with_targets(Reach::PublicOnly, targets);
+        let answer = client.send(get("http://a.test/".to_owned()), LIMITS).await;
+        assert_eq!(answer.is_ok(), is_reached, "{dead}");
+    }
+}
+
 /// Answers every request, one after another on each connection, and counts the connections.
 async fn lasting_server() -> (SocketAddr, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();

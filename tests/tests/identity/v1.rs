@@ -178,7 +178,7 @@ on_each_database! {
             }
             t.api.send(request.body(Bytes::new()).unwrap()).await
         };
-        get(&[("user-agent", "Synapse/1.140.0")]).await.ok();
+        get(&[("user-agent", "Synapse/1.140.0"), ("accept-language", "de")]).await.ok();
         // What browsers send, alone or in company, also by DNS rebinding and over plain HTTP.
         for header in [
             ("origin", "http://evil.example"),
@@ -187,7 +187,6 @@ on_each_database! {
             ("sec-ch-ua", "x"),
             ("referer", "http://evil.example/"),
             ("cookie", "a=b"),
-            ("accept-language", "en"),
             ("upgrade-insecure-requests", "1"),
             ("user-agent", "Mozilla/5.0 (X11; Linux x86_64)"),
         ] {

@@ -2,7 +2,7 @@
 //! gateway, 7).
 
 use serde_json::json;
-use waypost_tests::gateway::{TestGateway, apns_token, event, with};
+use waypost_tests::gateway::{TestGateway, UNIFIED, apns_token, event, unifiedpush_app, with};
 use waypost_tests::process::{PUSH_GATEWAY, TempFolder, run, text};
 
 use super::{assert_try_again, retry_after};
@@ -113,4 +113,23 @@ fn two_apps_with_one_id_are_refused() {
     let file = folder.write("waypost.toml", &format!("{app}{app}"));
     let output = run(PUSH_GATEWAY, &["--config", &text(&file), "check-config"]);
     assert_eq!(output.status.code(), Some(2), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Anybody can send pushkeys that are refused.
+#[tokio::test]
+async fn refused_pushes_do_not_flood_the_log() {
+    let gateway = TestGateway::start_apps(|settings, _| {
+        settings.push("apps", &unifiedpush_app(UNIFIED));
+    })
+    .await;
+    for request in 0..3 {
+        let device = |number: u32| json!({"app_id": UNIFIED, "pushkey": format!("no URL {request} {number}")});
+        let devices: Vec<_> = (0..100).map(device).collect();
+        assert_eq!(gateway.rejected(&event("$1", &devices)).await, json!([]));
+    }
+    let is_about_it = |line: &serde_json::Value| line["message"] == "push refused";
+    gateway.server.wait_for_log("a refused push", is_about_it).await;
+    let lines = gateway.server.logs().iter().filter(|line| is_about_it(line)).count();
+    assert!((50..60).contains(&lines), "{lines} lines");
+    assert!(!gateway.server.log_text().contains("no URL"), "a pushkey is in the log");
 }
