@@ -1,4 +1,4 @@
-"""The status page of both services, in Debian's Chromium: what it says, how it looks, and how it is without them."""
+"""The status page of both services, in Debian's Chromium: its text, its look, and what it shows without them."""
 
 import secrets
 
@@ -10,7 +10,7 @@ from neighbours.phones import Phone
 from neighbours.processes import free_port
 from neighbours.waypost import Waypost
 
-# An app's id is the operator's own, and yet a text: nothing in it may become a part of the page.
+# An app's id is chosen by the operator, but it is text: nothing in it may become markup.
 HOSTILE = [
     "<img src=x onerror=alert(1)>",
     "\"'><script>document.title = 'mine'</script>",
@@ -72,18 +72,20 @@ def test_the_gateways_page_shows_its_apps_and_runs_nothing_of_their_names(gatewa
 
     first = eyes.open(address(gateway))
     assert first["status"] == 200 and first["lang"] == "en"
-    # By then it has named itself, asked again, and drawn all that it has.
-    page = eyes.wait_for("charts", lambda page: "Ready, with trouble" in page["text"] and "Collecting" not in page["text"])
+    # By then it has shown its name, polled again, and drawn everything.
+    page = eyes.wait_for(
+        "charts", lambda page: "Ready, with problems" in page["text"] and "Collecting" not in page["text"]
+    )
 
     for app_id in HOSTILE:
         assert page["text"].count(app_id) >= 2, f"{app_id} is to be seen among the dependencies and the pushes"
     assert "A dependency is down" in page["text"] and "FCM: busy or unreachable" in page["text"]
-    assert page["title"] == "Ready, with trouble · Waypost push gateway"
+    assert page["title"] == "Ready, with problems · Waypost push gateway"
     assert page["heading"] == "Waypost push gateway"
     assert (page["scripts"], page["links"]) == (1, [f"{address(gateway)}{path}" for path in ("status", "metrics")])
     assert phone.pushkey not in page["text"] and other.pushkey not in page["text"]
     eyes.picture("status-gateway", WIDTHS)
-    # A name that had become an element would have said so on the console, since the policy forbids what it wants.
+    # A name that became an element would have caused a console message, since the policy forbids it.
     eyes.close()
 
 
@@ -125,12 +127,12 @@ def test_it_says_that_the_server_is_gone_and_that_it_is_back(gateway, eyes):
     gone = eyes.wait_for("the banner", lambda page: "The server cannot be reached any more" in page["text"])
     assert gone["title"] == "No answer · Waypost push gateway"
     assert "There is no connection." in gone["text"] and "Last answer" in gone["text"]
-    # What was known stays, and is said to be old.
-    assert "What you see is of" in gone["text"] and HOSTILE[0] in gone["text"]
+    # Known data stays, and is marked as old.
+    assert "The data shown is from" in gone["text"] and HOSTILE[0] in gone["text"]
     eyes.picture("status-stale", WIDTHS)
 
     gateway.restart()
-    back = eyes.wait_for("the server", lambda page: "It was started again at" in page["text"])
+    back = eyes.wait_for("the server", lambda page: "It restarted at" in page["text"])
     assert "cannot be reached" not in back["text"] and back["title"] == "Ready · Waypost push gateway"
     eyes.picture("status-restarted", WIDTHS)
     eyes.close(expected="net::ERR_CONNECTION_REFUSED")
