@@ -131,7 +131,7 @@ pub(crate) enum ApiError {
     /// An internal failure, such as a template of the operator that does not render.
     #[error("Internal server error")]
     Internal(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The database failed, which is all that the client is told.
+    /// The database failed. The client learns no more than that.
     #[error("Internal server error")]
     Store(#[from] StoreError),
 }

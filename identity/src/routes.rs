@@ -56,7 +56,7 @@ fn v2_routes() -> Router<Arc<App>> {
         .post("/_matrix/identity/v2/sign-ed25519", invitations::sign_ed25519)
 }
 
-/// The harmless part of v1, and what a homeserver needs that delegates text messages to this server.
+/// The harmless part of v1, and the part for homeservers that delegate text messages to this server.
 fn v1_minimal_routes(router: Router<Arc<App>>) -> Router<Arc<App>> {
     router
         .get("/_matrix/identity/api/v1", status::ping)

@@ -102,7 +102,7 @@ pub(crate) fn is_transient(status: StatusCode) -> bool {
 }
 
 /// Whether the rest of an attempt's time is enough for one more call: a call that is cut short may deliver the push
-/// although the homeserver is told otherwise.
+/// although the homeserver was answered otherwise.
 pub(crate) fn is_enough(left: Duration, whole: Duration) -> bool {
     left >= whole / 4
 }

@@ -270,7 +270,7 @@ impl Subscriber {
     }
 }
 
-/// HKDF-SHA-256 (RFC 5869); returns 32 bytes, of which the caller uses as many as it needs.
+/// HKDF-SHA-256 (RFC 5869); returns 32 bytes; the caller uses as many as it needs.
 fn hkdf(salt: &[u8], input: &[u8], info: &[u8]) -> [u8; 32] {
     let extracted = hmac::sign(&hmac::Key::new(hmac::HMAC_SHA256, salt), input);
     let mut expand = hmac::Context::with_key(&hmac::Key::new(hmac::HMAC_SHA256, extracted.as_ref()));

@@ -55,7 +55,7 @@ impl App {
         if self.sms.is_on() { known } else { Dependency { state: State::Off, ..known } }
     }
 
-    /// There are many homeservers, so what is shown of them is the calls that they are still to get.
+    /// There are many homeservers, so only the calls pending for all of them are shown.
     fn homeservers_told(&self) -> Dependency {
         let (waiting, dead) = (self.metrics.outbox_waiting.get(), self.metrics.outbox_dead.get());
         Dependency {

@@ -123,7 +123,7 @@ struct Filling {
     done: watch::Sender<()>,
 }
 
-/// Rate limits that each replica counts for itself.
+/// Rate limits that are counted in each replica.
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) register: Limiter<Option<std::net::IpAddr>>,

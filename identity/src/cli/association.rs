@@ -1,4 +1,4 @@
-//! `association`: whose an address is, for operators who are asked. Running servers pick up what is removed.
+//! `association`: shows and removes bindings, for operators. Running servers pick up removals.
 
 use std::error::Error;
 

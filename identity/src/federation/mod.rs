@@ -85,7 +85,7 @@ impl Homeservers {
     ///
     /// # Errors
     ///
-    /// [`HomeserverError`]; the homeserver may have received it all the same.
+    /// [`HomeserverError`]; the homeserver may have received it nevertheless.
     pub(crate) async fn onbind(&self, server_name: &str, body: Bytes) -> Result<(), HomeserverError> {
         let name = ServerName::parse(server_name).map_err(|_| HomeserverError::InvalidName)?;
         let destination = self.destination(&name).await;

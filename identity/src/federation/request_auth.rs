@@ -96,7 +96,7 @@ pub(crate) struct SignedRequest<'a> {
     /// Path and query.
     pub(crate) uri: &'a str,
     pub(crate) content: &'a Map<String, Value>,
-    /// The names of this server, one of which must have been signed.
+    /// The names of this server; the request must have been signed for one of them.
     pub(crate) destinations: &'a [String],
     pub(crate) signatures: &'a [XMatrix],
 }

@@ -22,7 +22,7 @@ const AFTER_FAILURE: Duration = Duration::from_secs(1);
 const CLEAN_EVERY: Duration = Duration::from_secs(600);
 /// Rows deleted by one statement, few enough not to hold up requests.
 const CLEAN_BATCH: i64 = 500;
-/// How long an expired session is kept, so that its owner is told `M_SESSION_EXPIRED` rather than `M_NO_VALID_SESSION`.
+/// How long an expired session is kept, so that its owner gets `M_SESSION_EXPIRED` rather than `M_NO_VALID_SESSION`.
 const KEEP_EXPIRED_MS: i64 = DAY_MS;
 
 /// Retention of tombstones, the rows of unbound addresses, so that every replica learns of them. A replica that could

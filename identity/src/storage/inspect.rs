@@ -112,7 +112,7 @@ impl Store {
         Ok(Tables::Known(migrator.iter().count().saturating_sub(taken.len())))
     }
 
-    /// Asks a PostgreSQL server what it grants; none for SQLite.
+    /// Queries what a PostgreSQL server grants; `None` for SQLite.
     pub(crate) async fn server(&self) -> Result<Option<Server>, StoreError> {
         let Self::Postgres(pool) = self else { return Ok(None) };
         let (version, now_ms, may_make_tables, most, used, of_user, of_database): (i32, i64, bool, i64, i64, i64, i64) =

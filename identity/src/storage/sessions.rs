@@ -72,7 +72,7 @@ impl Store {
 
     /// Creates or updates the session, and decides whether this request sends the message.
     ///
-    /// One transaction: of several requests with the same `send_attempt`, exactly one is told to send. It must then
+    /// One transaction: of several requests with the same `send_attempt`, exactly one gets to send. It must then
     /// report success ([`Store::message_sent`]) or failure ([`Store::unclaim_send`]).
     pub(crate) async fn claim_send(
         &self,

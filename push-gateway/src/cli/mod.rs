@@ -75,7 +75,7 @@ enum Unconfigured {
     },
 }
 
-/// Does what the command line asks.
+/// Runs the command.
 pub(crate) async fn run(cli: Cli) -> ExitCode {
     match done(cli).await {
         Ok(()) => ExitCode::SUCCESS,

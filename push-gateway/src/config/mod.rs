@@ -70,7 +70,7 @@ impl Default for ListenConfig {
 #[derive(Clone, Debug, Deserialize, PartialEq)]
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct NotifyConfig {
-    /// Seconds until every device of a request is settled or given back to the homeserver. Default 20.
+    /// Seconds until every device of a request is settled or left to the homeserver's retry. Default 20.
     pub(crate) budget_secs: u64,
     /// Time-out of one attempt, in seconds. Default 10.
     pub(crate) attempt_timeout_secs: u64,

@@ -10,7 +10,7 @@ use waypost_shared::config::{
 
 use crate::redis::Address;
 
-/// The least length of the secret in bytes, so that nobody guesses it.
+/// The minimum length of the secret in bytes, so that it cannot be guessed.
 const LEAST_SECRET: usize = 16;
 
 /// The section `[seen]`. State is kept in memory and, where replicas share it, in Redis or Valkey.

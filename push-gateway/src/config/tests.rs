@@ -157,7 +157,7 @@ fn the_flat_form_is_rejected_with_the_new_one_spelled_out() {
                  write at the end of the entry:\n[apps.unifiedpush]"
             ),
         ),
-        // A key beside the table, or without any.
+        // A key next to the table, or without any table.
         (
             "[[apps]]\nid = 'a'\nttl_secs = 5\n[apps.unifiedpush]\n".to_owned(),
             format!(

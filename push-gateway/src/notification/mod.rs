@@ -66,7 +66,7 @@ pub(crate) enum InvalidNotification {
 pub(crate) enum Priority {
     /// The default, also for unknown values.
     High,
-    /// May wait until the device wakes up by itself.
+    /// May wait until the device next wakes up.
     Low,
 }
 

@@ -1,4 +1,4 @@
-//! The leniency that deployed homeservers need (docs/compatibility.md, P5), and what is refused all the same.
+//! The leniency that deployed homeservers need (docs/compatibility.md, P5), and what is refused nevertheless.
 
 #![allow(clippy::unwrap_used, clippy::needless_pass_by_value)]
 

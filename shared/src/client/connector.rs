@@ -247,7 +247,7 @@ impl Connector {
             };
             let place = SocketAddr::new(address, port);
             let connected = match proxy.filter(|proxy| !proxy.spares_address(address)) {
-                // By the checked address: what the proxy would resolve the name to is unknown here.
+                // By the checked address: how the proxy would resolve the name is unknown here.
                 Some(proxy) => self.through(proxy, &place.to_string()).await,
                 None => self.directly(place).await,
             };

@@ -166,7 +166,7 @@ impl Outbound {
     ///
     /// # Errors
     ///
-    /// [`HttpClientError`]: what is wrong with the proxy, or that it did not respond within `limit`.
+    /// [`HttpClientError`] if the proxy reports an error or does not respond within `limit`.
     pub async fn try_proxy(&self, limit: Duration) -> Option<Result<(), HttpClientError>> {
         let proxy = self.proxy.clone()?;
         let connector =

@@ -1,6 +1,6 @@
 //! The life cycle of both programs: listeners, readiness, reload, background jobs and the shutdown sequence.
 //!
-//! A service is ready from [`Service::run`] until it is told to stop. It then becomes unready first, so that no new
+//! A service is ready from [`Service::run`] until it is asked to stop. It then becomes unready first, so that no new
 //! requests are routed to it; requests in flight and jobs finish; the last spans are exported; health and metrics are
 //! served until all of that is done.
 
@@ -180,7 +180,7 @@ impl Service {
         systemd::ready();
         let ended = tokio::select! {
             () = self.stop.requested() => Ok(()),
-            // A task that ended because of the stop may be heard of before the stop itself.
+            // The end of a task that the stop ended may be noticed before the stop itself.
             Some(ended) = self.tasks.join_next_with_id() => match ended {
                 Ok((_, Ok(()))) if self.stop.is_requested() => Ok(()),
                 ended => Err(self.failure(ended)),
@@ -331,7 +331,7 @@ mod tests {
         is_done.await.unwrap();
     }
 
-    /// Threads race here: the end of a job may be heard of before the stop that it followed.
+    /// Threads race here: the end of a job may be noticed before the stop that caused it.
     #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
     async fn jobs_that_end_because_of_the_stop_are_no_failure() {
         for _ in 0..50 {

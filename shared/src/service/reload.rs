@@ -200,7 +200,7 @@ impl Files {
     }
 
     fn hash(&self, path: &PathBuf) -> Option<u64> {
-        // Anything but a regular file, such as a pipe, can be read only once and might block for ever.
+        // Anything but a regular file, such as a pipe, can be read only once and might block forever.
         let is_file = fs::metadata(path).is_ok_and(|metadata| metadata.is_file());
         is_file.then(|| fs::read(path).ok())?.map(|content| self.hasher.hash_one(content))
     }

@@ -39,7 +39,7 @@ pub enum LogLevel {
     Error,
     /// Also what an operator should know.
     Warn,
-    /// Also what the service does.
+    /// Also normal events.
     Info,
     /// Also every refused request.
     Debug,

@@ -35,7 +35,7 @@ pub struct TracesConfig {
     /// environment, if any. An empty string disables traces, whatever the environment says.
     pub otlp_endpoint: Option<String>,
     /// The fraction of traces started here that are sampled, from 0 to 1. For requests with a `traceparent`, the
-    /// sender decides. Default: what the environment says, or 1.
+    /// sender decides. Default: that of the environment, or 1.
     pub sample_ratio: Option<f64>,
     /// Headers for the collector; their values are never printed. Default none.
     pub headers: BTreeMap<String, SecretString>,
